@@ -1,0 +1,1 @@
+"""astrobio: what a sample is and what the network is. Knows nothing of DeepSpeed, launching or building data."""

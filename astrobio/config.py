@@ -1,0 +1,205 @@
+"""What a stack consists of: dataclasses read from the YAML presets beside this file.
+
+`load_preset("tiny")` or `load_preset("my/preset.yaml")` gives a `StackConfig`. A section that a preset leaves out
+leaves that module out of the stack; an unknown key is an error with a suggestion, never ignored.
+"""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+PRESETS = Path(__file__).parent / "presets"
+
+_strict = ConfigDict(extra="forbid")
+Positive = Field(gt=0)
+Share = Field(ge=0, lt=1)
+
+
+class ConfigError(ValueError):
+    """A mistake in a file, a key or an option; the message names it and says what would be right."""
+
+
+@dataclass(config=_strict, kw_only=True)
+class LanguageConfig:
+    """A causal language model of `transformers`, built from its configuration.
+
+    ``config`` holds the keyword arguments of that model type's configuration class (``hidden_size``,
+    ``num_hidden_layers`` …), as `transformers.AutoConfig.for_model` takes them.
+    """
+
+    model_type: str = "llama"
+    attn_implementation: str = "sdpa"
+    max_text_tokens: int = Positive  # longer texts are cut
+    config: dict[str, Any]
+
+
+@dataclass(config=_strict, kw_only=True)
+class PlanetConfig:
+    hidden_size: int = Positive
+    depth: int = Field(ge=1)
+    tokens: int = Positive
+
+
+@dataclass(config=_strict, kw_only=True)
+class DatacubeConfig:
+    """3-D convolution stem, then a vision transformer over (level, latitude, longitude) patches."""
+
+    hidden_size: int = Positive
+    depth: int = Field(ge=1)
+    heads: int = Positive
+    stem_channels: int = Positive
+    patch: tuple[int, int, int]  # levels, latitudes, longitudes
+    tokens: int = Positive
+    mask_share: float = Share  # of the patches, hidden in training and reconstructed
+
+
+@dataclass(config=_strict, kw_only=True)
+class SpectrumConfig:
+    hidden_size: int = Positive
+    depth: int = Field(ge=1)
+    heads: int = Positive
+    patch: int = Positive  # spectral points
+    tokens: int = Positive
+    mask_share: float = Share
+
+
+@dataclass(config=_strict, kw_only=True)
+class GraphVAEConfig:
+    hidden_size: int = Positive
+    depth: int = Field(ge=1)
+    heads: int = Positive
+    latent_size: int = Positive
+    tokens: int = Positive
+
+
+@dataclass(config=_strict, kw_only=True)
+class FusionConfig:
+    hidden_size: int = Positive
+    depth: int = Field(ge=1)
+    heads: int = Positive
+    dropout: float = Share
+
+
+@dataclass(config=_strict, kw_only=True)
+class LossConfig:
+    """Weights of the parts of the loss; see `astrobio.losses` for what each part is."""
+
+    classification: float = Field(default=1.0, ge=0)
+    language: float = Field(default=1.0, ge=0)
+    reconstruction: float = Field(default=0.1, ge=0)
+    kl: float = Field(default=0.1, ge=0)
+    physics: float = Field(default=0.2, ge=0)
+    consistency: float = Field(default=0.15, ge=0)
+
+
+@dataclass(config=_strict, kw_only=True)
+class StackConfig:
+    """The whole stack. ``modality_dropout`` is the share of samples that lose a modality in training."""
+
+    name: str
+    language: LanguageConfig
+    planet: PlanetConfig | None = None
+    climate: DatacubeConfig | None = None
+    metabolism: GraphVAEConfig | None = None
+    spectrum: SpectrumConfig | None = None
+    fusion: FusionConfig | None = None
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def __post_init__(self):
+        encoders = [name for name in ("planet", "climate", "metabolism", "spectrum") if getattr(self, name)]
+        if encoders and self.fusion is None:
+            raise ValueError(f"fusion is missing, but {', '.join(encoders)} must be fused: add a fusion section, or "
+                             "leave the encoders out for a plain causal language model")
+        if self.fusion and not encoders:
+            raise ValueError("fusion has no modality to fuse: add planet, climate, metabolism or spectrum, or leave "
+                             "fusion out for a plain causal language model")
+
+
+T = TypeVar("T")
+
+
+def suggestion(word: str, known) -> str:
+    """``; did you mean 'x'?`` for the nearest of the known words, or their list where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def parse(cls: type[T], data: Any, where: str) -> T:
+    """``data`` (nested mappings) as the dataclass ``cls``; `ConfigError` names every wrong key of ``where`` at once."""
+    try:
+        return TypeAdapter(cls).validate_python(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(cls, item, where) for item in error.errors())) from None
+
+
+def _explain(cls, item: dict, where: str) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "unexpected_keyword_argument":
+        return f"{where}: unknown key {path!r}{suggestion(str(item['loc'][-1]), _keys_at(cls, item['loc'][:-1]))}"
+    if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{where}: {path} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if not path:
+        return f"{where}: {message}"
+    return f"{where}: {path} = {item['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _keys_at(cls, path) -> list[str]:
+    """Field names of the dataclass at the nested path below ``cls``."""
+    for part in path:
+        hint = cls.__annotations__[part]
+        cls = next((t for t in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(t)), hint)
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def preset_names() -> list[str]:
+    """The shipped presets, smallest first."""
+    order = ("tiny", "small", "1b", "17b")
+    names = [path.stem for path in PRESETS.glob("*.yaml")]
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def load_preset(name: str, changes: dict[str, Any] | None = None) -> StackConfig:
+    """The preset of that name, or in that YAML file.
+
+    Args:
+        name: a shipped preset, or the path of a YAML file of the same form.
+        changes: ``{"language.config.num_hidden_layers": 2}``: values put in place of the file's.
+
+    Raises:
+        ConfigError: no such preset or file, malformed YAML, unknown keys, wrong types.
+    """
+    path = PRESETS / f"{name}.yaml"
+    if not path.exists():
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"unknown model preset {name!r}{suggestion(name, preset_names())}; or give the path of "
+                              "a .yaml file")
+        if not path.is_file():
+            raise ConfigError(f"model preset {name}: no such file")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must hold a mapping of sections, holds {type(data).__name__}")
+    data.setdefault("name", path.stem)
+    for key, value in (changes or {}).items():
+        set_dotted(data, key, value)
+    return parse(StackConfig, data, str(path))
+
+
+def set_dotted(data: dict, key: str, value: Any) -> None:
+    """``data["a"]["b"] = value`` for the key ``a.b``; missing levels are made, so that `parse` can name them."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {}
+        data = data[parent]
+    data[last] = value
