@@ -118,7 +118,7 @@ _PROVENANCE = {
 FEATURES = datasets.Features({
     "run_id": datasets.Value("string"),  # "<planet_key>/<run number>"
     "planet_key": datasets.Value("string"),  # no planet key is in two splits
-    "planet": datasets.List(datasets.Value("float32"), length=len(PLANET_COLUMNS)),
+    "planet": datasets.List(datasets.Value("float32"), length=len(PLANET_COLUMNS)),  # NaN where unknown
     "planet_mask": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where known
     "planet_derived": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where computed
     "climate_present": datasets.Value("bool"),
@@ -144,14 +144,17 @@ FEATURES = datasets.Features({
 HABITABILITY_RULE = {
     "name": "temperate-ocean",
     "version": 1,
-    "text": "habitable if the area-weighted global mean surface temperature lies within [273, 313] K and at least "
-            "20% of the surface is warmer than 273 K; a steady state must exist (the emulator's runaway probability "
-            "is below 0.5)",
-    "minimum_mean_surface_temperature_k": 273.0,
-    "maximum_mean_surface_temperature_k": 313.0,
-    "freezing_point_k": 273.0,
-    "minimum_ice_free_fraction": 0.2,
-    "maximum_runaway_probability": 0.5,
+    "text": "habitable if at least 10% of the surface is free of ice (at least 273.15 K), the area-weighted global mean "
+            "surface temperature is at most 340 K (the moist greenhouse limit of Kasting, Whitmire & Reynolds 1993), and "
+            "water vapour makes up at most 30% of the atmosphere's column mass (else a runaway greenhouse, as CLERO "
+            "defines it); a run whose verdict changes when its surface is 5 K warmer or colder and its column water 25% "
+            "more or less (half of the emulator's own standard deviation) has no label",
+    "freezing_point_k": 273.15,
+    "minimum_ice_free_fraction": 0.1,
+    "maximum_mean_surface_temperature_k": 340.0,
+    "maximum_column_water_fraction": 0.3,
+    "margin_k": 5.0,
+    "margin_column_water": 0.25,
 }
 
 #: What manifest.json must hold.
@@ -164,9 +167,9 @@ class Moments:
     """Mean and standard deviation of one group of columns, as stats.json stores them: two equally long lists.
 
     Taken after the column's own transform (`Column.log`), over the train split, over present values only.
-    stats.json maps ``planet`` [P], ``climate_levels`` [V], ``climate_surface`` [S], ``node_features`` [F],
-    ``edge_features`` [2] and ``spectrum`` [1, the transit depth] to ``{"mean": [...], "std": [...]}``; no standard
-    deviation is zero. Node and edge features pass through ``sign(x) log1p(|x|)`` first, since fluxes span decades.
+    stats.json maps ``planet`` [P], ``climate_levels`` [V], ``climate_surface`` [S], ``node_features`` [F] and
+    ``edge_features`` [2] to ``{"mean": [...], "std": [...]}``; no standard deviation is zero. Node and edge features
+    pass through ``sign(x) log1p(|x|)`` first, since fluxes span decades. A spectrum is normalised by itself.
     """
 
     mean: tuple[float, ...]

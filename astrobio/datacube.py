@@ -1,0 +1,126 @@
+"""The climate datacube's encoder: 3-D convolution stem, vision transformer, masked reconstruction."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from astrobio.blocks import Block, Checkpointed, Queries, dtype_of, sample_mask, sinusoids
+from astrobio.config import DatacubeConfig
+from astrobio.schema import (
+    CLIMATE_LATITUDES,
+    CLIMATE_LEVEL_VARIABLES,
+    CLIMATE_LEVELS,
+    CLIMATE_LONGITUDES,
+    CLIMATE_SURFACE_VARIABLES,
+)
+
+GRID = (CLIMATE_LEVELS, CLIMATE_LATITUDES, CLIMATE_LONGITUDES)
+CHANNELS = len(CLIMATE_LEVEL_VARIABLES) + len(CLIMATE_SURFACE_VARIABLES)
+
+
+class GlobeConv3d(nn.Conv3d):
+    """3 × 3 × 3 convolution over (level, latitude, longitude) that knows that longitude goes round."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[..., -1:], x, x[..., :1]], dim=-1)
+        return super().forward(F.pad(x, (0, 0, 1, 1, 1, 1)))
+
+
+class ResidualConv(nn.Module):
+    """Two convolutions with group norm around a skip connection."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        groups = min(8, channels)
+        self.body = nn.Sequential(nn.GroupNorm(groups, channels), nn.GELU(), GlobeConv3d(channels, channels),
+                                  nn.GroupNorm(groups, channels), nn.GELU(), GlobeConv3d(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class DatacubeEncoder(nn.Module):
+    """Climate cubes to tokens, with a masked reconstruction of the fields (He et al. 2022).
+
+    Surface fields stand on every level as further channels, so that one stem sees both. Patches are hidden *before*
+    the stem, on the input, because a convolution would let a hidden patch shine through its neighbours.
+    """
+
+    def __init__(self, config: DatacubeConfig, out_size: int):
+        super().__init__()
+        for axis, points, patch in zip(("levels", "latitudes", "longitudes"), GRID, config.patch, strict=True):
+            if points % patch:
+                raise ValueError(f"climate.patch = {list(config.patch)}: {patch} must divide the {points} {axis}")
+        size = config.hidden_size
+        self.patch, self.mask_share = config.patch, config.mask_share
+        self.patches = [points // patch for points, patch in zip(GRID, config.patch, strict=True)]
+        self.inlet = GlobeConv3d(CHANNELS + 1, config.stem_channels)  # the last channel says what is hidden
+        self.stem = Checkpointed([ResidualConv(config.stem_channels)])
+        self.embed = nn.Conv3d(config.stem_channels, size, kernel_size=config.patch, stride=config.patch)
+        length = self.patches[0] * self.patches[1] * self.patches[2]
+        self.position = nn.Parameter(torch.empty(length, size).normal_(std=0.02))
+        self.blocks = Checkpointed(Block(size, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(size)
+        depth, height, width = config.patch
+        self.reconstruct_levels = nn.Linear(size, len(CLIMATE_LEVEL_VARIABLES) * depth * height * width)
+        self.reconstruct_surface = nn.Linear(size, len(CLIMATE_SURFACE_VARIABLES) * height * width)
+        self.queries = Queries(config.tokens, size, config.heads, out_size)
+
+    def forward(self, levels: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised ``levels`` [B, V, T, Z, Y, X] and ``surface`` [B, S, T, Y, X].
+
+        Returns:
+            tokens [B, tokens, out_size]; the reconstruction error of each sample [B] in float32, over the hidden
+            patches (over all where nothing is hidden); and the reconstructed surface fields [B, S, T, Y, X] in
+            float32, still normalised, for the energy balance.
+        """
+        batch, times = levels.shape[0], levels.shape[2]
+        levels, surface = levels.transpose(1, 2).flatten(0, 1), surface.transpose(1, 2).flatten(0, 1)  # [B T, V, …]
+        hidden = sample_mask(len(levels), len(self.position), self.mask_share if self.training else 0.0,
+                             levels.device)
+        cells = self._to_grid(hidden)
+        fields = torch.cat([levels, surface[:, :, None].expand(-1, -1, levels.shape[2], -1, -1)], dim=1)
+        inputs = torch.cat([fields.masked_fill(cells, 0.0), cells.to(fields.dtype)], dim=1)
+
+        x = self.stem(self.inlet(inputs.to(dtype_of(self))))
+        x = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        if times > 1:  # a steady state has no time to tell
+            time = sinusoids(torch.arange(times, device=x.device), x.shape[-1]).to(x.dtype)
+            x = x + time.repeat(batch, 1)[:, None]
+        x = x.unflatten(0, (batch, times)).flatten(1, 2)
+        x = self.norm(self.blocks(x))
+
+        per_time = x.unflatten(1, (times, -1)).flatten(0, 1)
+        level_fields = self._unpatch(self.reconstruct_levels(per_time).float(), len(CLIMATE_LEVEL_VARIABLES))
+        surface_fields = self._unpatch_surface(self.reconstruct_surface(per_time).float())
+        counted = cells if self.training and self.mask_share else torch.ones_like(cells)
+        error = _mean_over((level_fields - levels) ** 2, counted)
+        error = error + _mean_over((surface_fields - surface) ** 2, counted.any(dim=2))
+        return (self.queries(x), error.unflatten(0, (batch, times)).mean(1) / 2,
+                surface_fields.unflatten(0, (batch, times)).transpose(1, 2))
+
+    def _to_grid(self, hidden: Tensor) -> Tensor:
+        """Hidden patches [B, N] as hidden cells [B, 1, Z, Y, X]."""
+        cells = hidden.unflatten(1, self.patches)
+        for axis, patch in enumerate(self.patch, start=1):
+            cells = cells.repeat_interleave(patch, dim=axis)
+        return cells[:, None]
+
+    def _unpatch(self, x: Tensor, variables: int) -> Tensor:
+        """[B, N, V · patch cells] to [B, V, Z, Y, X]."""
+        x = x.unflatten(-1, (variables, *self.patch)).unflatten(1, self.patches)  # B z y x V pz py px
+        return x.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(x), variables, *GRID)
+
+    def _unpatch_surface(self, x: Tensor) -> Tensor:
+        """[B, N, S · patch columns] to [B, S, Y, X]: the mean over the patches of a column."""
+        x = x.unflatten(-1, (len(CLIMATE_SURFACE_VARIABLES), *self.patch[1:])).unflatten(1, self.patches).mean(1)
+        return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), len(CLIMATE_SURFACE_VARIABLES), *GRID[1:])
+
+
+def _mean_over(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean over all but the batch axis of ``values`` where ``counted`` (one channel) is True."""
+    counted = counted.expand_as(values)
+    return (values * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)

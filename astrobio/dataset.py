@@ -1,0 +1,298 @@
+"""Opens a built dataset, normalises its records and collates them into a `Batch`."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch as GraphBatch
+from torch_geometric.data import Data
+from transformers import AutoTokenizer
+
+from astrobio import schema
+from astrobio.config import ConfigError
+
+MANIFEST = "manifest.json"
+NEEDED = (MANIFEST, "stats.json", "quality.json", "dataset_dict.json", "tokenizer/tokenizer.json",
+          *(f"{split}/dataset_info.json" for split in schema.SPLITS))
+
+
+def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
+    """What keeps ``folder`` from being a whole dataset of this schema, a line each; empty if nothing does.
+
+    Compares every file with the manifest's size, and with its sha256 too unless ``hash_files`` is off.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return [f"{folder}: no such dataset folder; `astrobio data build sample --out {folder}` builds one"]
+    missing = [f"{folder / name}: missing" for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        return missing
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except ValueError as error:
+        return [f"{folder / MANIFEST}: not valid JSON: {error}"]
+    lacking = [key for key in schema.MANIFEST_KEYS if key not in manifest]
+    if lacking:
+        return [f"{folder / MANIFEST}: lacks {', '.join(lacking)}"]
+    if manifest["schema_version"] != schema.SCHEMA_VERSION:
+        return [f"{folder / MANIFEST}: schema_version is {manifest['schema_version']!r}, this program reads "
+                f"{schema.SCHEMA_VERSION}: build the dataset again"]
+    problems = []
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing, but listed in {MANIFEST}")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {expected['bytes']}")
+        elif hash_files and file_sha256(path) != expected["sha256"]:
+            problems.append(f"{path}: its sha256 is not the one in {MANIFEST}: the file was changed or damaged")
+    return problems
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
+            else hashlib.sha256(file.read()).hexdigest()
+
+
+@dataclass
+class Moments:
+    """Tensors of stats.json that the losses need to go back to physical units."""
+
+    surface_mean: Tensor  # [S]
+    surface_std: Tensor  # [S]
+
+    def to(self, device) -> "Moments":
+        return Moments(self.surface_mean.to(device), self.surface_std.to(device))
+
+
+@dataclass
+class Batch:
+    """What the stack reads: normalised, float32, zeros where something is absent.
+
+    Attributes:
+        run_ids: the records' keys.
+        planet: [B, P]; planet_known: [B, P] bool.
+        climate_levels: [B, V, T, Z, Y, X]; climate_surface: [B, S, T, Y, X].
+        graphs: PyG batch of the metabolic networks, see `GraphVAE.forward`.
+        spectrum: [B, W, 3]: µm, depth, σ; depth and σ relative to the spectrum's own mean and spread.
+        tokens, real: [B, L] token ids and whether they are text, not padding.
+        label, label_present: [B].
+        present, quality: for each modality [B] bool, and [B] in 0 to 1.
+        observed: [B] bool: a planet somebody has seen, not one that was drawn.
+    """
+
+    run_ids: list[str]
+    planet: Tensor
+    planet_known: Tensor
+    climate_levels: Tensor
+    climate_surface: Tensor
+    graphs: GraphBatch
+    spectrum: Tensor
+    tokens: Tensor
+    real: Tensor
+    label: Tensor
+    label_present: Tensor
+    present: dict[str, Tensor]
+    quality: dict[str, Tensor]
+    observed: Tensor
+    moments: Moments
+
+    def __len__(self) -> int:
+        return len(self.run_ids)
+
+    def to(self, device) -> "Batch":
+        moved: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                moved[field.name] = {key: tensor.to(device) for key, tensor in value.items()}
+            else:
+                moved[field.name] = value.to(device) if hasattr(value, "to") else value
+        return Batch(**moved)
+
+    def without(self, part: str, rows: Tensor | None = None) -> "Batch":
+        """A copy in which ``part`` (a modality or ``text``) is absent, in all ``rows`` [B] bool or in those."""
+        rows = torch.ones_like(self.label_present) if rows is None else rows
+        if part == "text":  # the first token stays: something has to be read
+            real = self.real & ~(rows[:, None] & (torch.arange(self.real.shape[1], device=rows.device) > 0))
+            return dataclasses.replace(self, real=real)
+        changes: dict[str, Any] = {"present": {**self.present, part: self.present[part] & ~rows}}
+        if part == "planet":
+            changes["planet_known"] = self.planet_known & ~rows[:, None]
+        elif part == "metabolism":
+            graphs = self.graphs.clone()
+            kept = ~rows
+            graphs.x = graphs.x * kept[graphs.batch, None]
+            owner = graphs.batch[graphs.edge_index[0]]
+            graphs.edge_attr = graphs.edge_attr * kept[owner, None]
+            changes["graphs"] = graphs
+        else:
+            names = {"climate": ("climate_levels", "climate_surface"), "spectrum": ("spectrum",)}[part]
+            for name in names:
+                value = getattr(self, name)
+                changes[name] = value * ~rows.view(-1, *[1] * (value.dim() - 1))
+        return dataclasses.replace(self, **changes)
+
+
+class AstrobioDataset(torch.utils.data.Dataset):
+    """One split of a built dataset, map-style and memory-mapped; `collate` makes a `Batch` of its items.
+
+    Args:
+        folder: the dataset's folder.
+        split: ``train``, ``validation`` or ``test``.
+        max_text_tokens: longer texts are cut.
+
+    Raises:
+        ConfigError: the folder holds no dataset of this schema.
+    """
+
+    def __init__(self, folder: str | Path, split: str, max_text_tokens: int):
+        problems = dataset_problems(folder, hash_files=False)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        self.folder, self.split, self.max_text_tokens = Path(folder), split, max_text_tokens
+        self.records = datasets.load_from_disk(str(self.folder / split)).with_format("numpy")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        self.stats = {name: (np.asarray(value["mean"], np.float32), np.asarray(value["std"], np.float32))
+                      for name, value in json.loads((self.folder / "stats.json").read_text()).items()}
+        self.moments = Moments(*map(torch.from_numpy, self.stats["climate_surface"]))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def run_ids(self, indices: list[int]) -> list[str]:
+        if not hasattr(self, "_run_ids"):
+            self._run_ids = list(self.records["run_id"])
+        return [str(self._run_ids[i]) for i in indices]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One record, normalised. A record that breaks the schema is an error that names it, never skipped."""
+        try:
+            record = self.records[int(index)]
+        except Exception as error:  # Arrow's own errors do not say which record
+            raise ValueError(f"{self.folder / self.split}: record {index} cannot be read: {error}") from error
+        try:
+            return self._normalised(record)
+        except (ValueError, TypeError, IndexError, KeyError) as error:
+            raise ValueError(f"{self.folder / self.split}: record {index} ({record.get('run_id')}) is corrupt: "
+                             f"{error}") from error
+
+    def _normalised(self, record: dict[str, Any]) -> dict[str, Any]:
+        item: dict[str, Any] = {"run_id": str(record["run_id"])}
+        known = np.asarray(record["planet_mask"], bool)
+        values = np.asarray(record["planet"], np.float32)
+        item["planet"] = self._scale("planet", planet_transform(values, known), axis=0) * known
+        item["planet_known"] = known
+        if record["climate_present"]:
+            item["climate_levels"] = self._scale("climate_levels", record["climate_levels"], axis=0)
+            item["climate_surface"] = self._scale("climate_surface", record["climate_surface"], axis=0)
+        else:
+            item["climate_levels"] = np.zeros(schema.FEATURES["climate_levels"].shape, np.float32)
+            item["climate_surface"] = np.zeros(schema.FEATURES["climate_surface"].shape, np.float32)
+        item["graph"] = self._graph(record) if record["metabolism_present"] else self._empty_graph()
+        item["spectrum"] = self._spectrum(record["spectrum"]) if record["spectrum_present"] else \
+            np.zeros(schema.FEATURES["spectrum"].shape, np.float32)
+        tokens = self.tokenizer(str(record["text"]))["input_ids"][:self.max_text_tokens - 2]
+        item["tokens"] = [self.tokenizer.bos_token_id, *tokens, self.tokenizer.eos_token_id]
+        item["label"], item["label_present"] = int(record["label"]), bool(record["label_present"])
+        provenance = record["provenance"]
+        item["present"] = {"planet": True, **{name: bool(record[f"{name}_present"])
+                                              for name in schema.OPTIONAL_MODALITIES}}
+        item["quality"] = {name: float(provenance[name]["quality"]) if item["present"][name] else 0.0
+                           for name in schema.MODALITIES}
+        item["observed"] = str(provenance["planet"]["kind"]) == "observed"
+        for name in ("planet", "climate_levels", "climate_surface", "spectrum"):
+            if not np.isfinite(item[name]).all():
+                raise ValueError(f"{name} holds a value that is not finite")
+        return item
+
+    def _scale(self, name: str, values: np.ndarray, axis: int) -> np.ndarray:
+        mean, std = self.stats[name]
+        values = np.asarray(values, np.float32)
+        if values.shape[axis] != len(mean):
+            raise ValueError(f"{name} has {values.shape[axis]} variables, stats.json has {len(mean)}")
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        return (values - mean.reshape(shape)) / std.reshape(shape)
+
+    def _spectrum(self, spectrum: np.ndarray) -> np.ndarray:
+        """Depth and σ relative to the spectrum's own mean and spread.
+
+        The mean depth is the ratio of the radii, which the planet table has; the atmosphere is in the variation around
+        it, a thousandth of the spread between planets.
+        """
+        wavelength, depth, sigma = np.asarray(spectrum, np.float32).T
+        spread = max(float(depth.std()), 1e-9)
+        return np.stack([wavelength, (depth - depth.mean()) / spread, sigma / spread], axis=1)
+
+    def _graph(self, record: dict[str, Any]) -> Data:
+        kind = torch.as_tensor(np.asarray(record["metabolism_node_kind"], np.int64))
+        nodes = np.asarray(record["metabolism_node_features"], np.float32)
+        edges = np.asarray(record["metabolism_edge_features"], np.float32)
+        index = torch.as_tensor(np.asarray(record["metabolism_edge_index"], np.int64).T.copy())
+        if len(kind) != len(nodes) or index.shape[1] != len(edges) or (len(edges) and int(index.max()) >= len(kind)):
+            raise ValueError(f"metabolism: {len(kind)} node kinds, {len(nodes)} nodes, {index.shape[1]} edges with "
+                             f"{len(edges)} features do not fit together")
+        inside = (kind == schema.NODE_KINDS.index("metabolite")) \
+            & torch.from_numpy(nodes[:, schema.NODE_FEATURES.index("extracellular")] == 0)
+        return self._data(kind, self._scale("node_features", _squash(nodes), axis=1), index,
+                          self._scale("edge_features", _squash(edges), axis=1),
+                          torch.from_numpy(edges[:, schema.EDGE_FEATURES.index("stoichiometry")].copy()), inside)
+
+    def _empty_graph(self) -> Data:
+        """A metabolite and a reaction that stand for no network: the graph layers must have something to run on."""
+        return self._data(torch.tensor([0, 1]), np.zeros((2, len(schema.NODE_FEATURES)), np.float32),
+                          torch.tensor([[0, 1], [1, 0]]), np.zeros((2, len(schema.EDGE_FEATURES)), np.float32),
+                          torch.zeros(2), torch.zeros(2, dtype=torch.bool))
+
+    def _data(self, kind, nodes, index, edges, stoichiometry, inside) -> Data:
+        flux = schema.NODE_FEATURES.index("flux")
+        mean, std = self.stats["node_features"]
+        return Data(x=torch.from_numpy(nodes), kind=kind, edge_index=index, edge_attr=torch.from_numpy(edges),
+                    stoichiometry=stoichiometry, balanced=inside,
+                    flux_mean=torch.full((len(kind),), float(mean[flux])),
+                    flux_std=torch.full((len(kind),), float(std[flux])))
+
+    def collate(self, items: list[dict[str, Any]]) -> Batch:
+        def stack(name: str, dtype=None) -> Tensor:
+            return torch.as_tensor(np.stack([item[name] for item in items]), dtype=dtype)
+
+        length = max(len(item["tokens"]) for item in items)
+        tokens = torch.full((len(items), length), self.tokenizer.pad_token_id)
+        real = torch.zeros(len(items), length, dtype=torch.bool)
+        for row, item in enumerate(items):
+            tokens[row, :len(item["tokens"])] = torch.tensor(item["tokens"])
+            real[row, :len(item["tokens"])] = True
+        return Batch(
+            run_ids=[item["run_id"] for item in items],
+            planet=stack("planet"), planet_known=stack("planet_known"),
+            climate_levels=stack("climate_levels"), climate_surface=stack("climate_surface"),
+            graphs=GraphBatch.from_data_list([item["graph"] for item in items]), spectrum=stack("spectrum"),
+            tokens=tokens, real=real, label=stack("label", torch.long), label_present=stack("label_present"),
+            present={name: torch.tensor([item["present"][name] for item in items]) for name in schema.MODALITIES},
+            quality={name: torch.tensor([item["quality"][name] for item in items]) for name in schema.MODALITIES},
+            observed=stack("observed"), moments=self.moments)
+
+
+def planet_transform(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The planet table's own transform (`Column.log`), where known; 0 elsewhere."""
+    out = np.where(known, values, 1.0).astype(np.float32)
+    for i, column in enumerate(schema.PLANET_COLUMNS):
+        if column.log and known[i]:
+            if not values[i] + column.offset > 0:
+                raise ValueError(f"planet: {column.name} = {values[i]} {column.unit} has no logarithm")
+            out[i] = np.log10(values[i] + column.offset)
+    return out
+
+
+def _squash(values: np.ndarray) -> np.ndarray:
+    """``sign(x) log1p(|x|)``: fluxes and counts span decades."""
+    return np.sign(values) * np.log1p(np.abs(values))

@@ -1,0 +1,119 @@
+"""The metabolic network's encoder: a variational graph autoencoder on a graph transformer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GPSConv, TransformerConv
+from torch_geometric.utils import scatter, to_dense_batch
+
+from astrobio.blocks import Checkpointed, Mlp, Queries, dtype_of
+from astrobio.config import GraphVAEConfig
+from astrobio.losses import masked_penalty
+from astrobio.schema import EDGE_FEATURES, NODE_FEATURES, NODE_KINDS
+
+FLUX = NODE_FEATURES.index("flux")
+REACTION = NODE_KINDS.index("reaction")
+
+
+@dataclass
+class GraphOutput:
+    """``tokens`` [B, tokens, out_size], and per sample [B] in float32: ``reconstruction`` error of node features,
+    edge features and links, ``kl`` divergence per latent number, ``imbalance`` of the decoded fluxes (0 to 1)."""
+
+    tokens: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    imbalance: Tensor
+
+
+class Layer(nn.Module):
+    """One GPS layer (Rampášek et al. 2022): message passing along reactions beside attention among all nodes."""
+
+    def __init__(self, size: int, heads: int):
+        super().__init__()
+        messages = TransformerConv(size, size // heads, heads=heads, edge_dim=len(EDGE_FEATURES))
+        self.layer = GPSConv(size, messages, heads=heads, norm="layer_norm", norm_kwargs={"mode": "node"}, act="gelu")
+
+    def forward(self, x: Tensor, edge_index: Tensor, edges: Tensor, graph: Tensor) -> Tensor:
+        return self.layer(x, edge_index, batch=graph, edge_attr=edges)
+
+
+class GraphVAE(nn.Module):
+    """Metabolic networks to tokens, through a Gaussian latent per node (Kipf & Welling 2016, arXiv:1611.07308).
+
+    Decoders give back node features, edge features and links, so that the latent must hold the network; the decoded
+    fluxes should balance at every metabolite inside the cell, by the stoichiometry that is given.
+    """
+
+    def __init__(self, config: GraphVAEConfig, out_size: int):
+        super().__init__()
+        size, latent = config.hidden_size, config.latent_size
+        if size % config.heads:
+            raise ValueError(f"metabolism.hidden_size {size} must be a multiple of metabolism.heads {config.heads}")
+        self.node_inlet = nn.Linear(len(NODE_FEATURES) + len(NODE_KINDS), size)
+        self.layers = Checkpointed(Layer(size, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(size)
+        self.posterior = nn.Linear(size, 2 * latent)
+        self.decode_nodes = Mlp(latent, size, len(NODE_FEATURES))
+        self.decode_edges = Mlp(2 * latent, size, len(EDGE_FEATURES))
+        self.decode_links = nn.Linear(latent, latent, bias=False)
+        self.latent_out = nn.Linear(latent, size)
+        self.queries = Queries(config.tokens, size, config.heads, out_size)
+
+    def forward(self, graphs) -> GraphOutput:
+        """``graphs``: a PyG batch with normalised ``x`` [N, F] and ``edge_attr`` [E, 2], ``kind`` [N],
+        ``edge_index`` [2, E], the raw ``stoichiometry`` [E] and the flux's own ``flux_mean`` and ``flux_std``."""
+        dtype = dtype_of(self)
+        graph, count, (source, target) = graphs.batch, graphs.num_graphs, graphs.edge_index
+        kind = nn.functional.one_hot(graphs.kind.long(), len(NODE_KINDS))
+        x = self.node_inlet(torch.cat([graphs.x, kind], dim=-1).to(dtype))
+        x = self.norm(self.layers(x, constants=(graphs.edge_index, graphs.edge_attr.to(dtype), graph)))
+
+        mean, log_variance = self.posterior(x).float().chunk(2, dim=-1)
+        log_variance = log_variance.clamp(-10, 4)
+        noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
+        z = (mean + noise * torch.exp(0.5 * log_variance)).to(dtype)
+
+        def per_graph(values: Tensor, owner: Tensor) -> Tensor:
+            return scatter(values, owner, dim=0, dim_size=count, reduce="mean")
+
+        nodes = self.decode_nodes(z).float()
+        links = self.decode_edges(torch.cat([z[source], z[target]], dim=-1)).float()
+        reconstruction = (
+            per_graph(((nodes - graphs.x) ** 2).mean(-1), graph)
+            + per_graph(((links - graphs.edge_attr) ** 2).mean(-1), graph[source])
+            + self._link_error(z, graphs, per_graph)
+        )
+        kl = per_graph(0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean(-1), graph)
+
+        latent, real = to_dense_batch(self.latent_out(z), graph, batch_size=count)
+        return GraphOutput(self.queries(latent, masked_penalty(real)), reconstruction, kl,
+                           self._imbalance(nodes[:, FLUX], graphs))
+
+    def _link_error(self, z: Tensor, graphs, per_graph) -> Tensor:
+        """Cross-entropy of the true links against as many pairs with a random node of the same graph."""
+        source, target = graphs.edge_index
+        owner = graphs.batch[source]
+        first, size = graphs.ptr[owner], graphs.ptr.diff()[owner]
+        stranger = first + torch.minimum((torch.rand(len(source), device=z.device) * size).long(), size - 1)
+        from_source = self.decode_links(z)[source].float() * z.shape[-1] ** -0.5
+        true = (from_source * z[target].float()).sum(-1)
+        false = (from_source * z[stranger].float()).sum(-1)
+        return per_graph(nn.functional.softplus(-true) + nn.functional.softplus(false), owner)
+
+    @staticmethod
+    def _imbalance(flux: Tensor, graphs) -> Tensor:
+        """Σ|S·v| ÷ Σ|S|·|v| over the metabolites inside the cell, of the decoded reaction fluxes ``v``."""
+        flux = flux * graphs.flux_std + graphs.flux_mean
+        flux = torch.sign(flux) * torch.expm1(flux.abs().clamp(max=12))
+        source, target = graphs.edge_index
+        from_reaction = graphs.kind[source] == REACTION
+        reaction = torch.where(from_reaction, source, target)
+        metabolite = torch.where(from_reaction, target, source)
+        turnover = graphs.stoichiometry * flux[reaction]
+        nodes = len(graphs.kind)
+        net = scatter(turnover, metabolite, dim=0, dim_size=nodes).abs() * graphs.balanced
+        gross = scatter(turnover.abs(), metabolite, dim=0, dim_size=nodes) * graphs.balanced
+        net, gross = (scatter(v, graphs.batch, dim=0, dim_size=graphs.num_graphs) for v in (net, gross))
+        return net / (gross + 1e-3)

@@ -1,0 +1,120 @@
+"""The whole stack: a batch in, a loss and habitability logits out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from astrobio import losses
+from astrobio.blocks import Absent, Checkpoint, Checkpointed
+from astrobio.config import StackConfig
+from astrobio.datacube import DatacubeEncoder
+from astrobio.dataset import Batch
+from astrobio.fusion import Fusion
+from astrobio.graph_vae import GraphVAE
+from astrobio.language import Language
+from astrobio.planet import PlanetEncoder
+from astrobio.schema import CLIMATE_SURFACE_VARIABLES, MODALITIES
+from astrobio.spectrum import SpectrumEncoder
+
+_SURFACE = [column.name for column in CLIMATE_SURFACE_VARIABLES]
+ABSORBED, OUTGOING = _SURFACE.index("absorbed_shortwave"), _SURFACE.index("outgoing_longwave")
+
+
+@dataclass
+class StackOutput:
+    """``loss``, a scalar; ``parts``: each unweighted part of it, detached, float32; ``logits`` [B, 2], or None for a
+    plain language model; ``weights`` [B, M + 1]: how much each modality, and last the text, counted."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    logits: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class AstrobioStack(nn.Module):
+    """Encoders → prefix of the language model → fusion → habitability.
+
+    Every forward pass runs every module, whatever the batch holds: under ZeRO-3 ranks that run different modules wait
+    for each other forever. An absent modality goes through its encoder as zeros; a learned dummy takes its tokens'
+    place, its losses count nothing, and the fusion gives it no weight.
+    """
+
+    def __init__(self, config: StackConfig):
+        super().__init__()
+        self.config = config
+        self.language = Language(config.language)
+        width = self.language.hidden_size
+        builders = {"planet": PlanetEncoder, "climate": DatacubeEncoder, "metabolism": GraphVAE,
+                    "spectrum": SpectrumEncoder}
+        self.modalities = [name for name in MODALITIES if getattr(config, name) is not None]
+        for name in self.modalities:
+            setattr(self, name, builders[name](getattr(config, name), width))
+        self.absent = nn.ModuleDict({name: Absent(getattr(config, name).tokens, width) for name in self.modalities})
+        if self.modalities:
+            self.fusion = Fusion(config.fusion, width,
+                                 [getattr(config, name).tokens for name in self.modalities])
+
+    def set_activation_checkpointing(self, checkpoint: Checkpoint | None) -> None:
+        """Run every repeated block of every part under ``checkpoint``; None keeps all activations."""
+        for module in self.modules():
+            if isinstance(module, Checkpointed):
+                module.checkpoint = checkpoint
+        if checkpoint is not None:
+            self.language.model._set_gradient_checkpointing(True, checkpoint)
+        else:
+            self.language.model._set_gradient_checkpointing(False)
+
+    def forward(self, batch: Batch) -> StackOutput:
+        parts: dict[str, Tensor] = {}
+        batch = self._drop_modalities(batch)
+        tokens = self._encode(batch, parts)
+        states, text_logits = self.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens, batch.real)
+        parts["language"] = losses.language(text_logits, batch.tokens[:, 1:], batch.real[:, 1:])
+        logits = weights = None
+        if self.modalities:
+            present = torch.stack([batch.present[name] for name in self.modalities], dim=1)
+            quality = torch.stack([batch.quality[name] for name in self.modalities], dim=1)
+            text_states = states[:, -batch.tokens.shape[1]:]
+            logits, single, weights = self.fusion(tokens, text_states, present, quality, batch.real)
+            parts["classification"] = losses.classification(logits, batch.label, batch.label_present)
+            parts["consistency"] = losses.consistency(logits, single, present)
+        loss = sum(getattr(self.config.loss, name) * part for name, part in parts.items())
+        return StackOutput(loss, {name: part.detach() for name, part in parts.items()}, logits, weights)
+
+    def _drop_modalities(self, batch: Batch) -> Batch:
+        """In training, a share of the samples loses a modality, so that none is relied on alone."""
+        if not (self.training and self.config.modality_dropout):
+            return batch
+        for name in self.modalities:
+            kept = torch.rand(len(batch), device=batch.label.device) >= self.config.modality_dropout
+            batch = batch.without(name, ~kept)
+        return batch
+
+    def _encode(self, batch: Batch, parts: dict[str, Tensor]) -> list[Tensor]:
+        """Tokens [B, n, width] of each modality; the encoders' losses go into ``parts``."""
+        tokens, reconstruction, physics = {}, [], []
+        present = batch.present
+        if "planet" in self.modalities:
+            tokens["planet"] = self.planet(batch.planet, batch.planet_known)
+        if "climate" in self.modalities:
+            tokens["climate"], error, surface = self.climate(batch.climate_levels, batch.climate_surface)
+            reconstruction.append(losses.mean_present(error, present["climate"]))
+            surface = surface.mean(2) * batch.moments.surface_std[:, None, None] \
+                + batch.moments.surface_mean[:, None, None]
+            imbalance = losses.energy_imbalance(surface[:, ABSORBED], surface[:, OUTGOING])
+            physics.append(losses.mean_present(imbalance, present["climate"]))
+        if "metabolism" in self.modalities:
+            graph = self.metabolism(batch.graphs)
+            tokens["metabolism"] = graph.tokens
+            reconstruction.append(losses.mean_present(graph.reconstruction, present["metabolism"]))
+            physics.append(losses.mean_present(graph.imbalance, present["metabolism"]))
+            parts["kl"] = losses.mean_present(graph.kl, present["metabolism"])
+        if "spectrum" in self.modalities:
+            tokens["spectrum"], error = self.spectrum(batch.spectrum)
+            reconstruction.append(losses.mean_present(error, present["spectrum"]))
+        if reconstruction:
+            parts["reconstruction"] = sum(reconstruction)
+        if physics:
+            parts["physics"] = sum(physics)
+        return [self.absent[name](tokens[name], present[name]) for name in self.modalities]

@@ -1,0 +1,1 @@
+"""What is particular to DeepSpeed: its configuration, accelerator, activation checkpointing, engine, checkpoints."""
