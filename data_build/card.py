@@ -1,0 +1,78 @@
+"""The dataset card: README.md beside the data."""
+
+from pathlib import Path
+
+from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
+
+
+def write_card(folder: Path, manifest: dict, quality: dict) -> None:
+    """Write ``README.md`` from the manifest and the quality report."""
+    (folder / "README.md").write_text(card(manifest, quality))
+
+
+def card(manifest: dict, quality: dict) -> str:
+    """The card's text."""
+    recipe, rule = manifest["recipe"], manifest["habitability_rule"]
+    rows = [[split, kind, count["planets"], count.get("records", 0), count.get("label_habitable", 0),
+             count.get("label_not_habitable", 0), count.get("label_open", 0),
+             *(count.get(f"with_{modality}", 0) for modality in OPTIONAL_MODALITIES)]
+            for split in SPLITS for kind, count in manifest["counts"][split].items()]
+    complete = quality["completeness"]["observed"]
+    completeness = [[name, *(f"{share[key]:.0%}" for key in ("raw", "derived", "known"))]
+                    for name, share in complete.items() if "raw" in share]
+    sources = [[name, info["modality"], info["kind"], info["version"], info["licence"], info["citation"]]
+               for name, info in manifest["sources"].items()]
+    match = quality["crossmatch"]
+    return f"""# astrobio dataset `{recipe["name"]}`
+
+Rocky planets under sampled atmospheres: for each run the star and planet table, a climate datacube, a metabolic
+network, a transmission spectrum, a text and a habitability label. Any modality but the table and the text may be
+absent. Field names, shapes and units: `astrobio/schema.py`, schema version {manifest["schema_version"]}.
+
+Content hash `{manifest["content_sha256"]}`, seed {manifest["seed"]}.
+
+## Records
+
+{_table(["split", "planets are", "planets", "records", "habitable", "not", "no label",
+         *(f"with {modality}" for modality in OPTIONAL_MODALITIES)], rows)}
+
+No planet is in two splits. `observed` planets are in a catalogue, `synthetic` ones are sampled around catalogued host
+stars; `provenance.planet.kind` tells them apart, and figures should be given for each.
+
+## The label
+
+`{rule["name"]}` version {rule["version"]}: {rule["text"]}.
+
+It is computed from the emulated climate of a hypothetical ocean planet, not observed. Runs are chosen in pairs of one
+habitable and one not that share everything that is not physics: which modalities are present, which columns are known
+or derived, the provenance, the wording of the text. The share of habitable runs says nothing about planets at large.
+
+## Where it comes from
+
+{_table(["source", "modality", "kind", "version", "licence", "citation"], sources)}
+
+The catalogues are matched by name, alias, and position with period: {match["primary"]} and {match["secondary"]} entries,
+{match["by_name"] + match["by_alias"] + match["by_position"]} in common, {len(match["disagreements"])} numbers that differ
+by more than {match["disagreement_limit"]:.0%} (listed in `quality.json`).
+{match["inside_extended_domain"]} planets lie in CLERO's extended domain, {match["inside_core_domain"]} of them in its core.
+
+Columns of the observed planets, read from a catalogue or derived by physics:
+
+{_table(["column", "read", "derived", "known"], completeness)}
+
+## What to keep in mind
+
+- The climates are an emulator's mean for tidally locked, ocean-covered planets; catalogued planets above about 1.6
+  Earth radii may have no rocky surface at all (Rogers 2015).
+- Masses of planets known by transit alone follow from a mass–radius relation (Chen & Kipping 2017), as do radii of
+  planets known by radial velocity alone, from M sin i.
+- The metabolic network is a candidate: the core network of Escherichia coli fermenting organics, with bounds that
+  follow from temperature, CO2 and CH4 by the assumptions in `data_build/sources/cobra.py`.
+- Spectra have no clouds; their noise is that of {25} transits seen by a telescope like JWST.
+- Set aside, with reasons in `quarantine.jsonl`: {sum(quality["set_aside"].values())}.
+"""
+
+
+def _table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

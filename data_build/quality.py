@@ -1,0 +1,127 @@
+"""quality.json: how complete, consistent and balanced the dataset is, with the limits it was held to."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from astrobio.schema import MODALITIES, OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
+from data_build import checks
+from data_build.planets import PLANET_PARAMETERS, Planet, kepler_axis_au
+from data_build.recipe import Recipe
+from data_build.selection import Candidate, Run
+
+_KEPLER_LIMIT = 0.10
+
+
+class Quality:
+    """Gathers figures while a dataset is built; `counts` is for the manifest, `report` for quality.json."""
+
+    def __init__(self, recipe: Recipe, planets: list[Planet], crossmatch: dict):
+        self._recipe, self._crossmatch = recipe, crossmatch
+        self._planets = {planet.key: planet for planet in planets}
+        self._used: dict[str, str] = {}  # planet key → split
+        self._tally: Counter = Counter()
+        self._set_aside: Counter = Counter()
+        self._imbalance: list[float] = []
+        self._candidates: dict = {}
+
+    def candidates(self, candidates: dict[str, list[Candidate]]) -> None:
+        """Take in all candidate runs, before the choice."""
+        found: dict[str, Counter] = defaultdict(Counter)
+        for members in candidates.values():
+            for candidate in members:
+                found[candidate.planet.kind][_label_name(candidate.label)] += 1
+        self._candidates = {kind: dict(counter) for kind, counter in found.items()}
+
+    def set_aside(self, reason: str) -> None:
+        """Count something that did not get in."""
+        self._set_aside[reason] += 1
+
+    def add(self, run: Run, record: dict) -> None:
+        """Take in a record that got in."""
+        planet = run.candidate.planet
+        self._used[planet.key] = run.split
+        key = (run.split, planet.kind)
+        self._tally[(*key, "records")] += 1
+        self._tally[(*key, f"label {_label_name(run.candidate.label)}")] += 1
+        self._tally[(*key, "core domain")] += run.candidate.core
+        self._tally[(*key, "named")] += run.named
+        for modality in OPTIONAL_MODALITIES:
+            self._tally[(*key, f"with {modality}")] += run.present[modality]
+        if record["climate_present"]:
+            self._imbalance.append(checks.energy_imbalance(record))
+
+    def counts(self) -> dict:
+        """Split → kind of planet → counts of planets, records, labels and modalities."""
+        counts: dict = {split: {kind: {"planets": 0} for kind in ("observed", "synthetic")} for split in SPLITS}
+        for key, split in self._used.items():
+            counts[split][self._planets[key].kind]["planets"] += 1
+        for (split, kind, name), number in sorted(self._tally.items()):
+            counts[split][kind][name.replace(" ", "_")] = number
+        return counts
+
+    def report(self) -> dict:
+        """The content of quality.json."""
+        planets = [self._planets[key] for key in self._used]
+        return {
+            "completeness": {kind: _completeness([planet for planet in planets if planet.kind == kind])
+                             for kind in ("observed", "synthetic")},
+            "crossmatch": self._crossmatch,
+            "candidates": self._candidates,
+            "checks": self._checks(planets),
+            "set_aside": dict(self._set_aside),
+            "qualities": {"planet": "share of the star and planet columns read from a catalogue; 0.5 if sampled",
+                          "climate": "1 inside CLERO's core domain, 0.5 in the extended one",
+                          "metabolism": "0.5: a candidate, not an observation",
+                          "spectrum": "1; its σ tells the rest",
+                          "text": "1 with a catalogue's description, 0.5 without"},
+            "modalities": list(MODALITIES),
+        }
+
+    def _checks(self, planets: list[Planet]) -> list[dict]:
+        ranges = [{"check": f"range of planet.{column.name}", "unit": column.unit,
+                   "limit": [column.minimum, column.maximum],
+                   **_extent([planet.values[column.name] for planet in planets if column.name in planet.values])}
+                  for column in PLANET_COLUMNS if column.name in PLANET_PARAMETERS]
+        kepler = {planet.key: abs(planet.values["semi_major_axis_au"]
+                                  / kepler_axis_au(planet.values["period_d"], planet.values["stellar_mass_sun"]) - 1)
+                  for planet in planets
+                  if {"semi_major_axis_au", "period_d", "stellar_mass_sun"} <= planet.values.keys()}
+        beyond = {key: round(value, 4) for key, value in kepler.items() if value > _KEPLER_LIMIT}
+        imbalance = np.abs(self._imbalance) if self._imbalance else np.zeros(1)
+        return ranges + [
+            {"check": "Kepler's third law: relative difference of the semi-major axis", "limit": _KEPLER_LIMIT,
+             "checked": len(kepler), "beyond": beyond, "then": "kept: the catalogue's numbers stand"},
+            {"check": "energy balance: |absorbed − outgoing| over a quarter of the instellation",
+             "limit": checks.ENERGY_BALANCE_LIMIT, "checked": len(self._imbalance),
+             "median": round(float(np.median(imbalance)), 4), "percentile_95": round(float(np.percentile(imbalance, 95)), 4),
+             "maximum": round(float(imbalance.max()), 4), "then": "set aside"},
+            {"check": "gravity is GM/R²", "limit": checks.GRAVITY_LIMIT, "then": "set aside"},
+            {"check": "net flux of each metabolite, mmol gDW-1 h-1", "limit": checks.MASS_BALANCE_LIMIT,
+             "then": "set aside"},
+            {"check": "mean transit depth over (R_p/R_*)²", "limit": list(checks.DEPTH_LIMIT), "then": "set aside"},
+        ]
+
+
+def _completeness(planets: list[Planet]) -> dict:
+    """Column → share of planets for which it was read (raw), computed (derived), and is known at all."""
+    count = max(1, len(planets))
+    shares = {}
+    for name in PLANET_PARAMETERS:
+        known = sum(name in planet.values for planet in planets)
+        derived = sum(name in planet.derived for planet in planets)
+        shares[name] = {"raw": round((known - derived) / count, 4), "derived": round(derived / count, 4),
+                        "known": round(known / count, 4)}
+    required = [column.name for column in PLANET_COLUMNS if column.required and column.name in PLANET_PARAMETERS]
+    shares["all required columns"] = {"known": round(sum(all(name in planet.values for name in required)
+                                                         for planet in planets) / count, 4)}
+    return shares
+
+
+def _extent(values: list[float]) -> dict:
+    return {"checked": len(values), "minimum": float(min(values, default=0)), "maximum": float(max(values, default=0)),
+            "then": "set aside"}
+
+
+def _label_name(label: int | None) -> str:
+    return {1: "habitable", 0: "not habitable", None: "open"}[label]

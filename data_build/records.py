@@ -1,0 +1,205 @@
+"""One run in, one record of the schema out; and the bytes by which two records are compared."""
+
+import hashlib
+from functools import cache
+
+import clero
+import numpy as np
+
+from astrobio.schema import (
+    CLIMATE_LEVEL_VARIABLES,
+    CLIMATE_SURFACE_VARIABLES,
+    CLIMATE_TIMES,
+    FEATURES,
+    OPTIONAL_MODALITIES,
+    PLANET_COLUMNS,
+)
+from data_build.planets import EMULATOR_INPUTS, Planet, in_domain
+from data_build.recipe import Recipe
+from data_build.sampling import SAMPLED_SOURCE, Atmosphere, stream
+from data_build.selection import Run
+from data_build.sources import CATALOGUES, Clero, Cobra, SourceInfo, TauRex
+from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
+from data_build.text import describe, scrub
+
+_M_H2O, _M_N2, _M_CO2, _M_CH4 = 18.015, 28.013, 44.010, 16.043  # g mol-1
+
+_TEMPERATURE = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("air_temperature")
+_HUMIDITY = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("log10_specific_humidity")
+_SURFACE_TEMPERATURE = [column.name for column in CLIMATE_SURFACE_VARIABLES].index("surface_temperature")
+_FREEZING_K = 273.15
+
+#: Qualities that do not follow from the planet. A candidate metabolism is a hypothesis; a text without a catalogue's
+#: description repeats the table.
+_QUALITY_EXTENDED, _QUALITY_METABOLISM, _QUALITY_PLAIN_TEXT = 0.5, 0.5, 0.5
+
+_SAMPLED = SourceInfo(SAMPLED_SOURCE, "planet", "1", "Apache-2.0", "data_build.sampling", "synthetic")
+_TEMPLATE = SourceInfo("template", "text", "1", "Apache-2.0", "data_build.text", "synthetic")
+
+
+@cache
+def models() -> tuple[Clero, TauRex, Cobra]:
+    """The models, loaded once a process."""
+    return Clero(), TauRex(), Cobra()
+
+
+def wavelengths(recipe: Recipe) -> np.ndarray:
+    """Centres [W] of the spectrum's bins in µm, log-spaced, rising."""
+    return np.geomspace(*recipe.wavelength_um, FEATURES["spectrum"].shape[0])
+
+
+def emulator_inputs(planet: Planet, atmosphere: Atmosphere) -> dict[str, float]:
+    """CLERO's inputs for a run."""
+    return {**{key: planet.values[name] for name, key in EMULATOR_INPUTS.items()},
+            "P0": atmosphere.surface_pressure_bar, "CO2": atmosphere.co2_vmr, "CH4": atmosphere.ch4_vmr}
+
+
+def in_core(inputs: dict[str, float]) -> bool:
+    """Whether the emulator's inputs lie in its core domain, where it is most reliable."""
+    return all(low <= inputs[key] <= high for key, (low, high) in clero.CORE_DOMAIN.items())
+
+
+def make_records(runs: list[Run], recipe: Recipe) -> list[dict]:
+    """The records of some runs, in their order, as the schema's `FEATURES` want them."""
+    emulator, _, _ = models()
+    climates = emulator.climates([emulator_inputs(run.candidate.planet, run.candidate.atmosphere) for run in runs])
+    return [_record(run, levels, surface, recipe)
+            for run, levels, surface in zip(runs, climates.levels, climates.surface, strict=True)]
+
+
+def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe) -> dict:
+    """``levels`` [V, Z, Y, X] and ``surface`` [S, Y, X]: the run's climate, whether or not the record keeps it."""
+    candidate = run.candidate
+    planet, atmosphere = candidate.planet, candidate.atmosphere
+    values = {**planet.values, "surface_pressure_bar": atmosphere.surface_pressure_bar,
+              "co2_vmr": atmosphere.co2_vmr, "ch4_vmr": atmosphere.ch4_vmr}
+    names = [column.name for column in PLANET_COLUMNS]
+    record = {
+        "run_id": candidate.run_id,
+        "planet_key": planet.key,
+        "planet": np.array([values.get(name, np.nan) for name in names], np.float32),
+        "planet_mask": np.array([name in values for name in names]),
+        "planet_derived": np.array([name in planet.derived for name in names]),
+        **{f"{modality}_present": run.present[modality] for modality in OPTIONAL_MODALITIES},
+        "climate_levels": None, "climate_surface": None,
+        "metabolism_node_kind": None, "metabolism_node_features": None,
+        "metabolism_edge_index": None, "metabolism_edge_features": None,
+        "spectrum": None,
+        "text": describe(planet, atmosphere, run.named, stream(recipe.seed, "text", run.pair)),
+        "label_present": candidate.label is not None,
+        "label": np.int8(candidate.label or 0),
+        "provenance": _provenance(run),
+    }
+    if run.present["climate"]:
+        record["climate_levels"] = np.repeat(levels[:, None], CLIMATE_TIMES, axis=1).astype(np.float16)
+        record["climate_surface"] = np.repeat(surface[:, None], CLIMATE_TIMES, axis=1).astype(np.float16)
+    if run.present["metabolism"]:
+        record |= _metabolism(surface[_SURFACE_TEMPERATURE], atmosphere)
+    if run.present["spectrum"]:
+        record["spectrum"] = _spectrum(run, levels, recipe)
+    return record
+
+
+def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere) -> dict:
+    _, _, cobra = models()
+    # Cells live where there is liquid: the mean over the surface free of ice, or over all of it if there is none.
+    free = surface_temperature >= _FREEZING_K
+    share = area_mean(free.astype(float))
+    temperature = area_mean(surface_temperature * free) / share if share > 0 else area_mean(surface_temperature)
+    network = cobra.network(float(temperature), atmosphere.co2_vmr * atmosphere.surface_pressure_bar,
+                            atmosphere.ch4_vmr * atmosphere.surface_pressure_bar)
+    return {f"metabolism_{name}": getattr(network, name)
+            for name in ("node_kind", "node_features", "edge_index", "edge_features")}
+
+
+def _spectrum(run: Run, levels: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """[W, 3]: wavelength, the transit depth as observed (noise added), its 1σ."""
+    from data_build.sources.taurex import noise
+
+    _, taurex, _ = models()
+    planet, atmosphere = run.candidate.planet, run.candidate.atmosphere
+    wavelength = wavelengths(recipe)
+    humidity = terminator_mean(10.0 ** levels[_HUMIDITY])
+    depth = taurex.spectrum(planet, pressures_pa(atmosphere.surface_pressure_bar),
+                            terminator_mean(levels[_TEMPERATURE]), water_vmr(humidity, atmosphere),
+                            atmosphere.co2_vmr, atmosphere.ch4_vmr, wavelength)
+    sigma = noise(planet, wavelength)
+    error = stream(recipe.seed, "noise", run.candidate.run_id).normal(0, sigma)
+    return np.stack([wavelength, depth + error, sigma], axis=1).astype(np.float32)
+
+
+def water_vmr(specific_humidity: np.ndarray, atmosphere: Atmosphere) -> np.ndarray:
+    """Volume mixing ratio of water vapour at a specific humidity (kg of water a kg of moist air)."""
+    dry = _M_N2 * (1 - atmosphere.co2_vmr - atmosphere.ch4_vmr) + _M_CO2 * atmosphere.co2_vmr \
+        + _M_CH4 * atmosphere.ch4_vmr
+    moles = specific_humidity / _M_H2O
+    return moles / (moles + (1 - specific_humidity) / dry)
+
+
+def _provenance(run: Run) -> dict:
+    planet = run.candidate.planet
+    emulator, taurex, cobra = models()
+    described = run.named and bool(scrub(planet.description))
+    text = CATALOGUES["open_exoplanet_catalogue"].info if described else _TEMPLATE
+    parts = {
+        "planet": _planet_source(planet).provenance(planet.quality),
+        "climate": emulator.info.provenance(1.0 if run.candidate.core else _QUALITY_EXTENDED),
+        "metabolism": cobra.info.provenance(_QUALITY_METABOLISM),
+        "spectrum": taurex.info.provenance(1.0),
+        "text": text.provenance(1.0 if described else _QUALITY_PLAIN_TEXT),
+    }
+    for modality, present in run.present.items():
+        if not present:
+            parts[modality]["quality"] = 0.0
+    return parts
+
+
+def _planet_source(planet: Planet) -> SourceInfo:
+    if planet.kind == "synthetic":
+        return _SAMPLED
+    infos = [CATALOGUES[name].info for name in planet.source.split("+")]
+    return SourceInfo(planet.source, "planet", "; ".join(info.version for info in infos),
+                      "; ".join(info.licence for info in infos), "; ".join(info.citation for info in infos),
+                      "observed")
+
+
+#: Array fields and the dtype in which they are stored.
+ARRAY_DTYPES = {
+    "planet": np.float32, "planet_mask": np.bool_, "planet_derived": np.bool_,
+    "climate_levels": np.float16, "climate_surface": np.float16,
+    "metabolism_node_kind": np.int8, "metabolism_node_features": np.float32,
+    "metabolism_edge_index": np.int64, "metabolism_edge_features": np.float32,
+    "spectrum": np.float32,
+}
+
+
+def content_hash(records) -> str:
+    """sha256 over the canonical bytes of records (fresh, or read back) in their order: `canonical_bytes`."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(canonical_bytes(record))
+    return digest.hexdigest()
+
+
+def canonical_bytes(record: dict) -> bytes:
+    """The record as bytes that depend on its content alone: fields in the schema's order, arrays little-endian."""
+    digest = hashlib.sha256()
+    for name in FEATURES:
+        value = record[name]
+        digest.update(name.encode())
+        if value is None:
+            digest.update(b"\0null")
+        elif name in ARRAY_DTYPES:
+            array = np.ascontiguousarray(value, np.dtype(ARRAY_DTYPES[name]).newbyteorder("<"))
+            digest.update(repr(array.shape).encode() + array.tobytes())
+        elif name == "provenance":
+            for part in sorted(value):
+                for key in sorted(value[part]):
+                    item = value[part][key]
+                    digest.update(f"{part}.{key}=".encode())
+                    digest.update(np.float32(item).tobytes() if key == "quality" else str(item).encode())
+        elif isinstance(value, str):
+            digest.update(value.encode())
+        else:
+            digest.update(str(int(value)).encode())
+    return digest.digest()

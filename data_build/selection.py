@@ -1,0 +1,181 @@
+"""Which candidate runs are kept, so that nothing but physics tells the label.
+
+Runs come in pairs of one habitable and one not. The two of a pair share everything that is not physics: the split, the
+kind of planet, the columns known, derived and read, the climate's quality, which modalities are present, and the
+wording of the text. So the label is balanced in every split for every value of all those, and no classifier can learn
+it from them. Most pairs are of one planet; a planet that reaches only one class whatever its atmosphere is paired with
+another planet alike in the columns known and derived, and then neither's name nor description is told.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
+from data_build.planets import Planet
+from data_build.recipe import Recipe
+from data_build.sampling import Atmosphere, stream
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One planet with one atmosphere: its label (None where open) and whether it is in CLERO's core domain."""
+
+    planet: Planet
+    number: int
+    atmosphere: Atmosphere
+    label: int | None
+    core: bool
+
+    @property
+    def run_id(self) -> str:
+        """``<planet key>/<number>``; the number is that of the candidate, which is independent of the label."""
+        return f"{self.planet.key}/{self.number:03d}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A candidate that is kept, with what it shares with its partner."""
+
+    candidate: Candidate
+    split: str
+    pair: str  # the same for both partners
+    present: dict[str, bool]
+    named: bool  # whether the text may tell the planet's name and description
+
+
+@dataclass
+class Block:
+    """Planets that go into one split together, and the pairs of (habitable, not) candidates taken of them."""
+
+    planets: list[Planet]
+    pairs: list[tuple[Candidate, Candidate]] = field(default_factory=list)
+
+
+def select_runs(candidates: dict[str, list[Candidate]], recipe: Recipe) -> tuple[list[tuple[Run, ...]], list[dict]]:
+    """Choose the runs.
+
+    Args:
+        candidates: planet key → that planet's candidates.
+
+    Returns:
+        Groups of runs (pairs, and single runs without a label) in a random order, and the planets set aside with the
+        reason.
+    """
+    planets = [candidates[key][0].planet for key in sorted(candidates)]
+    groups: dict[tuple, list[Planet]] = defaultdict(list)
+    for planet in planets:
+        groups[signature(planet)].append(planet)
+    blocks, set_aside = [], []
+    for members in groups.values():
+        found, alone = _blocks(members, candidates, recipe)
+        blocks += found
+        set_aside += [{"planet_key": planet.key, "reason": "every labelled candidate is of one class, and no planet "
+                       "with the same columns known and derived has runs of the other class to spare"}
+                      for planet in alone]
+    splits = assign_splits(blocks, recipe)
+    runs = [_pair_runs(pair, split, recipe) for block, split in zip(blocks, splits, strict=True)
+            for pair in block.pairs]
+    planet_split = {planet.key: split for block, split in zip(blocks, splits, strict=True) for planet in block.planets}
+    runs += _unlabelled(candidates, planet_split, 2 * len(runs), recipe)
+    order = stream(recipe.seed, "order").permutation(len(runs))
+    return [runs[index] for index in order], set_aside
+
+
+def signature(planet: Planet) -> tuple:
+    """What the record tells of a planet besides numbers: partners from two planets must have it in common."""
+    names = [column.name for column in PLANET_COLUMNS]
+    return (planet.kind, planet.source, len(planet.raw_columns),
+            tuple(name in planet.values for name in names), tuple(name in planet.derived for name in names))
+
+
+def _blocks(planets: list[Planet], candidates: dict[str, list[Candidate]],
+            recipe: Recipe) -> tuple[list[Block], list[Planet]]:
+    """Blocks of planets with one signature, and the planets for which no partner was found."""
+    wanted = recipe.pairs_per_observed_planet if planets[0].kind == "observed" else recipe.pairs_per_synthetic_planet
+    # Candidates are used up as they are paired: lists by (planet key, label, core).
+    free: dict[tuple, list[Candidate]] = defaultdict(list)
+    for planet in planets:
+        for candidate in candidates[planet.key]:
+            free[planet.key, candidate.label, candidate.core].append(candidate)
+
+    def pair(first: Planet, second: Planet, count: int) -> list[tuple[Candidate, Candidate]]:
+        """Up to ``count`` pairs of a habitable run of ``first`` and another of ``second``, core runs with core runs."""
+        pairs: list[tuple[Candidate, Candidate]] = []
+        while len(pairs) < count:
+            before = len(pairs)
+            for core in (True, False):
+                habitable, not_habitable = free[first.key, 1, core], free[second.key, 0, core]
+                if habitable and not_habitable and len(pairs) < count:
+                    pairs.append((habitable.pop(0), not_habitable.pop(0)))
+            if len(pairs) == before:
+                break
+        return pairs
+
+    blocks, one_class = [], {0: [], 1: []}
+    for planet in planets:
+        block = Block([planet], pair(planet, planet, wanted))
+        if block.pairs:
+            blocks.append(block)
+            continue
+        habitable = any(candidate.label == 1 for candidate in candidates[planet.key])
+        one_class[int(habitable)].append(planet)
+    own = list(blocks)
+    alone = []
+    while one_class[0] and one_class[1]:
+        first, second = one_class[1].pop(0), one_class[0].pop(0)
+        pairs = pair(first, second, wanted)
+        if pairs:
+            blocks.append(Block([first, second], pairs))
+        else:
+            alone += [first, second]
+    for label, lonely in one_class.items():
+        for planet in lonely:
+            # A planet of both classes lends runs of the missing one; whoever has lent least comes first.
+            for block in sorted(own, key=lambda block: len(block.planets)):
+                lender = block.planets[0]
+                pairs = pair(planet, lender, wanted) if label else pair(lender, planet, wanted)
+                if pairs:
+                    block.planets.append(planet)
+                    block.pairs += pairs
+                    break
+            else:
+                alone.append(planet)
+    return blocks, alone
+
+
+def assign_splits(blocks: list[Block], recipe: Recipe) -> list[str]:
+    """A split for each block: in each kind of planet, each split gets its share of the planets as nearly as it can."""
+    rng = stream(recipe.seed, "splits")
+    tickets = rng.random(len(blocks))
+    splits: list[str] = [""] * len(blocks)
+    filled: dict[tuple[str, str], int] = defaultdict(int)
+    for index in sorted(range(len(blocks)), key=lambda i: (-len(blocks[i].planets), tickets[i])):
+        kind, size = blocks[index].planets[0].kind, len(blocks[index].planets)
+        total = size + sum(filled[kind, split] for split in SPLITS)
+        split = max(SPLITS, key=lambda name: recipe.splits[name] * total - filled[kind, name])
+        filled[kind, split] += size
+        splits[index] = split
+    return splits
+
+
+def _pair_runs(pair: tuple[Candidate, Candidate], split: str, recipe: Recipe) -> tuple[Run, ...]:
+    name = "+".join(candidate.run_id for candidate in pair)
+    present = _draw_present(name, recipe)
+    named = pair[0].planet.key == pair[1].planet.key
+    return tuple(Run(candidate, split, name, present, named) for candidate in pair)
+
+
+def _unlabelled(candidates: dict[str, list[Candidate]], planet_split: dict[str, str], labelled: int,
+                recipe: Recipe) -> list[tuple[Run, ...]]:
+    """Runs whose label is open, up to the recipe's share: real cases of a missing label."""
+    open_ = [candidate for key in sorted(planet_split) for candidate in candidates[key] if candidate.label is None]
+    wanted = min(len(open_), round(labelled * recipe.unlabelled_share))
+    chosen: Iterable[int] = stream(recipe.seed, "unlabelled").permutation(len(open_))[:wanted]
+    return [(Run(open_[i], planet_split[open_[i].planet.key], open_[i].run_id,
+                 _draw_present(open_[i].run_id, recipe), named=True),) for i in chosen]
+
+
+def _draw_present(name: str, recipe: Recipe) -> dict[str, bool]:
+    rng = stream(recipe.seed, "present", name)
+    return {modality: bool(rng.random() >= recipe.absent_share[modality]) for modality in OPTIONAL_MODALITIES}

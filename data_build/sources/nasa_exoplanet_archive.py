@@ -1,0 +1,96 @@
+"""NASA Exoplanet Archive: the confirmed-planets table of 2019-05-31, as shipped in the EXOSIMS wheel."""
+
+import warnings
+from functools import cached_property
+
+import numpy as np
+from astropy.table import Table
+
+from data_build.cache import WheelFiles
+from data_build.planets import Planet
+from data_build.sources.base import SourceInfo
+
+_MEMBER = "EXOSIMS/PlanetPopulation/planets_2019.05.31_11.18.02.votable"
+
+FILES = WheelFiles(
+    project="exosims",
+    version="3.6.6",
+    wheel_sha256="09238a29e7df461d2f65327bcf03f5521f0165992c43d97a6bfc79280637ad29",
+    members={_MEMBER: "3db8ada01e64aa9e6f728893ffeb8c7665ad9627c313dedf5b9c355b35cafde2"},
+)
+
+#: Archive column → schema column; the archive's units (K, R_sun, M_sun, R_earth, M_earth, d, au) are the schema's.
+_COLUMNS = {"st_teff": "stellar_temperature_k", "st_rad": "stellar_radius_sun", "st_mass": "stellar_mass_sun",
+            "pl_rade": "radius_earth", "pl_bmasse": "mass_earth", "pl_orbper": "period_d",
+            "pl_orbsmax": "semi_major_axis_au", "pl_orbeccen": "eccentricity"}
+_READ = ("pl_name", "pl_hostname", "hd_name", "hip_name", "pl_letter", "pl_bmassprov", "ra", "dec", "st_j",
+         "st_lum", "pl_insol", *_COLUMNS, *(f"{name}lim" for name in _COLUMNS))
+
+
+class NasaExoplanetArchive:
+    """Planets and host stars of the archive's snapshot."""
+
+    info = SourceInfo(
+        name="nasa_exoplanet_archive",
+        modality="planet",
+        version="confirmed planets 2019-05-31 (exosims 3.6.6)",
+        licence="BSD-3-Clause (EXOSIMS); archive data are free to use with acknowledgement",
+        citation="Akeson et al. 2013, PASP 125, 989; NASA Exoplanet Archive, doi:10.26133/NEA1",
+        kind="observed",
+    )
+
+    def ensure(self) -> None:
+        """Fetch and check the source's files; raises `DataError` if that fails."""
+        FILES.ensure()
+
+    @cached_property
+    def _table(self) -> Table:
+        path = FILES.ensure()[_MEMBER]
+        with warnings.catch_warnings():  # the archive's old VOTable names units astropy does not know
+            warnings.simplefilter("ignore")
+            table = Table.read(path, format="votable")
+        table.keep_columns(list(_READ))
+        return table
+
+    def planets(self) -> list[Planet]:
+        """Every planet of the snapshot, with the values it states; nothing derived yet."""
+        return [self._planet(row) for row in self._table]
+
+    def _planet(self, row) -> Planet:
+        values = {}
+        for theirs, ours in _COLUMNS.items():
+            number = _number(row, theirs)
+            limit = _number(row, f"{theirs}lim")
+            if number is not None and not limit:  # a limit flag of ±1 makes the number a bound, not a measurement
+                values[ours] = number
+        insolation, log_luminosity = _number(row, "pl_insol"), _number(row, "st_lum")
+        if insolation is not None:
+            values["instellation_w_m2"] = insolation * EARTH_INSTELLATION
+        # A minimum mass M sin i is an estimate of the mass, not a reading of it.
+        minimum_mass = "mass_earth" in values and str(row["pl_bmassprov"]) != "Mass"
+        letter = str(row["pl_letter"])
+        name = str(row["pl_name"])
+        aliases = {name} | {f"{host} {letter}" for host in (str(row["pl_hostname"]), _text(row, "hd_name"),
+                                                            _text(row, "hip_name")) if host}
+        return Planet(
+            key="", name=name, source=self.info.name, kind="observed", values=values,
+            derived=frozenset({"mass_earth"} if minimum_mass else ()), aliases=frozenset(aliases),
+            ra_deg=_number(row, "ra"), dec_deg=_number(row, "dec"),
+            luminosity_sun=None if log_luminosity is None else 10**log_luminosity,
+            j_magnitude=_number(row, "st_j"), host=str(row["pl_hostname"]),
+            raw_columns=frozenset(values),
+        )
+
+
+#: One Earth insolation (1 S_earth), the archive's unit of pl_insol, in W m-2: IAU 2015 solar luminosity at 1 au.
+EARTH_INSTELLATION = 1361.0
+
+
+def _number(row, column: str) -> float | None:
+    value = row[column]
+    return None if np.ma.is_masked(value) or not np.isfinite(value) else float(value)
+
+
+def _text(row, column: str) -> str:
+    value = row[column]
+    return "" if np.ma.is_masked(value) else str(value).strip()
