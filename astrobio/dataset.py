@@ -189,7 +189,7 @@ class AstrobioDataset(torch.utils.data.Dataset):
         item: dict[str, Any] = {"run_id": str(record["run_id"])}
         known = np.asarray(record["planet_mask"], bool)
         values = np.asarray(record["planet"], np.float32)
-        item["planet"] = self._scale("planet", planet_transform(values, known), axis=0) * known
+        item["planet"] = self.planet(values, known)
         item["planet_known"] = known
         if record["climate_present"]:
             item["climate_levels"] = self._scale("climate_levels", record["climate_levels"], axis=0)
@@ -213,6 +213,10 @@ class AstrobioDataset(torch.utils.data.Dataset):
             if not np.isfinite(item[name]).all():
                 raise ValueError(f"{name} holds a value that is not finite")
         return item
+
+    def planet(self, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """The planet table [P], normalised; 0, the mean, where it is not known."""
+        return self._scale("planet", planet_transform(values, known), axis=0) * known
 
     def _scale(self, name: str, values: np.ndarray, axis: int) -> np.ndarray:
         mean, std = self.stats[name]

@@ -144,11 +144,11 @@ FEATURES = datasets.Features({
 HABITABILITY_RULE = {
     "name": "temperate-ocean",
     "version": 1,
-    "text": "habitable if at least 10% of the surface is free of ice (at least 273.15 K), the area-weighted global mean "
-            "surface temperature is at most 340 K (the moist greenhouse limit of Kasting, Whitmire & Reynolds 1993), and "
-            "water vapour makes up at most 30% of the atmosphere's column mass (else a runaway greenhouse, as CLERO "
-            "defines it); a run whose verdict changes when its surface is 5 K warmer or colder and its column water 25% "
-            "more or less (half of the emulator's own standard deviation) has no label",
+    "text": "habitable if at least 10% of the surface is free of ice (at least 273.15 K), the area-weighted global "
+            "mean surface temperature is at most 340 K (the moist greenhouse limit of Kasting, Whitmire & Reynolds "
+            "1993), and water vapour makes up at most 30% of the atmosphere's column mass (else a runaway greenhouse, "
+            "as CLERO defines it); a run whose verdict changes when its surface is 5 K warmer or colder and its column "
+            "water 25% more or less (half of the emulator's own standard deviation) has no label",
     "freezing_point_k": 273.15,
     "minimum_ice_free_fraction": 0.1,
     "maximum_mean_surface_temperature_k": 340.0,

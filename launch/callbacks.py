@@ -1,0 +1,107 @@
+"""Small decisions of the loop, one class each; what must survive a resume is in their fields."""
+
+import dataclasses
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+
+import psutil
+
+
+@dataclass
+class EarlyStop:
+    """Stop after ``patience`` validations in a row without a lower loss."""
+
+    patience: int
+    best: float = float("inf")
+    since_best: int = 0
+
+    def better(self, loss: float) -> bool:
+        """Take note of a validation; True if it is the best so far. A loss that is not finite never is."""
+        if loss < self.best:
+            self.best, self.since_best = loss, 0
+            return True
+        self.since_best += 1
+        return False
+
+    @property
+    def due(self) -> bool:
+        return self.since_best >= self.patience
+
+
+@dataclass
+class TimeLimit:
+    """Counts the hours of a run over all its resumes."""
+
+    limit_h: float
+    before_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.before_s + time.monotonic() - self.started
+
+    @property
+    def due(self) -> bool:
+        return self.elapsed_s >= 3600 * self.limit_h
+
+
+@dataclass
+class CheckpointPolicy:
+    """When to save: every so many steps, and every so many hours."""
+
+    every_steps: int
+    every_h: float
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int) -> bool:
+        return step % self.every_steps == 0 or time.monotonic() - self.saved_at >= 3600 * self.every_h
+
+    def saved(self) -> None:
+        self.saved_at = time.monotonic()
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGINT or SIGUSR1, or when the `deepspeed` command has gone; read at each step boundary.
+
+    The launcher passes SIGTERM on to its ranks, but its own parent, the `deepspeed` command, does not: killed, it
+    leaves ranks behind that nobody sees.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self):
+        self.reason: str | None = None
+        self._command = _deepspeed_command()
+        for number in self.SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame) -> None:
+        self.reason = signal.Signals(number).name
+
+    @property
+    def asked(self) -> bool:
+        if self.reason is None and self._command is not None and not self._command.is_running():
+            self.reason = "the deepspeed command has gone"
+        return self.reason is not None
+
+
+def _deepspeed_command() -> psutil.Process | None:
+    """The `deepspeed` process above the launcher of this rank, if there is one."""
+    if "LOCAL_RANK" not in os.environ:
+        return None
+    above = psutil.Process().parents()[1:2]
+    return above[0] if above and any("deepspeed" in part for part in above[0].cmdline()) else None
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """For processes that read data: the launcher sends SIGTERM to the whole process tree, but a rank must live on to
+    its next step boundary and needs them."""
+    for number in StopRequest.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def state_of(*parts) -> dict[str, dict]:
+    """The fields of dataclasses by class name, for a checkpoint."""
+    return {type(part).__name__: dataclasses.asdict(part) for part in parts}

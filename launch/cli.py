@@ -1,0 +1,59 @@
+"""The `astrobio` command."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from astrobio.config import ConfigError, load_preset, preset_names
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the commands; returns the exit status: 0, or 2 for a mistake in the options or the input."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["data"]:  # its own parser and help
+        from data_build.__main__ import main as data
+        return data(arguments[1:])
+    parser = argparse.ArgumentParser(prog="astrobio", description="Train a multimodal astrobiology stack.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("data", help="sources | build | fetch | validate: datasets", add_help=False)
+    check = commands.add_parser("check", help="name every problem of a ds_config")
+    check.add_argument("--ds_config", required=True, type=Path)
+    check.set_defaults(run=_check)
+    params = commands.add_parser("params", help="count the parameters of a model")
+    params.add_argument("--model", required=True, help=f"{', '.join(preset_names())}, or a YAML file")
+    params.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    params.set_defaults(run=_params)
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args)
+    except ConfigError as error:
+        print(f"error: {error}".replace("\n", "\nerror: "), file=sys.stderr)
+        return 2
+
+
+def _check(args) -> int:
+    from launch.zero.ds_config import batch_sizes, load_ds_config
+    batch_sizes(load_ds_config(args.ds_config), world_size=1)
+    print(f"{args.ds_config}: no problem found")
+    return 0
+
+
+def _params(args) -> int:
+    """Parameters of each module, from the meta device."""
+    import torch
+
+    from astrobio.stack import AstrobioStack
+    with torch.device("meta"):
+        stack = AstrobioStack(load_preset(args.model))
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in stack.named_children()}
+    counts["total"] = sum(counts.values())
+    if args.json:
+        print(json.dumps({"model": args.model, "parameters": counts}))
+    else:
+        print("\n".join(f"{name:12s} {count:>18,d}" for name, count in counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

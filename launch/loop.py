@@ -1,0 +1,259 @@
+"""The training loop: micro-steps to optimizer steps, with validation, checkpoints and a clean end."""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import deepspeed.comm as dist
+import torch
+
+from astrobio.dataset import AstrobioDataset, Batch
+from astrobio.metrics import baselines
+from astrobio.sampler import SampleOrder
+from launch.callbacks import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit, ignore_stop_signals
+from launch.diagnose import GradientWatch, nonfinite_forward
+from launch.evaluate import evaluate, masked_figures
+from launch.monitor import Monitor, usage
+from launch.preflight import RunPlan
+from launch.zero import checkpoint
+from launch.zero.ds_config import strategy
+from launch.zero.engine import device
+
+
+class NonFinite(RuntimeError):
+    """Training cannot go on: the numbers are broken, and the message says where."""
+
+
+@dataclass
+class StepResult:
+    """Of one optimizer step, over all ranks: mean ``loss`` and its parts, text ``tokens`` read, and whether a rank was
+    asked to ``stop``."""
+
+    loss: float
+    parts: dict[str, float]
+    tokens: int
+    stop: bool
+
+
+class Trainer:
+    """One run: what is trained on what, and where it stands.
+
+    Its whole state beside the engine's is what `state` returns, so that a resumed run goes on as if nothing had been.
+    """
+
+    def __init__(self, plan: RunPlan, engine, splits: dict[str, AstrobioDataset]):
+        self.plan, self.engine, self.splits = plan, engine, splits
+        train = plan.train
+        self.rank = dist.get_rank()
+        self.order = SampleOrder(len(splits["train"]), train.seed)
+        self.early_stop = EarlyStop(train.patience)
+        self.time_limit = TimeLimit(train.time_limit_h)
+        self.policy = CheckpointPolicy(train.checkpoint_every_steps, train.checkpoint_every_h)
+        self.gradients = GradientWatch(engine.module)
+        self.overflows = 0  # skipped steps in a row
+        self.wandb_id: str | None = None
+        self.stop = StopRequest()
+        self.interrupted = False  # agreed by all ranks, unlike what a signal tells one of them
+        if plan.resume is not None:
+            self._restore(checkpoint.load(engine, plan.resume))
+        elif self.rank == 0:
+            checkpoint.remove_partial(plan.run)
+        self.monitor = Monitor(plan.run, self.rank, dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
+                               train.wandb_project, self.wandb_id)
+        self.wandb_id = self.monitor.wandb_id
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far, those included that an overflow skipped."""
+        return self.engine.global_steps
+
+    @property
+    def epoch(self) -> float:
+        return self.order.consumed_global / self.order.size
+
+    def state(self) -> dict:
+        return {"step": self.step, "model": self.plan.stack.name, "dataset": checkpoint.dataset_hash(self.plan.data),
+                "layout": checkpoint.layout_of(self.plan.ds_config), "global_batch": self.plan.global_batch,
+                "order": self.order.state_dict(), "elapsed_s": self.time_limit.elapsed_s, "wandb_id": self.wandb_id,
+                "early_stop": {"best": self.early_stop.best if math.isfinite(self.early_stop.best) else None,
+                               "since_best": self.early_stop.since_best}}
+
+    def _restore(self, state: dict) -> None:
+        self.order.load_state_dict(state["order"])
+        self.time_limit.before_s = state["elapsed_s"]
+        self.wandb_id = state["wandb_id"]
+        best = state["early_stop"]["best"]
+        self.early_stop.best = math.inf if best is None else best
+        self.early_stop.since_best = state["early_stop"]["since_best"]
+
+    def fit(self) -> str:
+        """Train until the epochs, ``--max_steps``, the time, the patience or a signal end it; returns the reason."""
+        plan, last = self.plan, self.plan.total_steps
+        if plan.max_steps is not None:
+            last = min(last, plan.max_steps)
+        if plan.resume is not None:
+            self.monitor.event(self.step, "resume", f"resumed from {plan.resume} at step {self.step}")
+        self.monitor.start_bar(last, self.step)
+        batches = iter(self._loader())
+        reason = self._reason_to_stop(last, stop_asked=False)
+        while reason is None:
+            result = self._train_step(batches, last)
+            if math.floor(self.epoch / plan.train.validate_every_epochs) > math.floor(
+                    (self.epoch - plan.global_batch / self.order.size) / plan.train.validate_every_epochs):
+                self._validate()
+            reason = self._reason_to_stop(last, result.stop)
+            if reason is not None or self._checkpoint_due():
+                self._save()
+        self.monitor.event(self.step, "stop", f"stopped at step {self.step}: {reason}")
+        return reason
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        workers = self.plan.train.data_workers
+        return torch.utils.data.DataLoader(
+            self.splits["train"], collate_fn=self.splits["train"].collate, num_workers=workers,
+            batch_sampler=self.order.micro_batches(self.plan.micro_batch, self.rank, self.plan.world_size),
+            worker_init_fn=ignore_stop_signals if workers else None)
+
+    def _train_step(self, batches, last: int) -> StepResult:
+        """One optimizer step: accumulate, agree on the numbers, update, report."""
+        started = time.monotonic()
+        engine, plan = self.engine, self.plan
+        micro_batches: list[Batch] = []
+        losses: list[torch.Tensor] = []
+        parts: dict[str, torch.Tensor] = {}
+        for micro_step in range(plan.accumulation):
+            batch = next(batches)
+            micro_batches.append(batch)
+            batch = batch.to(device())
+            out = engine(batch)
+            engine.backward(out.loss)
+            losses.append(out.loss.detach())
+            for name, part in out.parts.items():
+                parts[name] = parts.get(name, 0.0) + part / plan.accumulation
+            if micro_step < plan.accumulation - 1:
+                engine.step()
+        result = self._agree(losses, parts, micro_batches)
+        if not math.isfinite(result.loss):
+            self._report_nonfinite(result, micro_batches)
+        engine.step()  # after all ranks know that the numbers are sound
+        ids = self._consume(micro_batches)
+        overflow = bool(getattr(engine.optimizer, "overflow", False))
+        self._watch_overflows(overflow)
+        elapsed = time.monotonic() - started
+        norm = engine.get_global_grad_norm()
+        self.monitor.train({
+            "step": self.step, "epoch": round(self.epoch, 4), "loss": result.loss, "loss_parts": result.parts,
+            "lr": engine.get_lr()[0], "loss_scale": self._loss_scale(), "overflow": overflow,
+            "grad_norm": None if norm is None or not math.isfinite(norm) else float(norm),
+            "samples_per_s": plan.global_batch / elapsed, "tokens_per_s": result.tokens / elapsed, "step_s": elapsed,
+            "left_s": elapsed * (last - self.step), **usage(plan.ds_config), "sample_ids_hash": ids})
+        return result
+
+    def _agree(self, losses, parts: dict[str, torch.Tensor], micro_batches: list[Batch]) -> StepResult:
+        """One all-reduce of all that the ranks must know of each other's step."""
+        names = sorted(parts)
+        tokens = sum(int(batch.real.sum()) for batch in micro_batches)
+        numbers = torch.stack([torch.stack(losses).float().mean(), *(parts[name].float() for name in names)])
+        numbers = torch.cat([numbers / self.plan.world_size,
+                             torch.tensor([tokens, float(self.stop.asked)], device=numbers.device)])
+        dist.all_reduce(numbers)
+        loss, *values, tokens, stop = numbers.tolist()
+        return StepResult(loss, dict(zip(names, values, strict=True)), int(tokens), stop > 0)
+
+    def _report_nonfinite(self, result: StepResult, micro_batches: list[Batch]) -> None:
+        """Say which part and module are not finite. Under fp16 the step is skipped and training goes on; elsewhere
+        nothing would skip it, and the run ends before the weights are spoilt."""
+        origin = nonfinite_forward(self.engine, [batch.to(device()) for batch in micro_batches])
+        broken = [name for name, value in result.parts.items() if not math.isfinite(value)]
+        message = (f"step {self.step + 1}: the loss is {result.loss} (parts {', '.join(broken) or 'all finite'}); "
+                   f"first non-finite output: {origin or 'none on a second pass'}")
+        self.monitor.event(self.step, "nonfinite_loss", message, logging.WARNING, module=origin, parts=broken)
+        if strategy(self.plan.ds_config).precision != "fp16":
+            raise NonFinite(message + "; the weights are those of the last checkpoint")
+
+    def _watch_overflows(self, overflow: bool) -> None:
+        if not overflow:
+            self.overflows = 0
+            self.gradients.disarm()
+            return
+        self.overflows += 1
+        self.monitor.event(self.step, "overflow", f"step {self.step}: a gradient overflowed fp16; the step is skipped, "
+                           f"the loss scale is now {self._loss_scale():g}", loss_scale=self._loss_scale())
+        if self.overflows >= self.plan.train.report_overflows_after:
+            origin = self.gradients.origin()
+            self.monitor.event(self.step, "repeated_overflow", f"step {self.step}: {self.overflows} skipped steps in a "
+                               f"row; the gradient first overflows at {origin or 'an unknown module'}",
+                               logging.WARNING, module=origin)
+        self.gradients.arm()
+
+    def _loss_scale(self) -> float:
+        return float(getattr(self.engine.optimizer, "cur_scale", 1.0))
+
+    def _consume(self, micro_batches: list[Batch]) -> str:
+        """Move the order on by one global batch; returns the hash of its sample ids, in order."""
+        plan, start = self.plan, self.order.consumed_global
+        ids = self.splits["train"].run_ids(self.order.indices(start, plan.global_batch))
+        for micro_step, batch in enumerate(micro_batches):
+            offset = (micro_step * plan.world_size + self.rank) * plan.micro_batch
+            if batch.run_ids != ids[offset:offset + plan.micro_batch]:
+                raise RuntimeError(f"rank {self.rank} read {batch.run_ids}, the order says "
+                                   f"{ids[offset:offset + plan.micro_batch]}")
+        self.order.consumed_global += plan.global_batch
+        return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+    def _validate(self) -> None:
+        result = evaluate(self.engine, self.splits["validation"], self.plan.train.eval_micro_batch)
+        better = self.early_stop.better(self._criterion(result))
+        self.monitor.evaluation({"step": self.step, "epoch": round(self.epoch, 4), "split": "validation", **result})
+        if better:
+            self._save(best=True)
+
+    @staticmethod
+    def _criterion(result: dict) -> float:
+        """What early stopping and the best model go by: the classification loss, or that of a plain language model."""
+        return result["loss_parts"].get("classification", result["loss"])
+
+    def _checkpoint_due(self) -> bool:
+        """Rank 0's clock decides for all."""
+        due = torch.tensor(float(self.policy.due(self.step)), device=device())
+        dist.broadcast(due, 0)
+        return bool(due)
+
+    def _save(self, best: bool = False) -> None:
+        path = checkpoint.save(self.engine, self.plan.run, self.state(), best)
+        self.policy.saved()
+        if self.rank == 0:
+            checkpoint.remove_old(self.plan.run, self.plan.train.keep_last)
+        self.monitor.event(self.step, "checkpoint", f"saved {path}{' (best so far)' if best else ''}", best=best)
+
+    def _reason_to_stop(self, last: int, stop_asked: bool) -> str | None:
+        if stop_asked:
+            self.interrupted = True
+            return (f"{self.stop.reason or 'a signal to another rank'}; continue with --resume auto "
+                    f"--run {self.plan.run}")
+        if self.step >= last:
+            return "all steps done"
+        if self.early_stop.due:
+            return f"no better validation in {self.early_stop.since_best} in a row"
+        over = torch.tensor(float(self.time_limit.due), device=device())
+        dist.broadcast(over, 0)
+        return f"time limit of {self.time_limit.limit_h:g} h" if over else None
+
+    def test(self) -> dict:
+        """Test the best model: figures for real and drawn planets, with each modality masked, beside baselines."""
+        best = checkpoint.best_checkpoint(self.plan.run)
+        which = f"the weights of step {self.step}"
+        if best is not None and best.name != f"step_{self.step:08d}" and checkpoint.can_load(self.plan.ds_config):
+            checkpoint.load_weights(self.engine, best)
+            which = f"the best weights, {best.name}"
+        size, test = self.plan.train.eval_micro_batch, self.splits["test"]
+        result = {"step": self.step, "epoch": round(self.epoch, 4), "split": "test", "weights": which,
+                  **evaluate(self.engine, test, size)}
+        if self.engine.module.modalities:
+            result["masked"] = masked_figures(self.engine, test, size)
+            result["baselines"] = baselines(self.splits["train"], test)
+        self.monitor.evaluation(result)
+        return result

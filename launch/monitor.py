@@ -1,0 +1,171 @@
+"""What a run tells: metrics.jsonl, train.log, the progress bar, Weights & Biases. Only rank 0 writes."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from launch.zero.accelerator import memory_bytes
+from launch.zero.ds_config import nvme_paths
+
+log = logging.getLogger("astrobio")
+
+
+class MetricsFile:
+    """Appends JSON objects to a file, a line each: a whole line or nothing, also on a full disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("ab"):
+            pass
+        self._end_broken_line()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Raises OSError, naming the file, where the line does not fit; what was there before stays."""
+        line = (json.dumps(record) + "\n").encode()
+        before = self.path.stat().st_size
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                written = file.write(line)
+                if written != len(line):
+                    raise OSError(28, os.strerror(28))
+        except OSError as error:
+            os.truncate(self.path, before)
+            raise OSError(error.errno, f"{error.strerror}: metrics could not be written; all earlier lines are kept",
+                          str(self.path)) from None
+
+    def _end_broken_line(self) -> None:
+        """Cut off a last line that a killed process left half-written."""
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            os.truncate(self.path, whole)
+
+
+class Monitor:
+    """Writes what the loop reports. On other ranks than 0 it does nothing.
+
+    Args:
+        run: the run's folder.
+        rank: of this process.
+        config: what Weights & Biases shows as the run's configuration.
+        project: its project; without ``WANDB_API_KEY`` the run is recorded offline in the run's folder.
+        wandb_id: of the run that is continued.
+    """
+
+    def __init__(self, run: Path, rank: int, config: dict[str, Any], project: str, wandb_id: str | None = None):
+        self.active = rank == 0
+        self.wandb_id, self._wandb, self._bar = wandb_id, None, None
+        if not self.active:
+            return
+        self.metrics = MetricsFile(run / "metrics.jsonl")
+        _log_to(run / "train.log")
+        self._start_wandb(run, config, project)
+
+    def _start_wandb(self, run: Path, config: dict[str, Any], project: str) -> None:
+        if os.environ.get("WANDB_MODE") == "disabled":
+            return
+        import wandb
+        if not os.environ.get("WANDB_API_KEY"):
+            os.environ.setdefault("WANDB_MODE", "offline")
+        self.wandb_id = self.wandb_id or wandb.util.generate_id()
+        # Its processes leave this process group's terminal, and its own signal handlers are not wanted.
+        self._wandb = wandb.init(project=project, id=self.wandb_id, name=run.name, dir=run, resume="allow",
+                                 config=config, settings=wandb.Settings(silent=True, console="off"))
+
+    def start_bar(self, total: int, initial: int) -> None:
+        if self.active:
+            self._bar = tqdm(total=total, initial=initial, unit="step", disable=not sys.stderr.isatty(),
+                             dynamic_ncols=True)
+
+    def train(self, record: dict[str, Any]) -> None:
+        """One optimizer step."""
+        if not self.active:
+            return
+        self.metrics.write({"kind": "train", **record})
+        self._to_wandb("train", record)
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix(loss=f"{record['loss']:.3f}", scale=record["loss_scale"])
+        if self._bar is None or self._bar.disable:
+            log.info("step %d  epoch %.2f  loss %.4f  grad_norm %.3g  lr %.2e  scale %g  %.2f samples/s  left %s",
+                     record["step"], record["epoch"], record["loss"], record["grad_norm"] or float("nan"),
+                     record["lr"], record["loss_scale"], record["samples_per_s"], duration(record["left_s"]))
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        self.metrics.write({"kind": "eval", **record})
+        self._to_wandb(record["split"], record)
+        log.info("%s  step %d  loss %.4f  accuracy %.4f  roc_auc %.4f  ece %.4f  (%d records)", record["split"],
+                 record["step"], record["loss"], *(_number(record[k]) for k in ("accuracy", "roc_auc", "ece")),
+                 record["records"])
+
+    def event(self, step: int, event: str, message: str, level: int = logging.INFO, **details: Any) -> None:
+        """Something that is not a number: a checkpoint, an overflow, the reason for a stop."""
+        if not self.active:
+            return
+        self.metrics.write({"kind": "event", "step": step, "event": event, "message": message, **details})
+        log.log(level, message)
+
+    def _to_wandb(self, prefix: str, record: dict[str, Any]) -> None:
+        if self._wandb is None:
+            return
+        flat = {f"{prefix}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
+        flat |= {f"{prefix}/{key}/{part}": value for key, inner in record.items() if isinstance(inner, dict)
+                 for part, value in inner.items() if isinstance(value, int | float)}
+        self._wandb.log(flat | {"step": record["step"]})
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+
+def usage(ds_config: dict) -> dict[str, int]:
+    """Bytes of the device at its peak, of the host, and of the NVMe swap files of this machine."""
+    device, resident = memory_bytes()
+    record = {"device_peak_bytes": device, "host_rss_bytes": resident,
+              "host_available_bytes": psutil.virtual_memory().available}
+    folders = {path for _, path in nvme_paths(ds_config)}
+    if folders:
+        record["nvme_bytes"] = sum(file.stat().st_size for folder in folders for file in Path(folder).rglob("*")
+                                   if file.is_file())
+        record["nvme_free_bytes"] = min(shutil.disk_usage(folder).free for folder in folders)
+    return record
+
+
+def duration(seconds: float) -> str:
+    """``2 d 03:04:05``."""
+    days, rest = divmod(int(seconds), 86400)
+    return (f"{days} d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _log_to(path: Path) -> None:
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    for handler, form in ((logging.FileHandler(path), "%(asctime)s %(levelname)s %(message)s"),
+                          (_AboveBar(), "%(message)s")):
+        handler.setFormatter(logging.Formatter(form))
+        log.addHandler(handler)
+
+
+class _AboveBar(logging.Handler):
+    """Prints above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)

@@ -1,0 +1,247 @@
+"""Everything that is checked and decided before the ranks meet: a mistake ends here, with its name and its cure."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import datasets
+import psutil
+import torch
+from filelock import FileLock
+from transformers import AutoTokenizer
+
+from astrobio.config import ConfigError, StackConfig, load_preset, preset_names
+from astrobio.dataset import dataset_problems
+from launch.options import Options, TrainConfig
+from launch.zero import checkpoint
+from launch.zero.accelerator import on_cpu
+from launch.zero.ds_config import batch_sizes, load_ds_config, nvme_problems, resolve, strategy
+from launch.zero.engine import parameter_counts
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_DATA = ROOT / "data" / "sample"
+RUNS = ROOT / "runs"
+
+#: On a machine without a GPU `--model auto` takes nothing larger than this: a CPU computes it in hours, not years.
+LARGEST_ON_CPU = "small"
+
+
+@dataclass
+class RunPlan:
+    """What will run, all resolved; `config.yaml` of the run's folder holds it."""
+
+    stack: StackConfig
+    ds_config: dict
+    train: TrainConfig
+    data: Path
+    run: Path
+    resume: Path | None  # the checkpoint to continue from
+    max_steps: int | None
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    steps_per_epoch: float
+    model_reason: str
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, if nothing stops it earlier."""
+        return math.ceil(self.train.epochs * self.steps_per_epoch)
+
+
+def preflight(options: Options) -> RunPlan:
+    """Check the options against the machine and each other, and resolve them.
+
+    Raises:
+        ConfigError: with every problem found at the first stage that has any.
+    """
+    world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    train = options.train_config()
+    raw = load_ds_config(options.ds_config, options.changes["ds_config"])
+    name, reason = (choose_model(raw, world_size) if options.model == "auto" else (options.model, "as asked for"))
+    stack = load_preset(name, options.changes["model"])
+    parameters, largest = _build_on_meta(stack, name)
+    resume, run = _run_and_resume(options, stack.name)
+
+    data = options.data or DEFAULT_DATA
+    if options.data is None:
+        ensure_sample(data)
+    problems = dataset_problems(data, hash_files=local_rank == 0)
+    if problems:
+        raise ConfigError("\n".join(f"--data {problem}" for problem in problems))
+    _check_tokenizer(data, stack)
+    records = len(datasets.load_from_disk(str(data / "train")))
+
+    micro, accumulation = batch_sizes(raw, world_size)
+    if resume is not None:
+        accumulation = _keep_global_batch(resume, micro, accumulation, world_size)
+        raw["gradient_accumulation_steps"] = accumulation
+        raw.pop("train_batch_size", None)
+    steps_per_epoch = records / (micro * accumulation * world_size)
+    nvme = Path(os.environ.get("ASTROBIO_NVME") or run / "nvme")
+    ds_config = resolve(raw, world_size=world_size, nvme_folder=nvme, largest_parameter=largest,
+                        total_steps=math.ceil(train.epochs * steps_per_epoch))
+    problems = nvme_problems(ds_config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if resume is not None:
+        checkpoint.check_compatible(resume, stack, ds_config, data)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--run {run}: cannot be made ({error.strerror})") from None
+    return RunPlan(stack, ds_config, train, data, run, resume, options.max_steps, micro, accumulation, world_size,
+                   steps_per_epoch, f"{name} ({parameters / 1e6:,.1f} M parameters): {reason}")
+
+
+@contextlib.contextmanager
+def user_errors():
+    """Turn `ConfigError` into its message on stderr (once a machine) and exit status 2."""
+    try:
+        yield
+    except ConfigError as error:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print(f"error: {error}".replace("\n", "\nerror: "), file=sys.stderr, flush=True)
+        else:
+            time.sleep(5)  # the launcher kills all ranks when the first one ends: let rank 0 speak before
+        raise SystemExit(2) from None
+
+
+def choose_model(ds_config: dict, world_size: int) -> tuple[str, str]:
+    """The largest shipped preset that fits this machine, and why.
+
+    The rule, for a model of P parameters on N ranks of this machine: the training state is 20 bytes × P on the host
+    where the optimizer is offloaded to the CPU, 2 bytes × P for parameters on the CPU with an NVMe optimizer, 16 × P on
+    disk for one; what is not offloaded (16 bytes × P, or 2 for parameters alone) is shared by the N cards. Each may
+    take 80% of what is free. Without a GPU nothing larger than `LARGEST_ON_CPU` is taken.
+    """
+    host, disk = psutil.virtual_memory().available, shutil.disk_usage(ROOT).free
+    plan = strategy(ds_config)
+    names = preset_names()
+    if on_cpu():
+        names = names[:names.index(LARGEST_ON_CPU) + 1]
+        cards = None
+    else:
+        cards = torch.cuda.get_device_properties(0).total_memory * world_size
+    on_host = {"cpu": 20, "nvme": 4, "none": 16 if on_cpu() else 0}[plan.optimizer_device]
+    on_card = {"cpu": 2, "nvme": 2, "none": 16}[plan.optimizer_device] if plan.param_device == "none" else 0
+    on_disk = {"cpu": 0, "nvme": 16, "none": 0}[plan.optimizer_device]
+    for name in reversed(names):
+        parameters, _ = _build_on_meta(load_preset(name), name)
+        fits = (on_host * parameters < 0.8 * host and on_disk * parameters < 0.8 * disk
+                and (cards is None or on_card * parameters < 0.8 * cards))
+        if fits or name == names[0]:
+            where = "no GPU here" if on_cpu() else f"{world_size} × {cards / world_size / 2**30:.0f} GiB of cards"
+            return name, (f"the largest preset up to {names[-1]!r} that fits {host / 2**30:.0f} GiB of host memory "
+                          f"with {on_host} bytes a parameter there; {where}")
+    raise AssertionError("unreachable: the smallest preset is always taken")
+
+
+def ensure_sample(folder: Path) -> None:
+    """Build the sample dataset where it is not there yet; one rank builds, the others wait at the lock."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "manifest.json").is_file():
+            return
+        print(f"building the sample dataset in {folder} (once, some minutes)", flush=True)
+        built = subprocess.run([sys.executable, "-m", "data_build", "build", "sample", "--out", str(folder)], cwd=ROOT)
+        if built.returncode:
+            raise ConfigError(f"the sample dataset could not be built in {folder}: see above; to try it alone: "
+                              f"`astrobio data build sample --out {folder}`")
+
+
+def _build_on_meta(stack: StackConfig, name: str) -> tuple[int, int]:
+    try:
+        return parameter_counts(stack)
+    except ConfigError as error:
+        raise ConfigError(f"--model {name}: {error}") from None
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # sizes that do not fit together
+        raise ConfigError(f"--model {name}: the network cannot be built: {error}") from error
+
+
+def _check_tokenizer(data: Path, stack: StackConfig) -> None:
+    folder = data / "tokenizer"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"--data {folder}: not a tokenizer that transformers can load: {error}") from None
+    missing = [name for name in ("pad", "bos", "eos") if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise ConfigError(f"--data {folder}: the tokenizer has no {', '.join(missing)} token")
+    vocabulary = stack.language.config.get("vocab_size")
+    if vocabulary is not None and len(tokenizer) > vocabulary:
+        raise ConfigError(f"--data {folder}: the tokenizer has {len(tokenizer)} tokens, but language.config.vocab_size "
+                          f"of model {stack.name!r} is {vocabulary}: raise it with --set model.language.config."
+                          f"vocab_size={len(tokenizer)}, or take the dataset the model belongs to")
+
+
+def _run_and_resume(options: Options, model: str) -> tuple[Path | None, Path]:
+    """The checkpoint to resume from, if any, and the run's folder."""
+    fresh = options.run or RUNS / f"{_launch_time():%Y%m%d-%H%M%S}-{model}-{options.ds_config.stem}"
+    if options.resume is None:
+        if options.run and checkpoint.complete_checkpoints(options.run):
+            raise ConfigError(f"--run {options.run}: holds checkpoints of an earlier run: continue it with --resume "
+                              "auto, or give another folder")
+        return None, fresh
+    if options.resume == "auto":
+        runs = [options.run] if options.run else sorted(RUNS.glob("*"), reverse=True)
+        for run in runs:
+            found = checkpoint.complete_checkpoints(run)
+            if found:
+                return found[-1], run
+        return None, fresh
+    folder = Path(options.resume)
+    found = [folder] if checkpoint.is_complete(folder) else checkpoint.complete_checkpoints(folder)
+    if not found:
+        raise ConfigError(f"--resume {folder}: neither a checkpoint nor a run's folder with one; a checkpoint is a "
+                          f"folder like RUN/checkpoints/step_00000500 with {checkpoint.STATE}")
+    return found[-1], options.run or found[-1].parent.parent
+
+
+def _launch_time() -> datetime:
+    """When the launcher started: the same for all ranks of a machine, unlike the clock. Ranks of several machines must
+    be given --run."""
+    return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time() if "LOCAL_RANK" in os.environ
+                                  else time.time())
+
+
+def _keep_global_batch(resume: Path, micro: int, accumulation: int, world_size: int) -> int:
+    """Accumulation steps that keep the checkpoint's global batch under this number of ranks."""
+    saved = json.loads((resume / checkpoint.STATE).read_text())["global_batch"]
+    if saved % (micro * world_size):
+        raise ConfigError(f"--resume {resume}: its global batch of {saved} samples cannot be made of {world_size} "
+                          f"ranks × train_micro_batch_size_per_gpu {micro}: choose a number of ranks and a micro-batch "
+                          f"whose product divides {saved}")
+    return saved // (micro * world_size)
+
+
+def write_config(plan: RunPlan) -> None:
+    """``config.yaml`` of the run's folder: all that was resolved, and what it ran with."""
+    import deepspeed
+    import transformers
+    import yaml
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    content = {
+        "model": dataclasses.asdict(plan.stack), "ds_config": plan.ds_config, "train": dataclasses.asdict(plan.train),
+        "data": {"folder": str(plan.data), "content_sha256": checkpoint.dataset_hash(plan.data)},
+        "world_size": plan.world_size, "global_batch": plan.global_batch, "model_choice": plan.model_reason,
+        "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__,
+                     "transformers": transformers.__version__, "python": sys.version.split()[0]},
+        "git": commit.stdout.strip() or None,
+    }
+    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
+    checkpoint.write_atomically(plan.run / "config.yaml", text)

@@ -1,0 +1,63 @@
+"""Train the stack as one ds_config says.
+
+    deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json
+
+The launcher starts this script once a GPU (or once a CPU rank). It checks everything it can before the ranks meet,
+builds the stack under ZeRO, trains, and tests the best model. Exit status 0: done, or stopped on request with a
+checkpoint; 2: a mistake in the options, named; 1: anything else.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
+
+import deepspeed
+
+from astrobio.dataset import AstrobioDataset
+from astrobio.schema import SPLITS
+from launch.loop import Trainer
+from launch.options import parse_arguments
+from launch.preflight import RunPlan, preflight, user_errors, write_config
+from launch.report import print_plan, print_test
+from launch.zero.accelerator import prepare_accelerator
+from launch.zero.engine import build_engine
+
+
+def main(argv: list[str] | None = None) -> None:
+    prepare_accelerator()
+    with user_errors():
+        plan = preflight(parse_arguments(argv))
+    quiet_libraries()
+    # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
+    deepspeed.init_distributed()
+    if deepspeed.comm.get_rank() == 0:
+        print_plan(plan)
+        write_config(plan)
+    trainer = Trainer(plan, build_engine(plan.stack, plan.ds_config, plan.train.seed), open_splits(plan))
+    try:
+        trainer.fit()
+        if not trainer.interrupted:
+            result = trainer.test()
+            if trainer.rank == 0:
+                print_test(plan, result)
+    finally:
+        trainer.monitor.close()
+    deepspeed.comm.barrier()
+    trainer.engine.destroy()
+    deepspeed.comm.destroy_process_group()
+
+
+def open_splits(plan: RunPlan) -> dict[str, AstrobioDataset]:
+    return {split: AstrobioDataset(plan.data, split, plan.stack.language.max_text_tokens) for split in SPLITS}
+
+
+def quiet_libraries() -> None:
+    """Warnings and worse only, from libraries that tell much of themselves on every rank."""
+    logging.getLogger("DeepSpeed").setLevel(os.environ.get("DS_LOG_LEVEL", "WARNING").upper())
+
+
+if __name__ == "__main__":
+    main()
