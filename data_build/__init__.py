@@ -1,0 +1,1 @@
+"""data_build: from scientific archives and models to a dataset of `astrobio.schema`."""

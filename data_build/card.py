@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
+from data_build.sources.taurex import VISITS
 
 
 def write_card(folder: Path, manifest: dict, quality: dict) -> None:
@@ -23,6 +24,7 @@ def card(manifest: dict, quality: dict) -> str:
     sources = [[name, info["modality"], info["kind"], info["version"], info["licence"], info["citation"]]
                for name, info in manifest["sources"].items()]
     match = quality["crossmatch"]
+    in_common = match["by_name"] + match["by_alias"] + match["by_position"]
     return f"""# astrobio dataset `{recipe["name"]}`
 
 Rocky planets under sampled atmospheres: for each run the star and planet table, a climate datacube, a metabolic
@@ -51,10 +53,10 @@ or derived, the provenance, the wording of the text. The share of habitable runs
 
 {_table(["source", "modality", "kind", "version", "licence", "citation"], sources)}
 
-The catalogues are matched by name, alias, and position with period: {match["primary"]} and {match["secondary"]} entries,
-{match["by_name"] + match["by_alias"] + match["by_position"]} in common, {len(match["disagreements"])} numbers that differ
-by more than {match["disagreement_limit"]:.0%} (listed in `quality.json`).
-{match["inside_extended_domain"]} planets lie in CLERO's extended domain, {match["inside_core_domain"]} of them in its core.
+The catalogues are matched by name, alias, and position with period: {match["primary"]} and {match["secondary"]}
+entries, {in_common} in common. {match["inside_extended_domain"]} planets lie in CLERO's extended domain,
+{match["inside_core_domain"]} of them in its core. `quality.json` lists where the catalogues disagree on one of these by
+more than {match["disagreement_limit"]:.0%} ({len(match["disagreements"])} numbers).
 
 Columns of the observed planets, read from a catalogue or derived by physics:
 
@@ -68,7 +70,7 @@ Columns of the observed planets, read from a catalogue or derived by physics:
   planets known by radial velocity alone, from M sin i.
 - The metabolic network is a candidate: the core network of Escherichia coli fermenting organics, with bounds that
   follow from temperature, CO2 and CH4 by the assumptions in `data_build/sources/cobra.py`.
-- Spectra have no clouds; their noise is that of {25} transits seen by a telescope like JWST.
+- Spectra have no clouds; their noise is that of {VISITS} transits seen by a telescope like JWST.
 - Set aside, with reasons in `quarantine.jsonl`: {sum(quality["set_aside"].values())}.
 """
 

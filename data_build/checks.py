@@ -20,9 +20,9 @@ from astrobio.schema import (
 from data_build.planets import gravity_m_s2
 from data_build.text import telling_words
 
-#: The emulator does not conserve energy exactly: absorbed and outgoing flux, averaged over the planet, may differ by
-#: this share of a quarter of the instellation, the mean flux on the sphere.
-ENERGY_BALANCE_LIMIT = 0.35
+#: In a steady state the absorbed and the outgoing flux, averaged over the planet, are equal; they may differ by this
+#: share of a quarter of the instellation, the mean flux on the sphere.
+ENERGY_BALANCE_LIMIT = 0.05
 GRAVITY_LIMIT = 0.01  # relative difference from GM/R²
 MASS_BALANCE_LIMIT = 1e-3  # mmol gDW-1 h-1, net flux of a metabolite inside the cell
 DEPTH_LIMIT = (0.9, 3.0)  # transit depth without atmosphere is (R_p/R_*)²; the observed mean over it

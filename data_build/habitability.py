@@ -21,13 +21,15 @@ def habitability(levels: np.ndarray, surface: np.ndarray, surface_pressure_bar: 
     temperature = surface[_SURFACE.index("surface_temperature")].astype(float)
     water = column_water_fraction(levels, surface_pressure_bar)
     verdicts = {
-        _rule_holds(temperature + shift * rule["margin_k"], water * (1 + shift * rule["margin_column_water"]))
+        rule_holds(temperature + shift * rule["margin_k"], water * (1 + shift * rule["margin_column_water"]))
         for shift in (-1, 0, 1)
     }
     return verdicts.pop() if len(verdicts) == 1 else None
 
 
-def _rule_holds(temperature: np.ndarray, water: float) -> int:
+def rule_holds(temperature: np.ndarray, water: float) -> int:
+    """The rule's verdict, 1 or 0, without margins, for a surface ``temperature`` [Y, X] in K and a column's share of
+    ``water``."""
     rule = HABITABILITY_RULE
     ice_free = area_mean(temperature >= rule["freezing_point_k"])
     return int(ice_free >= rule["minimum_ice_free_fraction"]

@@ -29,14 +29,15 @@ from data_build.card import write_card
 from data_build.checks import record_problems
 from data_build.crossmatch import crossmatch
 from data_build.habitability import habitability
-from data_build.planets import Planet, derive, in_domain
+from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain
 from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
-from data_build.records import canonical_bytes, emulator_inputs, in_core, make_records, models
+from data_build.records import emulator_inputs, in_core, make_records, models
 from data_build.sampling import sample_atmospheres, sample_planets, stream
 from data_build.selection import Candidate, Run, select_runs
 from data_build.sources import CATALOGUES, SOURCES
 from data_build.statistics import Statistics
+from data_build.validation import validate
 from data_build.vocabulary import train_tokenizer
 from data_build.writing import SplitWriter
 
@@ -46,6 +47,8 @@ _PACKAGES = ("astropy", "astroquery", "clero", "cobra", "datasets", "numpy", "sc
 #: Groups of runs that a worker computes at a time. Fixed, so that batches, and with them the last digits of floating
 #: point sums, do not depend on the number of workers.
 _GROUPS_PER_TASK = 8
+
+__all__ = ["build", "fetch", "gather_planets", "validate"]
 
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -96,11 +99,7 @@ def fetch(recipe: str | Path) -> list[str]:
     Returns:
         The names of the sources. Raises `DataError` where a file cannot be had.
     """
-    plan = load_recipe(recipe)
-    names = [name for name in SOURCES if name in plan.catalogues or name not in CATALOGUES]
-    for name in names:
-        SOURCES[name]().ensure()
-    return names
+    return _ensure_sources(load_recipe(recipe))
 
 
 def gather_planets(recipe: Recipe, limit: int | None = None) -> tuple[list[Planet], dict, list[dict]]:
@@ -115,6 +114,13 @@ def gather_planets(recipe: Recipe, limit: int | None = None) -> tuple[list[Plane
     planets = [derive(planet) for planet in planets]
     inside = [planet for planet in planets if in_domain(planet, clero.EXTENDED_DOMAIN)]
     report["merged"], report["inside_extended_domain"] = len(planets), len(inside)
+    names = {planet.name for planet in inside}
+    report["disagreements_in_all"] = len(report["disagreements"])
+    report["disagreements"] = [entry for entry in report["disagreements"] if entry["planet"] in names]
+    report["raw_completeness"] = {
+        name: {column: round(sum(column in planet.values for planet in members) / len(members), 4)
+               for column in PLANET_PARAMETERS}
+        for name, members in zip(recipe.catalogues, catalogues, strict=True)}
     report["inside_core_domain"] = sum(in_domain(planet, clero.CORE_DOMAIN) for planet in inside)
     set_aside, real = [], []
     for planet in inside:
@@ -135,12 +141,9 @@ def gather_planets(recipe: Recipe, limit: int | None = None) -> tuple[list[Plane
 
 def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: "Stages") -> dict:
     stages.say("planets: reading and matching the catalogues")
-    fetch_names = [name for name in SOURCES if name in recipe.catalogues or name not in CATALOGUES]
-    for name in fetch_names:
-        SOURCES[name]().ensure()
+    sources = _ensure_sources(recipe)
     planets, report, set_aside = gather_planets(recipe, identity["limit"])
     quality = Quality(recipe, planets, report)
-    digest = hashlib.sha256()
     statistics, texts = Statistics(), []
     with _pool(workers) as pool:
         tasks = [(planet, recipe) for planet in planets]
@@ -173,9 +176,6 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: "
                         statistics.add(record)
                         texts.append(record["text"])
             writer.finish()
-        # In the order in which a reader meets the records: split by split.
-        for split in SPLITS:
-            digest.update(b"".join(writer.digests[split]))
     empty = [split for split in SPLITS if not writer.digests[split]]
     if empty:
         raise DataError(f"the split {', '.join(empty)} would be empty: raise the limit or the recipe's numbers")
@@ -188,17 +188,25 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: "
         "schema_version": SCHEMA_VERSION,
         "recipe": identity,
         "seed": recipe.seed,
-        "content_sha256": digest.hexdigest(),
+        "content_sha256": hashlib.sha256(b"".join(d for split in SPLITS for d in writer.digests[split])).hexdigest(),
         "counts": quality.counts(),
         "habitability_rule": HABITABILITY_RULE,
         "versions": {name: version(name) for name in _PACKAGES},
-        "sources": {name: vars(SOURCES[name].info) for name in fetch_names},
+        "sources": {name: vars(SOURCES[name].info) for name in sources},
     }
     write_card(folder, manifest, report)
     manifest["files"] = {path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
                          for path in sorted(folder.rglob("*")) if path.is_file()}
     _write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _ensure_sources(recipe: Recipe) -> list[str]:
+    """The names of the recipe's sources, their files fetched and checked."""
+    names = [name for name in SOURCES if name in recipe.catalogues or name not in CATALOGUES]
+    for name in names:
+        SOURCES[name]().ensure()
+    return names
 
 
 def _candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
@@ -266,7 +274,7 @@ def _existing(out: Path, identity: dict) -> dict:
     manifest = json.loads((out / "manifest.json").read_text())
     if manifest["recipe"] != identity or manifest["habitability_rule"] != HABITABILITY_RULE:
         changed = [key for key in identity if manifest["recipe"].get(key) != identity[key]] or ["habitability_rule"]
-        raise DataError(f"{out} holds a dataset of another recipe ({', '.join(changed)} differ); remove it or choose "
+        raise DataError(f"{out} holds a dataset of another recipe (other {', '.join(changed)}); remove it or choose "
                         "another --out")
     return manifest
 

@@ -55,8 +55,8 @@ def derive(planet: Planet) -> Planet:
     """Fill what follows from the known values by physics, and flag it as derived.
 
     Kepler's third law links semi-major axis, period and stellar mass; luminosity is the catalogue's or
-    4πR²σT⁴, which also gives R of a star of known luminosity; instellation is L / (4πa² √(1 − e²)), the mean over the orbit; radius and mass follow from each other by
-    `radius_from_mass` and `mass_from_radius`; gravity is GM/R².
+    4πR²σT⁴, which also gives R of a star of known luminosity; instellation is L / (4πa² √(1 − e²)), the mean over the
+    orbit; radius and mass follow from each other by `radius_from_mass` and `mass_from_radius`; gravity is GM/R².
     """
     v = dict(planet.values)
 

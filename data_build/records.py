@@ -11,10 +11,11 @@ from astrobio.schema import (
     CLIMATE_SURFACE_VARIABLES,
     CLIMATE_TIMES,
     FEATURES,
+    HABITABILITY_RULE,
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
 )
-from data_build.planets import EMULATOR_INPUTS, Planet, in_domain
+from data_build.planets import EMULATOR_INPUTS, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import SAMPLED_SOURCE, Atmosphere, stream
 from data_build.selection import Run
@@ -27,7 +28,6 @@ _M_H2O, _M_N2, _M_CO2, _M_CH4 = 18.015, 28.013, 44.010, 16.043  # g mol-1
 _TEMPERATURE = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("air_temperature")
 _HUMIDITY = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("log10_specific_humidity")
 _SURFACE_TEMPERATURE = [column.name for column in CLIMATE_SURFACE_VARIABLES].index("surface_temperature")
-_FREEZING_K = 273.15
 
 #: Qualities that do not follow from the planet. A candidate metabolism is a hypothesis; a text without a catalogue's
 #: description repeats the table.
@@ -103,7 +103,7 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe) -
 def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere) -> dict:
     _, _, cobra = models()
     # Cells live where there is liquid: the mean over the surface free of ice, or over all of it if there is none.
-    free = surface_temperature >= _FREEZING_K
+    free = surface_temperature >= HABITABILITY_RULE["freezing_point_k"]
     share = area_mean(free.astype(float))
     temperature = area_mean(surface_temperature * free) / share if share > 0 else area_mean(surface_temperature)
     network = cobra.network(float(temperature), atmosphere.co2_vmr * atmosphere.surface_pressure_bar,
@@ -120,9 +120,16 @@ def _spectrum(run: Run, levels: np.ndarray, recipe: Recipe) -> np.ndarray:
     planet, atmosphere = run.candidate.planet, run.candidate.atmosphere
     wavelength = wavelengths(recipe)
     humidity = terminator_mean(10.0 ** levels[_HUMIDITY])
-    depth = taurex.spectrum(planet, pressures_pa(atmosphere.surface_pressure_bar),
-                            terminator_mean(levels[_TEMPERATURE]), water_vmr(humidity, atmosphere),
-                            atmosphere.co2_vmr, atmosphere.ch4_vmr, wavelength)
+    depth = taurex.spectrum(
+        planet,
+        surface_pressure_pa=atmosphere.surface_pressure_bar * 1e5,
+        pressure_pa=pressures_pa(atmosphere.surface_pressure_bar),
+        temperature_k=terminator_mean(levels[_TEMPERATURE]),
+        h2o_vmr=water_vmr(humidity, atmosphere),
+        co2_vmr=atmosphere.co2_vmr,
+        ch4_vmr=atmosphere.ch4_vmr,
+        wavelength_um=wavelength,
+    )
     sigma = noise(planet, wavelength)
     error = stream(recipe.seed, "noise", run.candidate.run_id).normal(0, sigma)
     return np.stack([wavelength, depth + error, sigma], axis=1).astype(np.float32)
@@ -173,16 +180,9 @@ ARRAY_DTYPES = {
 }
 
 
-def content_hash(records) -> str:
-    """sha256 over the canonical bytes of records (fresh, or read back) in their order: `canonical_bytes`."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(canonical_bytes(record))
-    return digest.hexdigest()
-
-
-def canonical_bytes(record: dict) -> bytes:
-    """The record as bytes that depend on its content alone: fields in the schema's order, arrays little-endian."""
+def record_digest(record: dict) -> bytes:
+    """The sha256 of a record, fresh or read back, that depends on its content alone: fields in the schema's order,
+    arrays little-endian. A dataset's content hash is the sha256 of these, split by split in the order of records."""
     digest = hashlib.sha256()
     for name in FEATURES:
         value = record[name]

@@ -96,9 +96,9 @@ def sample_atmospheres(planet: Planet, recipe: Recipe) -> list[Atmosphere]:
     low, high = recipe.co2_vmr
     middle = min(max(0.1, low), high)
     atmospheres = []
-    for number in range(recipe.candidates_per_planet):
+    for _ in range(recipe.candidates_per_planet):
         pressure, ch4 = _log_uniform(rng, recipe.surface_pressure_bar), _log_uniform(rng, recipe.ch4_vmr)
-        co2 = _log_uniform(rng, (low, middle)) if number % 2 else rng.uniform(middle, high)
+        co2 = _log_uniform(rng, (low, middle)) if rng.random() < 0.5 else rng.uniform(middle, high)
         atmospheres.append(Atmosphere(pressure, float(min(co2, 1 - ch4)), ch4))
     return atmospheres
 

@@ -163,7 +163,9 @@ def _pair_runs(pair: tuple[Candidate, Candidate], split: str, recipe: Recipe) ->
     name = "+".join(candidate.run_id for candidate in pair)
     present = _draw_present(name, recipe)
     named = pair[0].planet.key == pair[1].planet.key
-    return tuple(Run(candidate, split, name, present, named) for candidate in pair)
+    # In the order of their numbers, not the habitable one first: the order of records must not tell the label either.
+    ordered = sorted(pair, key=lambda candidate: (candidate.number, candidate.planet.key))
+    return tuple(Run(candidate, split, name, present, named) for candidate in ordered)
 
 
 def _unlabelled(candidates: dict[str, list[Candidate]], planet_split: dict[str, str], labelled: int,

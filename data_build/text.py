@@ -22,7 +22,8 @@ _TELLING = re.compile(r"\b(?:" + "|".join(map(re.escape, TELLING)) + r")", re.IG
 _STAR = {"stellar_temperature_k": ("effective temperature of the star", "kelvin"),
          "stellar_radius_sun": ("radius of the star", "solar radii"),
          "stellar_mass_sun": ("mass of the star", "solar masses")}
-_PLANET = {"radius_earth": ("radius of the planet", "Earth radii"), "mass_earth": ("mass of the planet", "Earth masses"),
+_PLANET = {"radius_earth": ("radius of the planet", "Earth radii"),
+           "mass_earth": ("mass of the planet", "Earth masses"),
            "gravity_m_s2": ("surface gravity", "metres per second squared"),
            "period_d": ("orbital period", "days"), "semi_major_axis_au": ("semi-major axis", "astronomical units"),
            "eccentricity": ("orbital eccentricity", ""),

@@ -7,7 +7,7 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from astrobio.schema import FEATURES, SPLITS
-from data_build.records import canonical_bytes
+from data_build.records import record_digest
 
 _BATCH = 32  # records held in memory before they are written, about 8 MB
 
@@ -35,7 +35,7 @@ class SplitWriter:
 
     def write(self, split: str, record: dict) -> None:
         """Append a record to a split."""
-        self.digests[split].append(canonical_bytes(record))
+        self.digests[split].append(record_digest(record))
         self._writers[split].write(record)
 
     def finish(self) -> None:

@@ -1,12 +1,14 @@
 """Open Exoplanet Catalogue: systems.xml.gz as shipped in the astroquery package; planets and their descriptions."""
 
 import gzip
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
 import astropy.units as u
 import astroquery
 from astropy.coordinates import Angle
+from astropy.utils.exceptions import AstropyWarning
 
 from data_build.cache import check_installed
 from data_build.planets import Planet
@@ -83,7 +85,11 @@ def _number(element, tag: str) -> float | None:
 
 def _angle(text: str | None, unit: u.UnitBase) -> float | None:
     """Degrees of a sexagesimal text; None where it is absent or no angle (the catalogue has seconds of 70)."""
-    try:
-        return None if text is None else Angle(text, unit=unit).deg
-    except ValueError:
+    if text is None:
         return None
+    with warnings.catch_warnings():  # seconds of 60, which astropy reads as one minute more
+        warnings.simplefilter("ignore", AstropyWarning)
+        try:
+            return Angle(text, unit=unit).deg
+        except ValueError:
+            return None

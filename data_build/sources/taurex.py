@@ -1,5 +1,7 @@
 """TauREx 3 with the Exo-Transmit opacities: transmission spectra, and the noise of an observation of them."""
 
+import contextlib
+import io
 from functools import cached_property
 
 import numpy as np
@@ -22,9 +24,9 @@ FILES = WheelFiles(
     },
 )
 
-_LAYERS = 50
+_LAYERS = 40
 _TOP_PRESSURE_PA = 1.0  # the emulator's top level is 1,000 Pa; above it the atmosphere continues as at that level
-_VISITS = 25  # transits stacked
+VISITS = 25  # transits stacked
 _COLLECTING_AREA = 25.4 * u.m**2  # JWST
 _THROUGHPUT = 0.3  # of telescope, instrument and detector
 _FLOOR = 10e-6  # systematic floor of the transit depth that more photons do not lower (Greene et al. 2016)
@@ -33,7 +35,7 @@ _J_ZERO_POINT = 1594 * u.Jy  # 2MASS J = 0 (Cohen, Wheaton & Megeath 2003)
 
 
 class TauRex:
-    """Transmission spectra of N2, CO2, CH4 and H2O atmospheres by absorption and Rayleigh scattering, without clouds."""
+    """Transmission spectra of N2, CO2, CH4 and H2O by absorption and Rayleigh scattering, without clouds."""
 
     info = SourceInfo(
         name="taurex",
@@ -51,44 +53,45 @@ class TauRex:
     @cached_property
     def _opacities(self) -> None:
         """Load the tables into TauREx's cache, once a process."""
-        import taurex.log
+        import_quietly()
         from taurex.cache import OpacityCache
         from taurex.opacity.exotransmit import ExoTransmitOpacity
 
-        taurex.log.disableLogging()
         cache = OpacityCache()
         for path in FILES.ensure().values():
             opacity = ExoTransmitOpacity(path)
             pressures_in_pa(opacity)
             cache.add_opacity(opacity)
 
-    def spectrum(self, planet: Planet, pressure_pa: np.ndarray, temperature_k: np.ndarray, h2o_vmr: np.ndarray,
-                 co2_vmr: float, ch4_vmr: float, wavelength_um: np.ndarray) -> np.ndarray:
+    def spectrum(self, planet: Planet, surface_pressure_pa: float, pressure_pa: np.ndarray, temperature_k: np.ndarray,
+                 h2o_vmr: np.ndarray, co2_vmr: float, ch4_vmr: float, wavelength_um: np.ndarray) -> np.ndarray:
         """Transit depth at the terminator, without noise.
 
         Args:
             planet: its radius, mass and stellar radius must be known.
-            pressure_pa, temperature_k, h2o_vmr: profiles [Z], top of the atmosphere first.
+            surface_pressure_pa: where the atmosphere ends; the planet's radius is there.
+            pressure_pa, temperature_k, h2o_vmr: profiles [Z], top of the atmosphere first; above and below, the
+                values at their ends go on.
             co2_vmr, ch4_vmr: volume mixing ratios of the dry air; water takes its share from all dry gases alike.
             wavelength_um: [W] centres of the bins, rising.
 
         Returns:
             Transit depth (R_p/R_*)² [W], as the mean over each bin.
         """
+        _ = self._opacities
         from taurex.binning import FluxBinner
         from taurex.chemistry import ArrayGas, TaurexChemistry
         from taurex.contributions import AbsorptionContribution, RayleighContribution
+        from taurex.data.profiles.temperature.temparray import TemperatureArray
         from taurex.model import TransmissionModel
         from taurex.planet import Planet as TaurexPlanet
         from taurex.pressure import SimplePressureProfile
         from taurex.stellar import BlackbodyStar
-        from taurex.data.profiles.temperature.temparray import TemperatureArray
 
-        _ = self._opacities
-        grid = SimplePressureProfile(_LAYERS, _TOP_PRESSURE_PA, float(pressure_pa[-1]))
+        grid = SimplePressureProfile(_LAYERS, _TOP_PRESSURE_PA, surface_pressure_pa)
         grid.compute_pressure_profile()
         log_pressure = np.log(pressure_pa)
-        layers = np.log(grid.profile)  # surface first; np.interp holds the end values beyond the emulator's top
+        layers = np.log(grid.profile)  # surface first
         temperature = np.interp(layers, log_pressure, temperature_k)
         water = np.interp(layers, log_pressure, h2o_vmr)
 
@@ -109,6 +112,15 @@ class TauRex:
         return binned[1][::-1]
 
 
+def import_quietly() -> None:
+    """Import TauREx without its remarks on stdout and its log that Numba is not installed (3.3.2 prints at import)."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import taurex.log
+
+        taurex.log.disableLogging()
+        import taurex.model  # noqa: F401
+
+
 def pressures_in_pa(opacity) -> None:
     """Undo the factor by which TauREx 3.3.2 misreads an Exo-Transmit table's pressures, in place.
 
@@ -125,7 +137,7 @@ def noise(planet: Planet, wavelength_um: np.ndarray) -> np.ndarray:
     """1σ [W] of the transit depth in each wavelength bin: photon noise of the star and a systematic floor.
 
     The star is a black body scaled to its J magnitude; as many photons are collected in transit as out of it, over
-    the transits of `_VISITS` visits by a telescope like JWST. The transit lasts P R_*/(π a), a central one.
+    the transits of `VISITS` visits by a telescope like JWST. The transit lasts P R_*/(π a), a central one.
     """
     value = planet.values
     wavelength = wavelength_um * u.um
@@ -136,5 +148,5 @@ def noise(planet: Planet, wavelength_um: np.ndarray) -> np.ndarray:
     rate = (flux * _COLLECTING_AREA * _THROUGHPUT / constants.h).to(1 / u.s) * relative_width
     duration = (value["period_d"] * u.day * value["stellar_radius_sun"] * u.R_sun
                 / (np.pi * value["semi_major_axis_au"] * u.au)).to(u.s)
-    photons = (rate * duration * _VISITS).to_value(u.one)
+    photons = (rate * duration * VISITS).to_value(u.one)
     return np.hypot(np.sqrt(2 / photons), _FLOOR)

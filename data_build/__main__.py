@@ -1,0 +1,97 @@
+"""``python -m data_build``: build and check datasets, list and fetch their sources."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from data_build.cache import DataError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 good, 1 a dataset has problems, 2 something the user must mend."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was left behind", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data_build", description=__doc__.split(": ", 1)[1])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    build = commands.add_parser("build", help="build a dataset from a recipe")
+    build.add_argument("recipe", metavar="RECIPE", help="name of a recipe, such as sample, or a .yaml file")
+    build.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the dataset")
+    build.add_argument("--limit", metavar="N", type=int, help="at most N planets, for a quick try")
+    build.add_argument("--workers", metavar="N", type=int, default=2, help="processes (default 2)")
+    build.set_defaults(run=_build)
+
+    validate = commands.add_parser("validate", help="check a dataset's files and every record")
+    validate.add_argument("folder", metavar="DIR", type=Path)
+    validate.set_defaults(run=_validate)
+
+    sources = commands.add_parser("sources", help="list the archives and models a dataset is made from")
+    sources.add_argument("--json", action="store_true", help="print JSON")
+    sources.set_defaults(run=_sources)
+
+    fetch = commands.add_parser("fetch", help="fetch what a recipe needs, so that builds need no network")
+    fetch.add_argument("recipe", metavar="RECIPE")
+    fetch.set_defaults(run=_fetch)
+    return parser
+
+
+# The commands import what they need: `--help` should not wait for the models to load.
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from data_build.pipeline import build
+
+    manifest = build(arguments.recipe, arguments.out, limit=arguments.limit, workers=arguments.workers)
+    for split, kinds in manifest["counts"].items():
+        told = ", ".join(f"{count.get('records', 0)} records of {count['planets']} {kind} planets"
+                         for kind, count in kinds.items())
+        print(f"{split}: {told}")
+    print(f"{arguments.out}: content {manifest['content_sha256']}")
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from data_build.validation import validate
+
+    problems = validate(arguments.folder)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{arguments.folder}: good")
+    return 1 if problems else 0
+
+
+def _sources(arguments: argparse.Namespace) -> int:
+    from data_build.sources import SOURCES
+
+    infos = [cls.info for cls in SOURCES.values()]
+    if arguments.json:
+        print(json.dumps({"sources": [asdict(info) for info in infos]}, indent=1))
+    else:
+        for info in infos:
+            print(f"{info.name}: {info.modality}, {info.kind}\n  {info.version}\n  {info.licence}\n  {info.citation}")
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from data_build.pipeline import fetch
+
+    for name in fetch(arguments.recipe):
+        print(f"{name}: there, checked")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
