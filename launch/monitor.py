@@ -75,10 +75,9 @@ class Monitor:
         import wandb
         if not os.environ.get("WANDB_API_KEY"):
             os.environ.setdefault("WANDB_MODE", "offline")
-        self.wandb_id = self.wandb_id or wandb.util.generate_id()
-        # Its processes leave this process group's terminal, and its own signal handlers are not wanted.
         self._wandb = wandb.init(project=project, id=self.wandb_id, name=run.name, dir=run, resume="allow",
                                  config=config, settings=wandb.Settings(silent=True, console="off"))
+        self.wandb_id = self._wandb.id
 
     def start_bar(self, total: int, initial: int) -> None:
         if self.active:
