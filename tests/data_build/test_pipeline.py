@@ -1,0 +1,218 @@
+"""Builds as a whole: the same again, broken off, damaged, misused."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from astrobio.schema import MANIFEST_KEYS, SPLITS
+from data_build import pipeline
+from data_build.__main__ import main
+from data_build.cache import DataError
+from data_build.pipeline import build, validate
+from data_build.writing import SplitWriter
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.fixture
+def copied(small_dataset, tmp_path) -> Path:
+    """A copy of the small dataset that may be changed."""
+    return Path(shutil.copytree(small_dataset, tmp_path / "copy"))
+
+
+def test_a_small_dataset_is_good(small_dataset):
+    assert validate(small_dataset) == []
+
+
+def test_the_manifest_is_whole(small_dataset):
+    manifest = manifest_of(small_dataset)
+    assert set(MANIFEST_KEYS) <= manifest.keys()
+    files = {path.relative_to(small_dataset).as_posix() for path in small_dataset.rglob("*") if path.is_file()}
+    assert files == manifest["files"].keys() | {"manifest.json"}
+    counts = manifest["counts"]
+    for split in SPLITS:
+        stored = len(datasets.load_from_disk(str(small_dataset / split)))
+        assert stored == sum(count.get("records", 0) for count in counts[split].values())
+
+
+def test_the_content_does_not_depend_on_the_workers(small_dataset, tmp_path, small_limit):
+    again = build("sample", tmp_path / "again", limit=small_limit, workers=1, progress=False)
+    first = manifest_of(small_dataset)
+    assert again["content_sha256"] == first["content_sha256"]
+    for name in ("stats.json", "quality.json", "quarantine.jsonl", "tokenizer/tokenizer.json"):
+        assert again["files"][name] == first["files"][name], name
+
+
+def test_a_second_build_returns_what_is_there(small_dataset, small_limit):
+    before = (small_dataset / "manifest.json").stat().st_mtime_ns
+    started = time.monotonic()
+    assert build("sample", small_dataset, limit=small_limit, progress=False) == manifest_of(small_dataset)
+    assert time.monotonic() - started < 5 and (small_dataset / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_another_recipe_at_the_same_place_is_refused(small_dataset, small_limit):
+    with pytest.raises(DataError, match="another recipe .*limit"):
+        build("sample", small_dataset, limit=small_limit + 1, progress=False)
+
+
+def test_a_folder_that_is_no_dataset_is_refused_and_kept(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("dear")
+    with pytest.raises(DataError, match="is no dataset"):
+        build("sample", tmp_path / "mine", progress=False)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "dear"
+
+
+def test_a_flipped_byte_is_found_and_its_file_named(copied, small_limit):
+    path = copied / "train/data-00000-of-00001.arrow"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    problems = validate(copied)
+    assert len(problems) == 1 and str(path) in problems[0]
+    with pytest.raises(DataError, match="damaged"):
+        build("sample", copied, limit=small_limit, progress=False)
+
+
+@pytest.mark.parametrize("name", ["stats.json", "test/dataset_info.json", "tokenizer/tokenizer.json",
+                                  "quarantine.jsonl"])
+def test_an_absent_file_is_named(copied, name):
+    (copied / name).unlink()
+    assert any(str(copied / name) in problem for problem in validate(copied))
+
+
+def resign(folder: Path, split: str) -> None:
+    """Make the manifest agree with a split's changed files, so that only its records can tell."""
+    manifest = manifest_of(folder)
+    for name in list(manifest["files"]):
+        if name.startswith(f"{split}/"):
+            del manifest["files"][name]
+    for path in (folder / split).iterdir():
+        manifest["files"][f"{split}/{path.name}"] = {"sha256": pipeline.sha256_of(path), "bytes": path.stat().st_size}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def rewrite(folder: Path, split: str, change) -> None:
+    table = datasets.load_from_disk(str(folder / split))
+    changed = table.map(change, with_indices=True, features=table.features, keep_in_memory=True,
+                        load_from_cache_file=False)
+    shutil.rmtree(folder / split)
+    changed.save_to_disk(str(folder / split))
+    resign(folder, split)
+
+
+def test_a_planet_in_two_splits_is_named(copied):
+    other = datasets.load_from_disk(str(copied / "test"))[0]["planet_key"]
+    rewrite(copied, "validation", lambda row, index: {"planet_key": other if index == 0 else row["planet_key"]})
+    assert any(other in problem and "as well" in problem for problem in validate(copied))
+
+
+def test_a_flipped_label_is_named_with_its_run(copied):
+    table = datasets.load_from_disk(str(copied / "validation"))
+    index = next(i for i, row in enumerate(table) if row["climate_present"] and row["label_present"])
+    run_id = table[index]["run_id"]
+    rewrite(copied, "validation", lambda row, i: {"label": 1 - row["label"] if i == index else row["label"]})
+    problems = validate(copied)
+    assert len(problems) == 1 and run_id in problems[0] and "label is" in problems[0]
+
+
+def test_a_changed_text_changes_the_content_hash(copied):
+    rewrite(copied, "validation", lambda row, i: {"text": row["text"] + " Thus." if i == 0 else row["text"]})
+    problems = validate(copied)
+    assert len(problems) == 1 and "content_sha256" in problems[0]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, split, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SplitWriter, "write", full)
+    with pytest.raises(DataError, match="the disk is full"):
+        build("sample", tmp_path / "out", limit=6, progress=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".out.lock"]
+
+
+def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch):
+    checked = []
+
+    def third_is_bad(record):
+        checked.append(record["run_id"])
+        return ["too odd"] if len(checked) == 3 else []
+
+    monkeypatch.setattr(pipeline, "record_problems", third_is_bad)
+    manifest = build("sample", tmp_path / "out", limit=12, progress=False)
+    entries = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    runs = {entry["run_id"]: entry["reason"] for entry in entries if "run_id" in entry}
+    assert runs.get(checked[2]) == "too odd" and len(runs) <= 2
+    kept = sum(count.get("records", 0) for kinds in manifest["counts"].values() for count in kinds.values())
+    assert kept == len(checked) - len(runs)
+    for kinds in manifest["counts"].values():
+        for count in kinds.values():
+            assert count.get("label_habitable", 0) == count.get("label_not_habitable", 0)
+
+
+def test_a_killed_build_leaves_nothing_at_the_target_and_the_next_one_cleans_up(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "data_build", "build", "sample", "--out", str(out), "--limit", "12"]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    for line in process.stderr:
+        if line.startswith("candidates"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert not out.exists() and (tmp_path / ".out.partial").exists()
+    build("sample", out, limit=12, progress=False)
+    assert not (tmp_path / ".out.partial").exists() and validate(out) == []
+
+
+def test_nulls_come_back_as_none(small_dataset):
+    from data_build.validation import read_records
+
+    records = list(read_records(datasets.load_from_disk(str(small_dataset / "train"))))
+    for record in records:
+        assert (record["spectrum"] is None) != record["spectrum_present"]
+    whole = next(record for record in records if record["climate_present"])
+    assert whole["climate_levels"].dtype == np.float16
+
+
+class TestCommandLine:
+    def test_mistakes_end_with_2_and_one_line(self, capsys, tmp_path):
+        for argv, word in ((["build", "sampel", "--out", str(tmp_path / "x")], "did you mean 'sample'"),
+                           (["build", "sample", "--out", str(tmp_path / "x"), "--limit", "1"], "limit is 1"),
+                           (["build", "sample", "--out", str(tmp_path / "x"), "--workers", "0"], "workers is 0"),
+                           (["fetch", "nothing"], "unknown recipe")):
+            assert main(argv) == 2
+            error = capsys.readouterr().err
+            assert word in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+    def test_validate_names_what_is_wrong(self, capsys, tmp_path, small_dataset):
+        assert main(["validate", str(small_dataset)]) == 0
+        assert main(["validate", str(tmp_path / "nowhere")]) == 1
+        assert "nowhere" in capsys.readouterr().out
+
+    def test_sources_as_json(self, capsys):
+        assert main(["sources", "--json"]) == 0
+        sources = json.loads(capsys.readouterr().out)["sources"]
+        assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "cobra"} \
+            == {source["name"] for source in sources}
+        assert all(source["licence"] and source["citation"] and source["version"] for source in sources)
+
+    def test_fetch_finds_everything_there(self, capsys):
+        assert main(["fetch", "sample"]) == 0
+        assert capsys.readouterr().out.count("there, checked") == 5
