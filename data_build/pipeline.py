@@ -9,14 +9,11 @@ import json
 import os
 import shutil
 import sys
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import clero
@@ -28,17 +25,16 @@ from data_build.cache import DataError, sha256_of
 from data_build.card import write_card
 from data_build.checks import record_problems
 from data_build.crossmatch import crossmatch
-from data_build.habitability import habitability
 from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain
 from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
-from data_build.records import emulator_inputs, in_core, make_records, models
-from data_build.sampling import sample_atmospheres, sample_planets, stream
-from data_build.selection import Candidate, Run, select_runs
+from data_build.sampling import sample_planets, stream
+from data_build.selection import Run, select_runs
 from data_build.sources import CATALOGUES, SOURCES
 from data_build.statistics import Statistics
 from data_build.validation import validate
 from data_build.vocabulary import train_tokenizer
+from data_build.workers import group_records, ordered, planet_candidates, worker_pool
 from data_build.writing import SplitWriter
 
 #: Versions of these are in the manifest: they decide the content.
@@ -49,8 +45,6 @@ _PACKAGES = ("astropy", "astroquery", "clero", "cobra", "datasets", "numpy", "sc
 _GROUPS_PER_TASK = 8
 
 __all__ = ["build", "fetch", "gather_planets", "validate"]
-
-_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def build(recipe: str | Path, out: Path, *, limit: int | None = None, workers: int = 2, progress: bool = True) -> dict:
@@ -144,55 +138,31 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: "
     sources = _ensure_sources(recipe)
     planets, report, set_aside = gather_planets(recipe, identity["limit"])
     quality = Quality(recipe, planets, report)
-    statistics, texts = Statistics(), []
-    with _pool(workers) as pool:
+    with worker_pool(workers) as pool:
         tasks = [(planet, recipe) for planet in planets]
-        candidates = {found[0].planet.key: found
-                      for found in stages.bar("candidates", _ordered(pool, _candidates, tasks, workers), len(tasks))}
+        found = stages.bar("candidates", ordered(pool, planet_candidates, tasks, workers), len(tasks))
+        candidates = {members[0].planet.key: members for members in found}
+        quality.candidates(candidates)
         groups, alone = select_runs(candidates, recipe)
         if not groups:
             raise DataError("no run could be chosen: raise the limit, sampled_planets or candidates_per_planet")
-        tasks = [(groups[start:start + _GROUPS_PER_TASK], recipe)
-                 for start in range(0, len(groups), _GROUPS_PER_TASK)]
-        records = (item for batch in stages.bar("records", _ordered(pool, _records, tasks, workers), len(tasks))
-                   for item in batch)
-        quality.candidates(candidates)
-        with SplitWriter(folder) as writer, (folder / "quarantine.jsonl").open("w") as quarantine:
-            for entry in set_aside + alone:
-                quarantine.write(json.dumps(entry) + "\n")
-                quality.set_aside(entry["reason"])
-            for group, made in records:
-                problems = {record["run_id"]: list(map(str, record_problems(record))) for record in made}
-                if any(problems.values()):  # a pair stays or goes as a whole, else the label would be unbalanced
-                    for run_id, found in problems.items():
-                        entry = {"run_id": run_id, "reason": "; ".join(found) or "its partner was set aside"}
-                        quarantine.write(json.dumps(entry) + "\n")
-                        quality.set_aside("record fails a check" if found else entry["reason"])
-                    continue
-                for run, record in zip(group, made, strict=True):
-                    writer.write(run.split, record)
-                    quality.add(run, record)
-                    if run.split == "train":
-                        statistics.add(record)
-                        texts.append(record["text"])
-            writer.finish()
-    empty = [split for split in SPLITS if not writer.digests[split]]
-    if empty:
-        raise DataError(f"the split {', '.join(empty)} would be empty: raise the limit or the recipe's numbers")
+        tasks = [(groups[start:start + _GROUPS_PER_TASK], recipe) for start in range(0, len(groups), _GROUPS_PER_TASK)]
+        batches = stages.bar("records", ordered(pool, group_records, tasks, workers), len(tasks))
+        written = _write_records((item for batch in batches for item in batch), set_aside + alone, folder, quality)
     stages.say("writing: statistics, tokenizer, reports")
-    train_tokenizer(texts, recipe.vocabulary_size, folder / "tokenizer")
-    _write_json(folder / "stats.json", statistics.as_dict())
+    train_tokenizer(written.train_texts, recipe.vocabulary_size, folder / "tokenizer")
+    _write_json(folder / "stats.json", written.statistics.as_dict())
     report = quality.report()
     _write_json(folder / "quality.json", report)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "recipe": identity,
         "seed": recipe.seed,
-        "content_sha256": hashlib.sha256(b"".join(d for split in SPLITS for d in writer.digests[split])).hexdigest(),
+        "content_sha256": written.content_sha256,
         "counts": quality.counts(),
         "habitability_rule": HABITABILITY_RULE,
         "versions": {name: version(name) for name in _PACKAGES},
-        "sources": {name: vars(SOURCES[name].info) for name in sources},
+        "sources": {name: asdict(SOURCES[name].info) for name in sources},
     }
     write_card(folder, manifest, report)
     manifest["files"] = {path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
@@ -201,66 +171,53 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: "
     return manifest
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What is left to do something with once the records are on disk."""
+
+    content_sha256: str
+    statistics: Statistics
+    train_texts: list[str]
+
+
+def _write_records(made: Iterable[tuple[tuple[Run, ...], list[dict]]], planets_aside: list[dict], folder: Path,
+                   quality: Quality) -> _Written:
+    """Check the records of each group of runs, and write them to their split or to quarantine.jsonl."""
+    statistics, texts = Statistics(), []
+    with SplitWriter(folder) as writer, (folder / "quarantine.jsonl").open("w") as quarantine:
+
+        def set_aside(entry: dict) -> None:
+            quarantine.write(json.dumps(entry) + "\n")
+            quality.set_aside(entry["reason"])
+
+        for entry in planets_aside:
+            set_aside(entry)
+        for group, records in made:
+            problems = ["; ".join(map(str, record_problems(record))) for record in records]
+            if any(problems):  # a pair stays or goes as a whole, else the label would be unbalanced
+                for record, reason in zip(records, problems, strict=True):
+                    set_aside({"run_id": record["run_id"], "reason": reason or "its partner was set aside"})
+                continue
+            for run, record in zip(group, records, strict=True):
+                writer.write(run.split, record)
+                quality.add(run, record)
+                if run.split == "train":
+                    statistics.add(record)
+                    texts.append(record["text"])
+        empty = [split for split in SPLITS if not writer.digests[split]]
+        if empty:
+            raise DataError(f"no record is left for {', '.join(empty)}: raise the limit or the recipe's numbers")
+        writer.finish()
+    digests = b"".join(digest for split in SPLITS for digest in writer.digests[split])
+    return _Written(hashlib.sha256(digests).hexdigest(), statistics, texts)
+
+
 def _ensure_sources(recipe: Recipe) -> list[str]:
     """The names of the recipe's sources, their files fetched and checked."""
     names = [name for name in SOURCES if name in recipe.catalogues or name not in CATALOGUES]
     for name in names:
         SOURCES[name]().ensure()
     return names
-
-
-def _candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
-    """A worker's task: the planet's candidate runs with their labels."""
-    emulator, _, _ = models()
-    atmospheres = sample_atmospheres(planet, recipe)
-    inputs = [emulator_inputs(planet, atmosphere) for atmosphere in atmospheres]
-    climates = emulator.climates(inputs)
-    return [Candidate(planet, number, atmosphere, habitability(levels, surface, atmosphere.surface_pressure_bar),
-                      in_core(row))
-            for number, (atmosphere, row, levels, surface)
-            in enumerate(zip(atmospheres, inputs, climates.levels, climates.surface, strict=True))]
-
-
-def _records(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[tuple[tuple[Run, ...], list[dict]]]:
-    """A worker's task: each group of runs with its records."""
-    made = iter(make_records([run for group in groups for run in group], recipe))
-    return [(group, [next(made) for _ in group]) for group in groups]
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes with one BLAS thread each: more would fight for the cores, and sum in another order.
-
-    They are spawned, since a fork of a process with threads may hang, and read the limits when they import NumPy.
-    """
-    saved = {name: os.environ.get(name) for name in _THREAD_LIMITS}
-    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _start_worker() -> None:
-    # The extended domain is CLERO's training set; what lies outside its core domain is told in the records' quality.
-    warnings.filterwarnings("ignore", module="clero")
-
-
-def _ordered(pool: ProcessPoolExecutor, task: Callable, arguments: Iterable[tuple], workers: int) -> Iterator:
-    """Results in the order of their arguments, with at most a few waiting in memory."""
-    waiting: deque = deque()
-    for argument in arguments:
-        waiting.append(pool.submit(task, *argument))
-        if len(waiting) > 2 * workers:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _existing(out: Path, identity: dict) -> dict:

@@ -18,8 +18,6 @@ PLANET_PARAMETERS = ("stellar_temperature_k", "stellar_radius_sun", "stellar_mas
 EMULATOR_INPUTS = {"stellar_temperature_k": "T_star", "instellation_w_m2": "F_star", "radius_earth": "radius",
                    "gravity_m_s2": "gravity", "period_d": "P_rot"}
 
-_SOLAR_CONSTANT = (constants.L_sun / (4 * np.pi * (1 * u.au) ** 2)).to_value(u.W / u.m**2)
-
 
 @dataclass(frozen=True)
 class Planet:
@@ -64,7 +62,7 @@ def derive(planet: Planet) -> Planet:
         v[name] = float(value)
 
     if "stellar_mass_sun" not in v and {"period_d", "semi_major_axis_au"} <= v.keys():
-        put("stellar_mass_sun", _kepler_mass_sun(v["period_d"], v["semi_major_axis_au"]))
+        put("stellar_mass_sun", kepler_mass_sun(v["period_d"], v["semi_major_axis_au"]))
     if "semi_major_axis_au" not in v and {"period_d", "stellar_mass_sun"} <= v.keys():
         put("semi_major_axis_au", kepler_axis_au(v["period_d"], v["stellar_mass_sun"]))
     if "period_d" not in v and {"semi_major_axis_au", "stellar_mass_sun"} <= v.keys():
@@ -74,7 +72,7 @@ def derive(planet: Planet) -> Planet:
     if luminosity is None and {"stellar_radius_sun", "stellar_temperature_k"} <= v.keys():
         luminosity = luminosity_sun(v["stellar_radius_sun"], v["stellar_temperature_k"])
     if "stellar_radius_sun" not in v and luminosity is not None and "stellar_temperature_k" in v:
-        put("stellar_radius_sun", _stefan_boltzmann_radius_sun(luminosity, v["stellar_temperature_k"]))
+        put("stellar_radius_sun", stellar_radius_sun(luminosity, v["stellar_temperature_k"]))
     if "instellation_w_m2" not in v and luminosity is not None and "semi_major_axis_au" in v:
         put("instellation_w_m2", instellation_w_m2(luminosity, v["semi_major_axis_au"], v.get("eccentricity", 0.0)))
 
@@ -94,15 +92,21 @@ def in_domain(planet: Planet, domain: dict[str, tuple[float, float]]) -> bool:
                for name, key in EMULATOR_INPUTS.items())
 
 
+# The constants of each law in the units of the columns, so that it is plain arithmetic on numbers.
+_SOLAR_CONSTANT = (constants.L_sun / (4 * np.pi * (1 * u.au) ** 2)).to_value(u.W / u.m**2)
+_STEFAN_BOLTZMANN = (4 * np.pi * constants.R_sun**2 * constants.sigma_sb).to_value(u.L_sun / u.K**4)
+_KEPLER = (constants.G * constants.M_sun / (4 * np.pi**2)).to_value(u.au**3 / u.day**2)
+_EARTH_GRAVITY = (constants.G * constants.M_earth / constants.R_earth**2).to_value(u.m / u.s**2)
+
+
 def luminosity_sun(radius_sun: float, temperature_k: float) -> float:
-    """Stefan–Boltzmann luminosity in solar units of a star of ``radius_sun`` and effective ``temperature_k``."""
-    flux = constants.sigma_sb * (temperature_k * u.K) ** 4
-    return (4 * np.pi * (radius_sun * u.R_sun) ** 2 * flux).to_value(u.L_sun)
+    """Luminosity in solar units by Stefan and Boltzmann's law, 4πR²σT⁴."""
+    return _STEFAN_BOLTZMANN * radius_sun**2 * temperature_k**4
 
 
-def _stefan_boltzmann_radius_sun(luminosity: float, temperature_k: float) -> float:
-    flux = constants.sigma_sb * (temperature_k * u.K) ** 4
-    return np.sqrt(luminosity * u.L_sun / (4 * np.pi * flux)).to_value(u.R_sun)
+def stellar_radius_sun(luminosity: float, temperature_k: float) -> float:
+    """The inverse of `luminosity_sun`."""
+    return np.sqrt(luminosity / (_STEFAN_BOLTZMANN * temperature_k**4))
 
 
 def instellation_w_m2(luminosity: float, axis_au: float, eccentricity: float = 0.0) -> float:
@@ -111,23 +115,23 @@ def instellation_w_m2(luminosity: float, axis_au: float, eccentricity: float = 0
 
 
 def kepler_axis_au(period_d: float, stellar_mass_sun: float) -> float:
-    """Semi-major axis in au by Kepler's third law, the planet's own mass neglected."""
-    axis_cubed = constants.G * (stellar_mass_sun * u.M_sun) * (period_d * u.day / (2 * np.pi)) ** 2
-    return np.cbrt(axis_cubed).to_value(u.au)
+    """Semi-major axis in au by Kepler's third law, a³ = GM P²/4π², the planet's own mass neglected."""
+    return np.cbrt(_KEPLER * stellar_mass_sun * period_d**2)
 
 
 def kepler_period_d(axis_au: float, stellar_mass_sun: float) -> float:
-    """Orbital period in days by Kepler's third law, the planet's own mass neglected."""
-    return (2 * np.pi * np.sqrt((axis_au * u.au) ** 3 / (constants.G * stellar_mass_sun * u.M_sun))).to_value(u.day)
+    """Orbital period in days by Kepler's third law."""
+    return np.sqrt(axis_au**3 / (_KEPLER * stellar_mass_sun))
 
 
-def _kepler_mass_sun(period_d: float, axis_au: float) -> float:
-    return ((axis_au * u.au) ** 3 * (2 * np.pi / (period_d * u.day)) ** 2 / constants.G).to_value(u.M_sun)
+def kepler_mass_sun(period_d: float, axis_au: float) -> float:
+    """Stellar mass in solar masses by Kepler's third law."""
+    return axis_au**3 / (_KEPLER * period_d**2)
 
 
 def gravity_m_s2(mass_earth: float, radius_earth: float) -> float:
     """Surface gravity GM/R² in m s-2."""
-    return (constants.G * mass_earth * u.M_earth / (radius_earth * u.R_earth) ** 2).to_value(u.m / u.s**2)
+    return _EARTH_GRAVITY * mass_earth / radius_earth**2
 
 
 # Chen & Kipping 2017, ApJ 834, 17: the mean relation R = 1.008 M^0.279 of the "Terran" branch up to 2.04 Earth

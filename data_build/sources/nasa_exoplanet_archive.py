@@ -4,6 +4,7 @@ import warnings
 from functools import cached_property
 
 import numpy as np
+from astropy.io.votable import parse_single_table
 from astropy.table import Table
 
 from data_build.cache import WheelFiles
@@ -48,9 +49,7 @@ class NasaExoplanetArchive:
         path = FILES.ensure()[_MEMBER]
         with warnings.catch_warnings():  # the archive's old VOTable names units astropy does not know
             warnings.simplefilter("ignore")
-            table = Table.read(path, format="votable")
-        table.keep_columns(list(_READ))
-        return table
+            return parse_single_table(path, columns=list(_READ)).to_table()
 
     def planets(self) -> list[Planet]:
         """Every planet of the snapshot, with the values it states; nothing derived yet."""

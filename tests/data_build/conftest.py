@@ -1,11 +1,15 @@
 """The datasets the tests read: a small one built for the session, and the whole sample."""
 
 import os
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from data_build import pipeline
 from data_build.pipeline import build
+from data_build.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,10 +22,35 @@ def small_limit() -> int:
 
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory, small_limit) -> Path:
-    """A dataset of a few planets, built with two workers. Read it, do not change it."""
+    """A dataset of a few planets, built with two workers. Read it, do not change it.
+
+    A build that was killed has left its folder there.
+    """
     folder = tmp_path_factory.mktemp("small") / "dataset"
+    (folder.parent / ".dataset.partial/train").mkdir(parents=True)
     build("sample", folder, limit=small_limit, workers=2, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gathered():
+    """The recipe's planets for a small limit: reading the catalogues takes seconds."""
+    return pipeline.gather_planets(load_recipe("sample"), 12)
+
+
+@pytest.fixture
+def quick_build(monkeypatch, gathered):
+    """A build of a few planets in this process, where the models are loaded already."""
+
+    class Inline:
+        def submit(self, task, *arguments):
+            future = Future()
+            future.set_result(task(*arguments))
+            return future
+
+    monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit: gathered)
+    monkeypatch.setattr(pipeline, "worker_pool", lambda workers: nullcontext(Inline()))
+    return lambda out: build("sample", out, limit=12, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ from clero import climate_analysis
 from astrobio.schema import CLIMATE_LEVEL_VARIABLES, HABITABILITY_RULE, NODE_FEATURES
 from data_build.habitability import column_water_fraction, habitability
 from data_build.planets import Planet
-from data_build.records import water_vmr
+from data_build.records import models, water_vmr
 from data_build.sampling import Atmosphere
-from data_build.sources.clero import Clero, area_mean, pressures_pa, terminator_mean
-from data_build.sources.cobra import Cobra, growth_factor, maintenance_factor
-from data_build.sources.taurex import TauRex, noise, pressures_in_pa
+from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
+from data_build.sources.cobra import growth_factor, maintenance_factor
+from data_build.sources.taurex import noise, pressures_in_pa
 
 AIR = {"P0": 1.0, "CO2": 4e-4, "CH4": 1e-6}
 PLANET = {**clero.TRAPPIST1E, **AIR}
@@ -21,17 +21,17 @@ WAVELENGTH = np.geomspace(0.6, 20, 1000)
 
 @pytest.fixture(scope="module")
 def climates():
-    return Clero().climates([PLANET, {**PLANET, "F_star": 1500.0}, {**PLANET, "F_star": 3000.0}])
+    return models()[0].climates([PLANET, {**PLANET, "F_star": 1500.0}, {**PLANET, "F_star": 3000.0}])
 
 
 @pytest.fixture(scope="module")
 def taurex():
-    return TauRex()
+    return models()[1]
 
 
 @pytest.fixture(scope="module")
 def cobra():
-    return Cobra()
+    return models()[2]
 
 
 def trappist() -> Planet:

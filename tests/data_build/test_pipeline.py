@@ -136,17 +136,17 @@ def test_a_changed_text_changes_the_content_hash(copied):
     assert len(problems) == 1 and "content_sha256" in problems[0]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, quick_build):
     def full(self, split, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(SplitWriter, "write", full)
     with pytest.raises(DataError, match="the disk is full"):
-        build("sample", tmp_path / "out", limit=6, progress=False)
+        quick_build(tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == [".out.lock"]
 
 
-def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch):
+def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch, quick_build):
     checked = []
 
     def third_is_bad(record):
@@ -154,7 +154,7 @@ def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch
         return ["too odd"] if len(checked) == 3 else []
 
     monkeypatch.setattr(pipeline, "record_problems", third_is_bad)
-    manifest = build("sample", tmp_path / "out", limit=12, progress=False)
+    manifest = quick_build(tmp_path / "out")
     entries = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     runs = {entry["run_id"]: entry["reason"] for entry in entries if "run_id" in entry}
     assert runs.get(checked[2]) == "too odd" and len(runs) <= 2
@@ -165,6 +165,11 @@ def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch
             assert count.get("label_habitable", 0) == count.get("label_not_habitable", 0)
 
 
+def test_what_a_killed_build_left_is_cleaned_up(small_dataset):
+    assert not (small_dataset.parent / ".dataset.partial").exists()  # the fixture put it there
+
+
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_at_the_target_and_the_next_one_cleans_up(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "data_build", "build", "sample", "--out", str(out), "--limit", "12"]

@@ -1,0 +1,72 @@
+"""The work that is shared out: candidate runs and records, computed by processes in a fixed order."""
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from data_build.habitability import habitability
+from data_build.planets import Planet
+from data_build.recipe import Recipe
+from data_build.records import emulator_inputs, in_core, make_records, models
+from data_build.sampling import sample_atmospheres
+from data_build.selection import Candidate, Run
+
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def planet_candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
+    """A worker's task: the planet's candidate runs with their labels."""
+    emulator, _, _ = models()
+    atmospheres = sample_atmospheres(planet, recipe)
+    inputs = [emulator_inputs(planet, atmosphere) for atmosphere in atmospheres]
+    climates = emulator.climates(inputs)
+    return [Candidate(planet, number, atmosphere, habitability(levels, surface, atmosphere.surface_pressure_bar),
+                      in_core(row))
+            for number, (atmosphere, row, levels, surface)
+            in enumerate(zip(atmospheres, inputs, climates.levels, climates.surface, strict=True))]
+
+
+def group_records(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[tuple[tuple[Run, ...], list[dict]]]:
+    """A worker's task: each group of runs with its records."""
+    made = iter(make_records([run for group in groups for run in group], recipe))
+    return [(group, [next(made) for _ in group]) for group in groups]
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes with one BLAS thread each: more would fight for the cores, and sum in another order.
+
+    They are spawned, since a fork of a process with threads may hang, and read the limits when they import NumPy.
+    """
+    saved = {name: os.environ.get(name) for name in _THREAD_LIMITS}
+    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _start_worker() -> None:
+    # The extended domain is CLERO's training set; what lies outside its core domain is told in the records' quality.
+    warnings.filterwarnings("ignore", module="clero")
+
+
+def ordered(pool: ProcessPoolExecutor, task: Callable, arguments: Iterable[tuple], workers: int) -> Iterator:
+    """Results in the order of their arguments, with at most a few waiting in memory."""
+    waiting: deque = deque()
+    for argument in arguments:
+        waiting.append(pool.submit(task, *argument))
+        if len(waiting) > 2 * workers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
