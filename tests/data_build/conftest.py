@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data_build import pipeline
 from data_build.pipeline import build
@@ -39,8 +40,10 @@ def gathered():
 
 
 @pytest.fixture
-def quick_build(monkeypatch, gathered):
-    """A build of a few planets in this process, where the models are loaded already."""
+def quick_build(monkeypatch, gathered, tmp_path_factory):
+    """A build of a few planets and atmospheres in this process, where the models are loaded already."""
+    recipe = tmp_path_factory.mktemp("recipe") / "quick.yaml"
+    recipe.write_text(yaml.safe_dump({**load_recipe("sample").as_dict(), "candidates_per_planet": 10}))
 
     class Inline:
         def submit(self, task, *arguments):
@@ -50,7 +53,7 @@ def quick_build(monkeypatch, gathered):
 
     monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit: gathered)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: nullcontext(Inline()))
-    return lambda out: build("sample", out, limit=12, progress=False)
+    return lambda out: build(recipe, out, limit=12, progress=False)
 
 
 @pytest.fixture(scope="session")
