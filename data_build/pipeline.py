@@ -246,7 +246,7 @@ def _explained(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(f"the disk is full: the dataset at {out} could not be written and nothing was left there; "
-                            "free about 700 MB or choose another --out") from error
+                            "free about 600 MB or choose another --out") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise DataError(f"{out} cannot be written: {error.strerror} ({error.filename})") from error
         raise

@@ -1,12 +1,13 @@
 """The work that is shared out: candidate runs and records, computed by processes in a fixed order."""
 
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 from data_build.habitability import habitability
 from data_build.planets import Planet
@@ -57,8 +58,15 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_worker() -> None:
+    # A worker whose parent was killed would wait for its next task for ever.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     # The extended domain is CLERO's training set; what lies outside its core domain is told in the records' quality.
     warnings.filterwarnings("ignore", module="clero")
+
+
+def _exit_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
 
 
 def ordered(pool: ProcessPoolExecutor, task: Callable, arguments: Iterable[tuple], workers: int) -> Iterator:

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 
 from astrobio.schema import MANIFEST_KEYS, SPLITS
@@ -178,9 +178,12 @@ def test_a_killed_build_leaves_nothing_at_the_target_and_the_next_one_cleans_up(
     for line in process.stderr:
         if line.startswith("candidates"):
             break
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
     process.wait()
     process.stderr.close()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert gone and not alive  # workers do not outlive the build
     assert not out.exists() and (tmp_path / ".out.partial").exists()
     build("sample", out, limit=12, progress=False)
     assert not (tmp_path / ".out.partial").exists() and validate(out) == []
