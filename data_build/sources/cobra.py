@@ -128,10 +128,10 @@ def maintenance_factor(temperature_k: float) -> float:
 
 
 def _fluxes(model: cobra.Model) -> np.ndarray:
-    """Parsimonious fluxes [R], or zeros where the conditions are infeasible.
+    """Parsimonious fluxes [R] (Lewis et al. 2010), or zeros where the conditions are infeasible.
 
-    GLPK starts from the basis of its last solution, so that what came before could pick among equal optima: the
-    standard basis makes a run's fluxes depend on the run alone.
+    A solution's last digits depend on the basis GLPK starts from, which is otherwise what the solution before left
+    behind: from the standard basis a run's fluxes depend on the run alone.
     """
     swiglpk.glp_std_basis(model.solver.problem)
     try:
