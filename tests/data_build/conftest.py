@@ -1,6 +1,5 @@
-"""The datasets the tests read: a small one built for the session, and the whole sample."""
+"""A small dataset built for the session, and quick ways to build others."""
 
-import os
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,8 +10,6 @@ import yaml
 from data_build import pipeline
 from data_build.pipeline import build
 from data_build.recipe import load_recipe
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +51,3 @@ def quick_build(monkeypatch, gathered, tmp_path_factory):
     monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit: gathered)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: nullcontext(Inline()))
     return lambda out: build(recipe, out, limit=12, progress=False)
-
-
-@pytest.fixture(scope="session")
-def sample_dataset() -> Path:
-    """The whole sample: ``$ASTROBIO_SAMPLE``, else data/sample, which is built if absent."""
-    folder = Path(os.environ.get("ASTROBIO_SAMPLE") or ROOT / "data/sample")
-    build("sample", folder, progress=False)
-    return folder

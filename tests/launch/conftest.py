@@ -1,0 +1,92 @@
+"""Runs of the real launcher on two CPU ranks."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "ds_configs"
+
+
+@dataclass
+class Finished:
+    """A launch that has ended: its exit ``status`` and all it printed."""
+
+    status: int
+    output: str
+    run: Path | None = None
+
+    def metrics(self, kind: str) -> list[dict]:
+        """Lines of metrics.jsonl of one kind."""
+        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+    def events(self, name: str) -> list[dict]:
+        return [record for record in self.metrics("event") if record["event"] == name]
+
+
+def start(script: Path, *arguments, ranks: int = 2, **environment) -> subprocess.Popen:
+    """``deepspeed --num_gpus ranks script arguments``, in a process group of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", ranks, "--master_port", port, script,
+               *arguments]
+    return subprocess.Popen([str(part) for part in command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, start_new_session=True,
+                            env={**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": "", **environment})
+
+
+def finish(process: subprocess.Popen, timeout: float = 400) -> Finished:
+    """Wait for a launch; one that hangs is killed with all its ranks and fails the test."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"no end after {timeout} s:\n{output[-4000:]}")
+    return Finished(process.returncode, output)
+
+
+def train(config: str, data: Path, run: Path, *arguments, **environment) -> Finished:
+    """launch/train.py with the tiny preset and small batches."""
+    done = finish(start_training(config, data, run, *arguments, **environment))
+    done.run = run
+    return done
+
+
+def start_training(config: str, data: Path, run: Path, *arguments, **environment) -> subprocess.Popen:
+    return start(ROOT / "launch/train.py", "--ds_config", CONFIGS / f"{config}.json", "--model", "tiny", "--data",
+                 data, "--run", run, *arguments, **environment)
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of launch/train.py below a launch, without their helpers."""
+    return [child for child in psutil.Process(process.pid).children(recursive=True)
+            if any("--local_rank" in part for part in child.cmdline()) and "launch.py" not in " ".join(child.cmdline())
+            and "deepspeed.launcher" not in " ".join(child.cmdline())]
+
+
+def wait_for_step(run: Path, step: int, timeout: float = 300) -> None:
+    """Until metrics.jsonl has a training step of at least that number."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        file = run / "metrics.jsonl"
+        if file.exists() and any(record["kind"] == "train" and record["step"] >= step
+                                 for record in map(json.loads, file.read_text().splitlines())):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"{run}: step {step} was not reached in {timeout} s")
+
+
+#: Small batches, and no schedule that depends on the number of steps.
+FAST = ("--set", "ds_config.gradient_accumulation_steps=2", "train.eval_micro_batch=8")

@@ -1,0 +1,210 @@
+"""What two ranks do together, many cases in one launch: `deepspeed --num_gpus 2 tests/launch/ranks.py DATA OUT`.
+
+Each case returns what it saw as JSON; test_ranks.py asserts on it.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import traceback
+import weakref
+from pathlib import Path
+
+import deepspeed
+import deepspeed.comm as dist
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from astrobio.config import load_preset  # noqa: E402
+from astrobio.dataset import AstrobioDataset  # noqa: E402
+from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
+from launch.zero.accelerator import prepare_accelerator  # noqa: E402
+from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
+from launch.zero.engine import build_engine, device  # noqa: E402
+
+CASES = {}
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts bytes of the storages made under it that are still alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self._seen = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+
+        def gone(_):
+            self.live -= size
+            self._seen.pop(key, None)
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.live += size
+
+
+def make_engine(config: str, changes: dict | None = None, preset: dict | None = None):
+    raw = load_ds_config(ROOT / "ds_configs" / f"{config}.json",
+                         {"gradient_accumulation_steps": 2, **(changes or {})})
+    for key in [key for key, value in raw.items() if value is None]:
+        del raw[key]
+    ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=OUT / "nvme", total_steps=100,
+                        largest_parameter=1 << 20)
+    return build_engine(load_preset("tiny", preset), ds_config, seed=0)
+
+
+def batch_of(indices):
+    return DATA.collate([DATA[i] for i in indices]).to(device())
+
+
+def step(engine, batches) -> list[float]:
+    losses = []
+    for batch in batches:
+        out = engine(batch)
+        engine.backward(out.loss)
+        engine.step()
+        losses.append(out.loss.item())
+    return losses
+
+
+def trained(config: str) -> dict:
+    """Two optimizer steps; whether each parameter moved."""
+    engine = make_engine(config, {"scheduler.params.cycle_min_lr": 1e-2, "scheduler.params.cycle_max_lr": 2e-2,
+                                  "fp16.initial_scale_power": 8} if "bf16" not in config else
+                         {"scheduler.params.cycle_min_lr": 1e-2, "scheduler.params.cycle_max_lr": 2e-2})
+    before = weights(engine)
+    rank = dist.get_rank()
+    losses = step(engine, [batch_of([2 * i + rank]) for i in range(4)])
+    after = weights(engine)
+    norm = engine.get_global_grad_norm()
+    return {"losses": losses, "steps": engine.global_steps, "skipped": engine.skipped_steps, "grad_norm": float(norm),
+            "unmoved": [name for name in before if torch.equal(before[name], after[name])],
+            "parameters": len(before)}
+
+
+def weights(engine) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            found[name] = parameter.detach().float().cpu().clone()
+    return found
+
+
+for _name in sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json")):
+    CASES[f"ds_config:{_name}"] = lambda name=_name: trained(name)
+
+
+@case
+def climate_on_one_rank() -> dict:
+    """Rank 0 gets only records with climate, rank 1 only without."""
+    rank = dist.get_rank()
+    engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1})
+    mine = [i for i in range(len(DATA)) if bool(DATA.records[i]["climate_present"]) == (rank == 0)]
+    losses, norms = [], []
+    for i in range(20):
+        batch = batch_of([mine[i % len(mine)]])
+        assert bool(batch.present["climate"]) == (rank == 0)
+        losses += step(engine, [batch])
+        norms.append(float(engine.get_global_grad_norm()))
+    return {"losses": losses, "norms": norms, "skipped": engine.skipped_steps}
+
+
+@case
+def activation_checkpointing() -> dict:
+    """One forward and backward pass with the JSON block, and without it: loss, gradient norm, bytes kept."""
+    seen = {}
+    for name, changes in (("without", {"activation_checkpointing": None}), ("with", {}),
+                          ("partitioned", {"activation_checkpointing.partition_activations": True}),
+                          ("cpu", {"activation_checkpointing.cpu_checkpointing": True})):
+        engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1,
+                                               **changes})
+        batch = batch_of(range(4))
+        torch.manual_seed(7)
+        gc.collect()
+        with LiveBytes() as bytes_now:
+            out = engine(batch)
+            gc.collect()
+            kept = bytes_now.live
+        engine.backward(out.loss)
+        engine.step()
+        seen[name] = {"loss": out.loss.item(), "kept_bytes": kept, "grad_norm": float(engine.get_global_grad_norm())}
+        engine.destroy()
+    return seen
+
+
+@case
+def nonfinite() -> dict:
+    """A weight that is not a number, found in the forward pass and in the backward pass."""
+    engine = make_engine("zero3_offload", {"gradient_accumulation_steps": 1, "fp16.initial_scale_power": 8})
+    batches = [batch_of([0, 1])]
+    clean = nonfinite_forward(engine, batches)
+    watch = GradientWatch(engine.module)
+    watch.arm()
+    step(engine, batches)
+    clean_gradient = watch.origin()
+    parameter = engine.module.spectrum.queries.out[1].weight
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.data[0, 0] = float("nan")
+    forward = nonfinite_forward(engine, batches)
+    step(engine, batches)
+    return {"clean": clean, "clean_gradient": clean_gradient, "forward": forward, "backward": watch.origin()}
+
+
+@case
+def same_weights_whatever_the_stage() -> dict:
+    """The language model's spread of weights under ZeRO-3, where transformers' own initialisation would be lost."""
+    found = {}
+    for config in ("zero3_offload_bf16", "zero2_offload"):
+        engine = make_engine(config)
+        embedding = weights(engine)["language.model.model.embed_tokens.weight"]
+        found[config] = float(embedding.std())
+        engine.destroy()
+    return found
+
+
+def main() -> None:
+    global DATA, OUT
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--local_rank", type=int)
+    args = parser.parse_args()
+    prepare_accelerator()
+    deepspeed.init_distributed()
+    DATA, OUT = AstrobioDataset(args.data, "train", 64), args.out
+    for name in args.cases or CASES:
+        try:
+            result = CASES[name]()
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        gathered: list = [None] * dist.get_world_size()
+        torch.distributed.all_gather_object(gathered, result)
+        if dist.get_rank() == 0:
+            with (args.out / "results.jsonl").open("a") as file:
+                file.write(json.dumps({"case": name, "ranks": gathered}) + "\n")
+            print("done", name, flush=True)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
