@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astrobio.blocks import Block, Checkpointed, Queries, dtype_of, sample_mask, sinusoids
+from astrobio.blocks import Block, Checkpointed, Mlp, Queries, dtype_of, sample_mask, sinusoids
 from astrobio.config import DatacubeConfig
+from astrobio.losses import latitude_weights
 from astrobio.schema import (
     CLIMATE_LATITUDES,
     CLIMATE_LEVEL_VARIABLES,
@@ -46,7 +47,9 @@ class DatacubeEncoder(nn.Module):
     """Climate cubes to tokens, with a masked reconstruction of the fields (He et al. 2022).
 
     Surface fields stand on every level as further channels, so that one stem sees both. Patches are hidden *before*
-    the stem, on the input, because a convolution would let a hidden patch shine through its neighbours.
+    the stem, on the input, because a convolution would let a hidden patch shine through its neighbours. One more token
+    carries the area-weighted mean and spread of each field over the globe: a climate's first-order description, which
+    patches would have to find by averaging over all of them.
     """
 
     def __init__(self, config: DatacubeConfig, out_size: int):
@@ -62,6 +65,8 @@ class DatacubeEncoder(nn.Module):
         self.embed = nn.Conv3d(config.stem_channels, size, kernel_size=config.patch, stride=config.patch)
         length = self.patches[0] * self.patches[1] * self.patches[2]
         self.position = nn.Parameter(torch.empty(length, size).normal_(std=0.02))
+        fields = len(CLIMATE_LEVEL_VARIABLES) * CLIMATE_LEVELS + len(CLIMATE_SURFACE_VARIABLES)
+        self.globe = Mlp(2 * fields, 2 * size, size)
         self.blocks = Checkpointed(Block(size, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(size)
         depth, height, width = config.patch
@@ -90,10 +95,11 @@ class DatacubeEncoder(nn.Module):
         if times > 1:  # a steady state has no time to tell
             time = sinusoids(torch.arange(times, device=x.device), x.shape[-1]).to(x.dtype)
             x = x + time.repeat(batch, 1)[:, None]
-        x = x.unflatten(0, (batch, times)).flatten(1, 2)
+        globe = self.globe(_globe_moments(levels, surface).to(x.dtype))
+        x = torch.cat([x, globe[:, None]], dim=1).unflatten(0, (batch, times)).flatten(1, 2)
         x = self.norm(self.blocks(x))
 
-        per_time = x.unflatten(1, (times, -1)).flatten(0, 1)
+        per_time = x.unflatten(1, (times, -1)).flatten(0, 1)[:, :-1]
         level_fields = self._unpatch(self.reconstruct_levels(per_time).float(), len(CLIMATE_LEVEL_VARIABLES))
         surface_fields = self._unpatch_surface(self.reconstruct_surface(per_time).float())
         counted = cells if self.training and self.mask_share else torch.ones_like(cells)
@@ -118,6 +124,15 @@ class DatacubeEncoder(nn.Module):
         """[B, N, S · patch columns] to [B, S, Y, X]: the mean over the patches of a column."""
         x = x.unflatten(-1, (len(CLIMATE_SURFACE_VARIABLES), *self.patch[1:])).unflatten(1, self.patches).mean(1)
         return x.permute(0, 3, 1, 4, 2, 5).reshape(len(x), len(CLIMATE_SURFACE_VARIABLES), *GRID[1:])
+
+
+def _globe_moments(levels: Tensor, surface: Tensor) -> Tensor:
+    """Area-weighted mean and standard deviation of each field: [B, V, Z, Y, X] and [B, S, Y, X] to [B, 2 (V Z + S)]."""
+    fields = torch.cat([levels.flatten(1, 2), surface], dim=1)
+    weight = latitude_weights(fields.shape[-2], fields.device)[:, None] / fields.shape[-1]
+    mean = (weight * fields).sum((-2, -1))
+    variance = (weight * (fields - mean[..., None, None]) ** 2).sum((-2, -1))
+    return torch.cat([mean, variance.sqrt()], dim=1)
 
 
 def _mean_over(values: Tensor, counted: Tensor) -> Tensor:

@@ -35,14 +35,17 @@ def language(logits: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
     return mean_present(loss, counted.flatten())
 
 
+def latitude_weights(count: int, device: torch.device) -> Tensor:
+    """Shares [count] of the sphere's area of equally spaced latitude bands."""
+    return torch.linspace(-math.pi / 2, math.pi / 2, count + 1, device=device).sin().diff() / 2
+
+
 def energy_imbalance(absorbed: Tensor, outgoing: Tensor) -> Tensor:
     """Squared relative imbalance [B] of the area-weighted global means of two flux fields [B, Y, X] in W m-2.
 
-    In a steady state a planet emits what it absorbs (e.g. Pierrehumbert 2010, ch. 3). Latitudes are equally spaced
-    cell centres.
+    In a steady state a planet emits what it absorbs (e.g. Pierrehumbert 2010, ch. 3).
     """
-    edges = torch.linspace(-math.pi / 2, math.pi / 2, absorbed.shape[-2] + 1, device=absorbed.device)
-    weight = edges.sin().diff()[:, None] / 2
+    weight = latitude_weights(absorbed.shape[-2], absorbed.device)[:, None]
     absorbed, outgoing = ((weight * field).sum(-2).mean(-1) for field in (absorbed, outgoing))
     return ((absorbed - outgoing) / (absorbed.abs() + outgoing.abs() + 1.0)) ** 2
 

@@ -1,5 +1,8 @@
 """Which device DeepSpeed computes on, and what its CPU accelerator needs."""
 
+import functools
+import warnings
+
 import psutil
 import torch
 from deepspeed.accelerator import get_accelerator, set_accelerator
@@ -22,23 +25,42 @@ def prepare_accelerator():
     """The accelerator to use; on a machine without one, the CPU with fp16. Call before anything asks DeepSpeed."""
     if get_accelerator().device_name() == "cpu" and not isinstance(get_accelerator(), HostAccelerator):
         set_accelerator(HostAccelerator())
-        _convolve_fp16_in_fp32()
+        _compute_fp16_in_fp32()
     return get_accelerator()
 
 
-def _convolve_fp16_in_fp32() -> None:
-    """Let `Conv3d` on the CPU compute fp16 in fp32 and round the result, which is what a GPU's tensor cores do too.
+def _compute_fp16_in_fp32() -> None:
+    """Let the CPU multiply fp16 matrices, and convolve in 3-D, in fp32 and round the result: what a GPU's tensor cores,
+    which accumulate in fp32, do too.
 
-    torch 2.13.0 has no fast fp16 convolution on the CPU: `slow_conv3d_forward` takes a hundred times as long.
+    torch 2.13.0 has no fast fp16 kernels for them on most CPUs: they take 20 to 100 times as long as fp32.
     """
+    library = torch.library.Library("aten", "IMPL")
+    for name in ("mm", "addmm", "bmm", "baddbmm"):
+        kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a kernel is replaced is the point
+            library.impl(name, functools.partial(_in_fp32, kernel), "CPU", with_keyset=True, allow_override=True)
+    _libraries.append(library)
+
     convolve = torch.nn.Conv3d._conv_forward
 
-    def in_fp32(self, x, weight, bias):
+    def convolve_in_fp32(self, x, weight, bias):
         if x.dtype is not torch.float16 or x.device.type != "cpu":
             return convolve(self, x, weight, bias)
         return convolve(self, x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
-    torch.nn.Conv3d._conv_forward = in_fp32
+    torch.nn.Conv3d._conv_forward = convolve_in_fp32
+
+
+_libraries: list[torch.library.Library] = []  # a library takes its kernels back when it is freed
+
+
+def _in_fp32(kernel, keyset, *args, **kwargs):
+    if args[0].dtype is not torch.float16:
+        return kernel.call_boxed(keyset, *args, **kwargs)
+    wide = [arg.float() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    return kernel.call_boxed(keyset, *wide, **kwargs).half()
 
 
 def on_cpu() -> bool:

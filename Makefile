@@ -1,0 +1,54 @@
+# make train and make test do all their own set-up; `make setup` does it alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := data/sample
+# The tiny model wants a larger step than the 17B one that ds_configs are made for, and whole batches a CPU.
+TINY := ds_config.train_micro_batch_size_per_gpu=8 ds_config.gradient_accumulation_steps=1 \
+        ds_config.scheduler.params.cycle_min_lr=4e-4 ds_config.scheduler.params.cycle_max_lr=4e-3
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup train train_long test test_slow lint clean system
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "error: '$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
+	$(BIN)/python -m data_build fetch sample
+	@touch $@
+
+# What pip cannot install: the headers that DeepSpeed compiles its CPU Adam and its NVMe offload against.
+system:
+	@headers() { echo '#include <libaio.h>' | $${CXX:-g++} -E -x c++ - > /dev/null 2>&1 && \
+	  test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h"; }; \
+	headers || { if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq libaio-dev python3-dev > /dev/null; fi; }; \
+	headers || { echo "error: the headers of libaio or Python are missing; as root:"; \
+	    echo "    apt-get install libaio-dev python3-dev      (Debian, Ubuntu)"; \
+	    echo "    dnf install libaio-devel python3-devel      (Fedora, RHEL)"; exit 1; }
+
+$(SAMPLE)/manifest.json: $(VENV)/.installed
+	$(BIN)/python -m data_build build sample --out $(SAMPLE)
+
+train: $(SAMPLE)/manifest.json
+	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
+	  --model tiny --set $(TINY) train.epochs=4
+
+train_long: $(SAMPLE)/manifest.json
+	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
+	  --model tiny --set $(TINY) train.epochs=30
+
+test: $(SAMPLE)/manifest.json lint
+	. $(BIN)/activate && python -m pytest -m "not slow and not network"
+
+test_slow: $(SAMPLE)/manifest.json lint
+	. $(BIN)/activate && python -m pytest -m "slow and not network"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf data/sample data/.sample* runs build .pytest_cache .ruff_cache
