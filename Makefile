@@ -17,6 +17,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "error: '$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
+	. $(BIN)/activate && python -m launch.zero.ops
 	$(BIN)/python -m data_build fetch sample
 	@touch $@
 

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from astrobio.config import ConfigError, StackConfig, load_preset, preset_names
 from astrobio.dataset import dataset_problems
 from launch.options import Options, TrainConfig
-from launch.zero import checkpoint
+from launch.zero import checkpoint, ops
 from launch.zero.accelerator import on_cpu
 from launch.zero.ds_config import batch_sizes, load_ds_config, nvme_problems, resolve, strategy
 from launch.zero.engine import parameter_counts
@@ -99,6 +99,7 @@ def preflight(options: Options) -> RunPlan:
         raise ConfigError("\n".join(problems))
     if resume is not None:
         checkpoint.check_compatible(resume, stack, ds_config, data)
+    ops.build(ops.needed(ds_config))
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:

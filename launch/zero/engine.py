@@ -33,9 +33,12 @@ def _initialise_language_weights(stack: AstrobioStack) -> None:
 
     `transformers` initialises a model as a whole, after its modules exist; under `deepspeed.zero.Init` they are empty
     shards by then, and keep torch's defaults (embeddings of standard deviation 1 in place of 0.02). Its own ZeRO-3
-    integration has the function that gathers each module first, but calls it only under its own `HfDeepSpeedConfig`.
+    integration has the function that gathers each module first, but calls it only under its own `HfDeepSpeedConfig`
+    (transformers 5.23); the marks of the first, vain pass must go before it does anything.
     """
     from transformers.integrations.deepspeed import initialize_weights_zero3
+    for part in (*stack.language.model.modules(), *stack.language.model.parameters()):
+        part.__dict__.pop("_is_hf_initialized", None)
     initialize_weights_zero3(stack.language.model)
     stack.language.model.tie_weights()
 
