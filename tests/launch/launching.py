@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "ds_configs"
 
 
 @dataclass
@@ -65,7 +64,7 @@ def train(config: str, data: Path, run: Path, *arguments, **environment) -> Fini
 
 
 def start_training(config: str, data: Path, run: Path, *arguments, **environment) -> subprocess.Popen:
-    return start(ROOT / "launch/train.py", "--ds_config", CONFIGS / f"{config}.json", "--model", "tiny", "--data",
+    return start(ROOT / "launch/train.py", "--ds_config", f"ds_configs/{config}.json", "--model", "tiny", "--data",
                  data, "--run", run, *arguments, **environment)
 
 
@@ -88,5 +87,5 @@ def wait_for_step(run: Path, step: int, timeout: float = 300) -> None:
     pytest.fail(f"{run}: step {step} was not reached in {timeout} s")
 
 
-#: Small batches, and no schedule that depends on the number of steps.
+#: Small batches.
 FAST = ("--set", "ds_config.gradient_accumulation_steps=2", "train.eval_micro_batch=8")
