@@ -1,0 +1,62 @@
+"""Metrics survive full disks and killed processes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launch.callbacks import CheckpointPolicy, EarlyStop, TimeLimit
+from launch.monitor import MetricsFile, duration
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from launch.monitor import MetricsFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+metrics = MetricsFile(Path(sys.argv[1]))
+for step in range(100):
+    metrics.write({"kind": "train", "step": step, "loss": 1.5})
+"""
+
+
+def test_a_full_disk_keeps_every_line_that_was_written(tmp_path):
+    """A file-size limit stands for the full disk: the last write fits only in part."""
+    path = tmp_path / "metrics.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert str(path) in done.stderr and "all earlier lines are kept" in done.stderr
+    lines = path.read_text().splitlines()
+    assert len(lines) > 10 and [json.loads(line)["step"] for line in lines] == list(range(len(lines)))
+
+
+def test_a_half_written_last_line_is_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    MetricsFile(path).write({"step": 2})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}]
+
+
+def test_early_stop_counts_validations_without_a_better_one():
+    stop = EarlyStop(patience=2)
+    assert stop.better(1.0) and not stop.better(1.0) and not stop.due
+    assert not stop.better(float("nan")) and stop.due
+    assert stop.better(0.5) and not stop.due
+
+
+def test_the_time_limit_counts_what_was_spent_before_a_resume():
+    assert not TimeLimit(1.0).due
+    assert TimeLimit(1.0, before_s=3600).due
+
+
+def test_checkpoints_fall_due_by_steps_and_by_hours():
+    policy = CheckpointPolicy(every_steps=10, every_h=2)
+    assert policy.due(20) and not policy.due(21)
+    policy.saved_at -= 7200
+    assert policy.due(21)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59, "00:00:59"), (90061, "1 d 01:01:01")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,223 @@
+"""Every mistake a user can make ends before the ranks meet, with a message that names it."""
+
+import json
+import shutil
+
+import pytest
+from launching import ROOT
+
+from astrobio.config import ConfigError
+from launch.options import parse_arguments
+from launch.preflight import choose_model, preflight, user_errors
+from launch.zero import ds_config as ds
+from launch.zero import ops
+from launch.zero.accelerator import prepare_accelerator
+
+OFFLOAD = ROOT / "ds_configs/zero3_offload.json"
+NVME = ROOT / "ds_configs/zero3_nvme.json"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def accelerator():
+    prepare_accelerator()
+
+
+@pytest.fixture
+def check(mini_dataset, tmp_path):
+    """Run the preflight with good options but for those given; returns what it resolved."""
+
+    def run(*arguments, config=OFFLOAD, data=mini_dataset, model="tiny"):
+        return preflight(parse_arguments(["--ds_config", str(config), "--model", model, "--data", str(data),
+                                          "--run", str(tmp_path / "run"), *map(str, arguments)]))
+
+    return run
+
+
+def refused(check, *words, **options):
+    """The preflight refuses with a message that has all the words."""
+    arguments = options.pop("arguments", ())
+    with pytest.raises(ConfigError) as error:
+        check(*arguments, **options)
+    for word in words:
+        assert str(word) in str(error.value)
+
+
+@pytest.fixture
+def broken_dataset(mini_dataset, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(mini_dataset, tmp_path / "broken")
+
+
+def test_good_options_are_resolved(check, mini_dataset):
+    plan = check("--max_steps", 7, "--set", "train.epochs=2", "ds_config.gradient_accumulation_steps=4")
+    assert (plan.micro_batch, plan.accumulation, plan.global_batch, plan.max_steps) == (1, 4, 4, 7)
+    assert plan.total_steps == 24  # 48 records × 2 epochs ÷ 4
+    params = plan.ds_config["scheduler"]["params"]
+    assert (params["cycle_first_step_size"], params["cycle_second_step_size"]) == (7, 17)
+    assert plan.data == mini_dataset
+
+
+def test_missing_ds_config(check):
+    refused(check, "zero3_ofload.json", "no such file", "did you mean 'zero3_offload'",
+            config=OFFLOAD.with_name("zero3_ofload.json"))
+
+
+def test_malformed_ds_config(check, tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('{"fp16": {"enabled": true,}}')
+    refused(check, "broken.json", "not valid JSON", "line 1", config=path)
+
+
+def test_unknown_preset(check):
+    refused(check, "'tinny'", "did you mean 'tiny'", model="tinny")
+
+
+def test_preset_that_cannot_be_built(check):
+    refused(check, "tiny", "climate.patch", "levels", arguments=["--set", "model.climate.patch=[3, 8, 8]"])
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("train.patiense=3", ("patiense", "did you mean 'patience'")),
+    ("trian.patience=3", ("trian", "did you mean 'train'")),
+    ("model.climate.hiden_size=3", ("climate.hiden_size", "did you mean 'hidden_size'")),
+    ("model.language.config.hiden_size=3", ("hiden_size", "did you mean 'hidden_size'")),
+    ("ds_config.fp16.inital_scale_power=3", ("fp16.inital_scale_power", "did you mean 'initial_scale_power'")),
+    ("ds_config.gradient_cliping=3", ("gradient_cliping", "did you mean 'gradient_clipping'")),
+    ("ds_config.scheduler.params.cycle_maxlr=1", ("scheduler.params.cycle_maxlr", "did you mean 'cycle_max_lr'")),
+    ("ds_config.aio.thread_count=1", ("aio.thread_count",)),
+    ("train.epochs=0", ("epochs", "0", "greater than or equal to 1")),
+    ("train.epochs", ("SECTION.KEY=VALUE",)),
+])
+def test_unknown_or_wrong_set_key(check, change, words):
+    refused(check, *words, arguments=["--set", change])
+
+
+def test_dataset_that_is_not_there(check, tmp_path):
+    refused(check, tmp_path / "nowhere", "astrobio data build", data=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["stats.json", "tokenizer/tokenizer.json", "train/data-00000-of-00001.arrow"])
+def test_dataset_with_a_file_missing(check, broken_dataset, name):
+    (broken_dataset / name).unlink()
+    refused(check, name, "missing", data=broken_dataset)
+
+
+def test_dataset_with_a_flipped_byte(check, broken_dataset):
+    path = broken_dataset / "train/data-00000-of-00001.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused(check, path.name, "sha256", data=broken_dataset)
+
+
+def test_dataset_of_another_schema(check, broken_dataset):
+    manifest = json.loads((broken_dataset / "manifest.json").read_text())
+    (broken_dataset / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
+    refused(check, "manifest.json", "schema_version", "99", data=broken_dataset)
+
+
+def test_tokenizer_larger_than_the_vocabulary(check):
+    refused(check, "tokenizer", "vocab_size", "100", arguments=["--set", "model.language.config.vocab_size=100"])
+
+
+def test_nvme_without_libaio(check, monkeypatch):
+    import deepspeed
+    monkeypatch.setattr(deepspeed.ops.op_builder.AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
+    refused(check, "libaio", "apt-get install libaio-dev", config=NVME)
+
+
+def test_nvme_path_that_cannot_be_written(check, tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file/swap"
+    key = "zero_optimization.offload_optimizer.nvme_path"
+    refused(check, key, path, "--set", config=NVME, arguments=["--set", f"ds_config.{key}={path}"])
+
+
+def test_resume_from_a_folder_without_a_checkpoint(check, tmp_path):
+    refused(check, tmp_path, "neither a checkpoint nor a run's folder", arguments=["--resume", tmp_path])
+
+
+def test_resume_auto_starts_afresh_where_there_is_nothing(check):
+    assert check("--resume", "auto").resume is None
+
+
+def checkpoint_of(plan, **changes):
+    """A checkpoint's folder that says it was saved by this plan."""
+    from launch.zero import checkpoint
+    folder = plan.run / "checkpoints/step_00000005"
+    folder.mkdir(parents=True)
+    state = {"step": 5, "model": "tiny", "dataset": checkpoint.dataset_hash(plan.data), "global_batch": 32,
+             "layout": checkpoint.layout_of(plan.ds_config)}
+    (folder / checkpoint.STATE).write_text(json.dumps(state | changes))
+    return folder
+
+
+def test_resume_keeps_the_global_batch(check):
+    folder = checkpoint_of(check(), global_batch=64)
+    plan = check("--resume", "auto")
+    assert plan.resume == folder and plan.accumulation == 64 and plan.global_batch == 64
+
+
+def test_a_run_is_not_begun_over_another(check):
+    checkpoint_of(check())
+    refused(check, "--resume auto")
+
+
+def test_resume_of_another_model_or_dataset_or_strategy(check):
+    plan = check()
+    checkpoint_of(plan, model="17b", dataset="0" * 64)
+    refused(check, "'17b'", "content_sha256", arguments=["--resume", plan.run])
+    refused(check, "precision", "fp16", "bf16", arguments=["--resume", plan.run],
+            config=OFFLOAD.with_name("zero3_offload_bf16.json"))
+
+
+@pytest.mark.nvme
+def test_resume_with_an_optimizer_on_nvme_is_refused_rather_than_wrong(check):
+    plan = check(config=NVME)
+    checkpoint_of(plan)
+    refused(check, "NVMe", "loses", arguments=["--resume", plan.run], config=NVME)
+
+
+def test_batch_sizes_that_contradict_each_other(check):
+    refused(check, "train_batch_size = 10", "32", arguments=["--set", "ds_config.train_batch_size=10"])
+
+
+def test_both_precisions(check):
+    refused(check, "fp16.enabled and bf16.enabled", arguments=["--set", "ds_config.bf16.enabled=true"])
+
+
+def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as leaving, user_errors():
+        raise ConfigError("first\nsecond")
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == "error: first\nerror: second\n"
+
+
+def test_auto_takes_the_largest_preset_that_fits_and_says_why():
+    config = ds.load_ds_config(OFFLOAD)
+    name, reason = choose_model(config, world_size=2)
+    assert name == "small" and "no GPU" in reason and "20 bytes a parameter" in reason
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_configs_have_no_unknown_key(path):
+    config = ds.resolve(ds.load_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10,
+                        largest_parameter=5000)
+    assert ds.batch_sizes(config, 2) == (1, 32)
+    assert config["gradient_clipping"] == 1.0
+    assert config["optimizer"] == {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8,
+                                                               "weight_decay": 1e-5}}
+    assert config["scheduler"]["type"] == "OneCycle" and "activation_checkpointing" in config
+
+
+def test_a_lock_left_by_a_killed_compilation_is_removed(tmp_path):
+    """torch waits for it for ever."""
+    import os
+    import time
+    lock = tmp_path / "lock"
+    lock.touch()
+    ops.remove_stale_lock(tmp_path)
+    assert lock.exists(), "a fresh lock may be somebody's"
+    os.utime(lock, (time.time() - 120,) * 2)
+    ops.remove_stale_lock(tmp_path)
+    assert not lock.exists()
