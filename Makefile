@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SAMPLE := data/sample
 # The tiny model wants a larger step than the 17B one that ds_configs are made for, and whole batches a CPU.
 TINY := ds_config.train_micro_batch_size_per_gpu=8 ds_config.gradient_accumulation_steps=1 \
-        ds_config.scheduler.params.cycle_min_lr=4e-4 ds_config.scheduler.params.cycle_max_lr=4e-3
+        ds_config.scheduler.params.cycle_min_lr=2e-4 ds_config.scheduler.params.cycle_max_lr=2e-3
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup train train_long test test_slow lint clean system
@@ -36,7 +36,7 @@ $(SAMPLE)/manifest.json: $(VENV)/.installed
 
 train: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
-	  --model tiny --set $(TINY) train.epochs=4
+	  --model tiny --set $(TINY) train.epochs=8
 
 train_long: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \

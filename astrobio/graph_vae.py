@@ -92,11 +92,13 @@ class GraphVAE(nn.Module):
                            self._imbalance(nodes[:, FLUX], graphs))
 
     def _link_error(self, z: Tensor, graphs, per_graph) -> Tensor:
-        """Cross-entropy of the true links against as many pairs with a random node of the same graph."""
+        """Cross-entropy of the true links against as many pairs with another node of the same graph: a random one in
+        training, else the one half a graph away, so that an evaluation gives the same twice."""
         source, target = graphs.edge_index
         owner = graphs.batch[source]
         first, size = graphs.ptr[owner], graphs.ptr.diff()[owner]
-        stranger = first + torch.minimum((torch.rand(len(source), device=z.device) * size).long(), size - 1)
+        away = torch.rand(len(source), device=z.device) if self.training else torch.full_like(z[source, 0], 0.5)
+        stranger = first + (target - first + (away.float() * size).long()) % size
         from_source = self.decode_links(z)[source].float() * z.shape[-1] ** -0.5
         true = (from_source * z[target].float()).sum(-1)
         false = (from_source * z[stranger].float()).sum(-1)

@@ -1,6 +1,7 @@
 """Which device DeepSpeed computes on, and what its CPU accelerator needs."""
 
 import functools
+import os
 import warnings
 
 import psutil
@@ -26,7 +27,15 @@ def prepare_accelerator():
     if get_accelerator().device_name() == "cpu" and not isinstance(get_accelerator(), HostAccelerator):
         set_accelerator(HostAccelerator())
         _compute_fp16_in_fp32()
+        _share_cores()
     return get_accelerator()
+
+
+def _share_cores() -> None:
+    """Give each rank its share of the cores: ranks that all use all of them spend their time waiting for each other."""
+    ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def _compute_fp16_in_fp32() -> None:

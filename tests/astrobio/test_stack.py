@@ -1,0 +1,136 @@
+"""The network on real records: every module runs, absent modalities count nothing, presets have their sizes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from astrobio.config import ConfigError, load_preset, preset_names
+from astrobio.dataset import AstrobioDataset
+from astrobio.stack import AstrobioStack
+
+
+@pytest.fixture(scope="module")
+def dataset(mini_dataset) -> AstrobioDataset:
+    return AstrobioDataset(mini_dataset, "train", max_text_tokens=64)
+
+
+@pytest.fixture
+def stack() -> AstrobioStack:
+    torch.manual_seed(0)
+    return AstrobioStack(load_preset("tiny"))
+
+
+def batch_of(dataset, indices):
+    return dataset.collate([dataset[i] for i in indices])
+
+
+def test_a_batch_gives_a_loss_its_parts_and_logits(stack, dataset):
+    out = stack(batch_of(dataset, range(4)))
+    weights = stack.config.loss
+    assert set(out.parts) == {field.name for field in dataclasses.fields(weights)}
+    assert out.loss.item() == pytest.approx(sum(getattr(weights, name) * float(part) for name, part in
+                                                out.parts.items()), rel=1e-5)
+    assert out.logits.shape == (4, 2) and out.weights.shape == (4, 5)
+    torch.testing.assert_close(out.weights.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("indices", [[0], range(6)])
+def test_every_parameter_has_a_gradient_even_where_all_is_absent(stack, dataset, indices):
+    batch = batch_of(dataset, indices)
+    for name in ("planet", "climate", "metabolism", "spectrum"):
+        batch = batch.without(name)
+    stack(batch).loss.backward()
+    assert [name for name, p in stack.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", ["climate", "metabolism", "spectrum", "planet"])
+def test_what_an_absent_modality_holds_does_not_matter(stack, dataset, name):
+    """Its encoder runs, but nothing of it reaches the logits, the weights or the losses."""
+    stack.eval()
+    batch = batch_of(dataset, range(4)).without(name)
+    other = dataclasses.replace(
+        batch, climate_levels=batch.climate_levels + 3 * ~batch.present["climate"].view(-1, 1, 1, 1, 1, 1),
+        climate_surface=batch.climate_surface + 3 * ~batch.present["climate"].view(-1, 1, 1, 1, 1),
+        planet=batch.planet + 3 * ~batch.planet_known,
+        spectrum=batch.spectrum + 3 * ~batch.present["spectrum"].view(-1, 1, 1))
+    one, two = stack(batch), stack(other)
+    torch.testing.assert_close(one.logits, two.logits)
+    torch.testing.assert_close(one.loss, two.loss)
+    assert not one.weights[:, stack.modalities.index(name)].any()
+
+
+def test_a_present_modality_matters(stack, dataset):
+    stack.eval()
+    batch = batch_of(dataset, range(6))
+    whole = stack(batch).logits
+    for name in ("planet", "climate", "metabolism", "spectrum", "text"):
+        assert not torch.allclose(whole, stack(batch.without(name)).logits), name
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(stack, dataset):
+    """Padding and batching of graphs and texts leave no trace."""
+    stack.eval()
+    alone = torch.cat([stack(batch_of(dataset, [i])).logits for i in range(5)])
+    torch.testing.assert_close(stack(batch_of(dataset, range(5))).logits, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_the_prefix_reaches_the_text(stack, dataset):
+    """The language model reads the modalities before the text: its loss depends on them."""
+    stack.eval()
+    batch = batch_of(dataset, range(4))
+    assert stack(batch).parts["language"] != stack(batch.without("planet")).parts["language"]
+
+
+def test_activation_checkpointing_keeps_loss_and_gradients(stack, dataset):
+    from torch.utils.checkpoint import checkpoint
+
+    def run(function):
+        stack.zero_grad()
+        stack.set_activation_checkpointing(function)
+        torch.manual_seed(1)
+        loss = stack(batch_of(dataset, range(3))).loss
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in stack.named_parameters()}
+
+    called = []
+
+    def counting(function, *args, **kwargs):
+        called.append(function)
+        return checkpoint(function, *args, use_reentrant=True, **kwargs)
+
+    loss, gradients = run(None)
+    loss_again, gradients_again = run(counting)
+    blocks = [part for part in (stack.climate.blocks, stack.climate.stem, stack.spectrum.blocks,
+                                stack.metabolism.layers, stack.fusion.blocks)]
+    assert len(called) == sum(map(len, blocks)) + stack.config.language.config["num_hidden_layers"]
+    torch.testing.assert_close(loss_again, loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_again[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_preset_may_leave_modules_out(dataset, tmp_path):
+    (tmp_path / "text.yaml").write_text(
+        "language: {max_text_tokens: 64, config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
+        "num_attention_heads: 2, num_key_value_heads: 1, vocab_size: 2048}}")
+    out = AstrobioStack(load_preset(str(tmp_path / "text.yaml")))(batch_of(dataset, range(2)))
+    assert out.logits is None and set(out.parts) == {"language"} and out.loss.isfinite()
+    with pytest.raises(ConfigError, match="fusion is missing"):
+        load_preset("tiny", {"fusion": None})
+
+
+def test_presets_have_their_sizes():
+    """In billions; the parts of the 17B stack as the mission names them."""
+    sizes = {}
+    for name in preset_names():
+        with torch.device("meta"):
+            stack = AstrobioStack(load_preset(name))
+        sizes[name] = {child: sum(p.numel() for p in module.parameters()) / 1e9
+                       for child, module in stack.named_children()}
+    assert preset_names()[:4] == ["tiny", "small", "1b", "17b"]
+    assert sum(sizes["tiny"].values()) < 0.002 and sum(sizes["small"].values()) < 0.05
+    assert 0.9 < sum(sizes["1b"].values()) < 1.4
+    assert 13.14 <= sizes["17b"]["language"] <= 13.15
+    assert 1.14 <= sizes["17b"]["metabolism"] <= 1.26
+    assert 2.4 <= sizes["17b"]["climate"] <= 2.6
+    assert 16.8 <= sum(sizes["17b"].values()) <= 17.3
