@@ -8,7 +8,7 @@ TINY := ds_config.train_micro_batch_size_per_gpu=8 ds_config.gradient_accumulati
         ds_config.scheduler.params.cycle_min_lr=2e-4 ds_config.scheduler.params.cycle_max_lr=2e-3
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup train train_long test test_slow lint clean system
+.PHONY: setup train train_long test test_slow lint ops clean system
 
 setup: $(VENV)/.installed
 
@@ -17,7 +17,6 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "error: '$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
-	. $(BIN)/activate && python -m launch.zero.ops
 	$(BIN)/python -m data_build fetch sample
 	@touch $@
 
@@ -42,11 +41,15 @@ train_long: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
 	  --model tiny --set $(TINY) train.epochs=30
 
-test: $(SAMPLE)/manifest.json lint
+test: $(SAMPLE)/manifest.json lint ops
 	. $(BIN)/activate && python -m pytest -m "not slow and not network"
 
-test_slow: $(SAMPLE)/manifest.json lint
+test_slow: $(SAMPLE)/manifest.json lint ops
 	. $(BIN)/activate && python -m pytest -m "slow and not network"
+
+# Training compiles those it needs by itself.
+ops: $(VENV)/.installed
+	. $(BIN)/activate && python -m launch.zero.ops
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

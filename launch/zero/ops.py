@@ -1,6 +1,6 @@
 """DeepSpeed's compiled parts: which ones a config needs, built before the ranks need them.
 
-    python -m launch.zero.ops        # build all that this machine can; `make setup` does
+    python -m launch.zero.ops        # build all that this machine can use; `make ops`
 """
 
 import contextlib

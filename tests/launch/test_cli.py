@@ -1,0 +1,50 @@
+"""The astrobio command: exit codes, messages, and nothing but JSON where JSON was asked for."""
+
+import json
+
+import pytest
+
+from launch.cli import main
+
+
+def test_params_as_json(capsys):
+    assert main(["params", "--model", "17b", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 16.8e9 <= found["parameters"]["total"] <= 17.3e9
+    assert found["parameters"]["total"] == sum(n for name, n in found["parameters"].items() if name != "total")
+
+
+def test_unknown_model_exits_with_2(capsys):
+    assert main(["params", "--model", "17bb"]) == 2
+    assert "did you mean '17b'" in capsys.readouterr().err
+
+
+def test_check_names_every_problem(tmp_path, capsys):
+    path = tmp_path / "typo.json"
+    path.write_text('{"train_micro_batch_size_per_gpu": 1, "gradient_cliping": 1, "fp16": {"enabld": true}}')
+    assert main(["check", "--ds_config", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert "'gradient_clipping'" in message and "'enabled'" in message and message.count("error:") == 2
+
+
+def test_check_passes_a_good_config(capsys):
+    assert main(["check", "--ds_config", "ds_configs/zero3_offload.json"]) == 0
+    assert "no problem found" in capsys.readouterr().out
+
+
+def test_data_validate_names_the_damaged_file(mini_dataset, tmp_path, capsys):
+    import shutil
+    folder = shutil.copytree(mini_dataset, tmp_path / "damaged")
+    path = folder / "validation/data-00000-of-00001.arrow"
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+    assert main(["data", "validate", str(folder)]) == 1
+    out = capsys.readouterr()
+    assert str(path) in out.out + out.err
+
+
+def test_data_commands_refuse_nonsense(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["data", "bild"])
+    assert leaving.value.code == 2
