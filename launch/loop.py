@@ -57,6 +57,7 @@ class Trainer:
         self.wandb_id: str | None = None
         self.stop = StopRequest()
         self.interrupted = False  # agreed by all ranks, unlike what a signal tells one of them
+        self.cut_short = False  # by --max_steps, before every record was seen once
         if plan.resume is not None:
             self._restore(checkpoint.load(engine, plan.resume))
         elif self.rank == 0:
@@ -235,6 +236,7 @@ class Trainer:
             return (f"{self.stop.reason or 'a signal to another rank'}; continue with --resume auto "
                     f"--run {self.plan.run}")
         if self.step >= last:
+            self.cut_short = self.step < self.plan.total_steps and self.epoch < 1
             return "all steps done"
         if self.early_stop.due:
             return f"no better validation in {self.early_stop.since_best} in a row"

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = Trainer(plan, build_engine(plan.stack, plan.ds_config, plan.train.seed), open_splits(plan))
     try:
         trainer.fit()
-        if not trainer.interrupted:
+        if not (trainer.interrupted or trainer.cut_short):
             result = trainer.test()
             if trainer.rank == 0:
                 print_test(plan, result)

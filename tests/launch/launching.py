@@ -87,5 +87,5 @@ def wait_for_step(run: Path, step: int, timeout: float = 300) -> None:
     pytest.fail(f"{run}: step {step} was not reached in {timeout} s")
 
 
-#: Small batches.
-FAST = ("--set", "ds_config.gradient_accumulation_steps=2", "train.eval_micro_batch=8")
+#: Global batches of 12: four steps are an epoch of the mini dataset's 48 records.
+FAST = ("--set", "ds_config.gradient_accumulation_steps=6", "train.eval_micro_batch=8")

@@ -13,7 +13,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def uninterrupted(mini_dataset, tmp_path_factory) -> Finished:
-    """Four steps at a stretch, the first two of them with a loss scale that must overflow."""
+    """An epoch at a stretch, with a loss scale that must overflow in all of its four steps."""
     return train("zero3_offload", mini_dataset, tmp_path_factory.mktemp("runs") / "whole", "--max_steps", STEPS, *FAST,
                  "ds_config.fp16.initial_scale_power=40", "ds_config.fp16.hysteresis=1",
                  "train.report_overflows_after=2")
@@ -56,7 +56,8 @@ def test_metrics_hold_what_the_design_promises(uninterrupted):
                              "sample_ids_hash"}
         assert set(line["loss_parts"]) == {"classification", "language", "reconstruction", "kl", "physics",
                                            "consistency"}
-    test = [line for line in uninterrupted.metrics("eval") if line["split"] == "test"][-1]
+    validation, test = uninterrupted.metrics("eval")
+    assert (validation["split"], test["split"]) == ("validation", "test")
     assert set(test["masked"]) == {"planet", "climate", "metabolism", "spectrum", "text"}
     assert test["observed"]["records"] + test["synthetic"]["records"] <= test["records"] == 16
 
@@ -76,6 +77,7 @@ def test_sigterm_saves_and_resume_goes_on_where_it_stopped(resumed):
     assert stopped.status == 0 and continued.status == 0, continued.output[-4000:]
     assert "SIGTERM" in stopped.events("stop")[0]["message"]
     assert "test of" not in stopped.output, "a run that is to be continued was tested"
+    assert continued.events("resume")
     lines = continued.metrics("train")
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
 
