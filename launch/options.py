@@ -66,7 +66,8 @@ def parse_arguments(argv: list[str] | None = None) -> Options:
     parser.add_argument("--resume", metavar="auto|DIR",
                         help="auto: the newest checkpoint of --run (without --run: of the newest run), or a fresh "
                              "start where there is none; DIR: a run's folder or one checkpoint")
-    parser.add_argument("--max_steps", type=int, metavar="N", help="stop after N optimizer steps in all; a run stopped within its first epoch is not tested")
+    parser.add_argument("--max_steps", type=int, metavar="N",
+                        help="stop after N optimizer steps in all; a run stopped within its first epoch is not tested")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="change one value: ds_config.fp16.initial_scale_power=8 model.language.max_text_tokens=32 "
                              "train.epochs=3")

@@ -56,7 +56,8 @@ def chain(flux: list[float]) -> Batch:
     return Batch.from_data_list([data])
 
 
-@pytest.mark.parametrize(("flux", "imbalance"), [([2e4, 2e4], 0.0), ([2e4, 0.0], 1.0), ([3e4, 1e4], 0.5), ([0.0, 0.0], 0.0)])
+@pytest.mark.parametrize(("flux", "imbalance"), [([2e4, 2e4], 0.0), ([2e4, 0.0], 1.0), ([3e4, 1e4], 0.5),
+                                                 ([0.0, 0.0], 0.0)])
 def test_mass_balance_of_a_chain(flux, imbalance):
     graph = chain(flux)
     squashed = torch.sign(graph.flux) * torch.log1p(graph.flux.abs())
