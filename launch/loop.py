@@ -58,10 +58,10 @@ class Trainer:
         self.stop = StopRequest()
         self.interrupted = False  # agreed by all ranks, unlike what a signal tells one of them
         self.cut_short = False  # by --max_steps, before every record was seen once
+        if self.rank == 0:
+            checkpoint.remove_partial(plan.run)
         if plan.resume is not None:
             self._restore(checkpoint.load(engine, plan.resume))
-        elif self.rank == 0:
-            checkpoint.remove_partial(plan.run)
         self.monitor = Monitor(plan.run, self.rank, dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
                                train.wandb_project, self.wandb_id)
         self.wandb_id = self.monitor.wandb_id

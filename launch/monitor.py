@@ -93,10 +93,11 @@ class Monitor:
         if self._bar is not None:
             self._bar.update()
             self._bar.set_postfix(loss=f"{record['loss']:.3f}", scale=record["loss_scale"])
-        if self._bar is None or self._bar.disable:
-            log.info("step %d  epoch %.2f  loss %.4f  grad_norm %.3g  lr %.2e  scale %g  %.2f samples/s  left %s",
-                     record["step"], record["epoch"], record["loss"], record["grad_norm"] or float("nan"),
-                     record["lr"], record["loss_scale"], record["samples_per_s"], duration(record["left_s"]))
+        # On a terminal the bar tells the steps; the log has them in any case.
+        log.log(logging.INFO if self._bar is None or self._bar.disable else logging.DEBUG,
+                "step %d  epoch %.2f  loss %.4f  grad_norm %.3g  lr %.2e  scale %g  %.2f samples/s  left %s",
+                record["step"], record["epoch"], record["loss"], record["grad_norm"] or float("nan"), record["lr"],
+                record["loss_scale"], record["samples_per_s"], duration(record["left_s"]))
 
     def evaluation(self, record: dict[str, Any]) -> None:
         if not self.active:
@@ -154,11 +155,12 @@ def _number(value: float | None) -> float:
 
 
 def _log_to(path: Path) -> None:
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     log.handlers.clear()
-    for handler, form in ((logging.FileHandler(path), "%(asctime)s %(levelname)s %(message)s"),
-                          (_AboveBar(), "%(message)s")):
+    for handler, level, form in ((logging.FileHandler(path), logging.DEBUG, "%(asctime)s %(levelname)s %(message)s"),
+                                 (_AboveBar(), logging.INFO, "%(message)s")):
+        handler.setLevel(level)
         handler.setFormatter(logging.Formatter(form))
         log.addHandler(handler)
 

@@ -44,6 +44,7 @@ class RunPlan:
     train: TrainConfig
     data: Path
     run: Path
+    swap: Path  # where an nvme_path of "auto" puts swap files; removed at the end
     resume: Path | None  # the checkpoint to continue from
     max_steps: int | None
     micro_batch: int
@@ -91,8 +92,8 @@ def preflight(options: Options) -> RunPlan:
         raw["gradient_accumulation_steps"] = accumulation
         raw.pop("train_batch_size", None)
     steps_per_epoch = records / (micro * accumulation * world_size)
-    nvme = Path(os.environ.get("ASTROBIO_NVME") or run / "nvme")
-    ds_config = resolve(raw, world_size=world_size, nvme_folder=nvme, largest_parameter=largest,
+    swap = Path(os.environ["ASTROBIO_NVME"], run.name) if os.environ.get("ASTROBIO_NVME") else run / "nvme"
+    ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=largest,
                         total_steps=math.ceil(train.epochs * steps_per_epoch))
     problems = nvme_problems(ds_config)
     if problems:
@@ -104,8 +105,8 @@ def preflight(options: Options) -> RunPlan:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run {run}: cannot be made ({error.strerror})") from None
-    return RunPlan(stack, ds_config, train, data, run, resume, options.max_steps, micro, accumulation, world_size,
-                   steps_per_epoch, f"{name} ({parameters / 1e6:,.1f} M parameters): {reason}")
+    return RunPlan(stack, ds_config, train, data, run, swap, resume, options.max_steps, micro, accumulation,
+                   world_size, steps_per_epoch, f"{name} ({parameters / 1e6:,.1f} M parameters): {reason}")
 
 
 @contextlib.contextmanager

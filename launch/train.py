@@ -7,9 +7,12 @@ builds the stack under ZeRO, trains, and tests the best model. Exit status 0: do
 checkpoint; 2: a mistake in the options, named; 1: anything else.
 """
 
+import contextlib
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
@@ -36,22 +39,30 @@ def main(argv: list[str] | None = None) -> None:
     if deepspeed.comm.get_rank() == 0:
         print_plan(plan)
         write_config(plan)
-    trainer = Trainer(plan, build_engine(plan.stack, plan.ds_config, plan.train.seed), open_splits(plan))
-    try:
-        trainer.fit()
-        if not (trainer.interrupted or trainer.cut_short):
-            result = trainer.test()
-            if trainer.rank == 0:
-                print_test(plan, result)
-    finally:
-        trainer.monitor.close()
-    deepspeed.comm.barrier()
-    trainer.engine.destroy()
-    deepspeed.comm.destroy_process_group()
+    with removed_at_end(plan.swap):
+        trainer = Trainer(plan, build_engine(plan.stack, plan.ds_config, plan.train.seed), open_splits(plan))
+        with contextlib.closing(trainer.monitor):
+            trainer.fit()
+            if not (trainer.interrupted or trainer.cut_short):
+                result = trainer.test()
+                if trainer.rank == 0:
+                    print_test(plan, result)
+        deepspeed.comm.barrier()
+        trainer.engine.destroy()
+        deepspeed.comm.destroy_process_group()
 
 
 def open_splits(plan: RunPlan) -> dict[str, AstrobioDataset]:
     return {split: AstrobioDataset(plan.data, split, plan.stack.language.max_text_tokens) for split in SPLITS}
+
+
+@contextlib.contextmanager
+def removed_at_end(folder: Path) -> Iterator[None]:
+    """Swap files are of no use after a run, however it ended. The ranks of a machine share the folder."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def quiet_libraries() -> None:

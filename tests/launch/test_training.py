@@ -106,6 +106,21 @@ def test_mistakes_end_before_the_ranks_meet(tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_too(mini_dataset, tmp_path):
+    """It goes to the ranks' helpers as well: those that read data, and Weights & Biases' own."""
+    run = tmp_path / "terminated"
+    process = start_training("zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST,
+                             "ds_config.fp16.initial_scale_power=8")
+    wait_for_step(run, 1)
+    ranks_of(process)[0].parent().send_signal(signal.SIGTERM)
+    done = finish(process)
+    done.run = run
+    assert "SIGTERM" in done.events("stop")[0]["message"]
+    saved = sorted((run / "checkpoints").glob("step_*"))[-1]
+    assert saved.name == f"step_{done.metrics('train')[-1]['step']:08d}" and (saved / "run_state.json").is_file()
+
+
+@pytest.mark.slow
 def test_a_killed_deepspeed_command_leaves_no_rank_behind(mini_dataset, tmp_path):
     """The launcher's parent does not pass signals on: ranks that lost it save and end."""
     run = tmp_path / "orphaned"
