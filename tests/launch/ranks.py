@@ -169,6 +169,40 @@ def nonfinite() -> dict:
 
 
 @case
+def upstream() -> dict:
+    """What the workarounds in launch/zero are there for, without them: what is True here is still broken."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    found = {}
+    config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+                                  num_attention_heads=2, vocab_size=2000)
+    ds_config = load_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json", {"scheduler.params": {}})
+    with deepspeed.zero.Init(config_dict_or_path=ds_config):
+        embedding = AutoModelForCausalLM.from_config(config).get_input_embeddings().weight
+    with deepspeed.zero.GatheredParameters([embedding]):
+        found["language weights are not transformers' own under zero.Init"] = float(embedding.std()) > 0.5
+
+    block = {"activation_checkpointing": {"cpu_checkpointing": True}, "train_micro_batch_size_per_gpu": 1}
+    deepspeed.checkpointing.configure(None, deepspeed_config=block)
+    x = torch.ones(8, 8, requires_grad=True)
+    try:
+        deepspeed.checkpointing.checkpoint(lambda y: (y * y).sum(), x * 1.0).backward()
+        found["cpu_checkpointing breaks on the CPU"] = not torch.equal(x.grad, torch.full_like(x, 2.0))
+    except RuntimeError:
+        found["cpu_checkpointing breaks on the CPU"] = True
+    deepspeed.checkpointing.reset()
+
+    engine = make_engine("zero3_resident_nvme", {"fp16.initial_scale_power": 8})
+    engine.optimizer.cur_scale = 32
+    engine.save_checkpoint(str(OUT / "upstream"), tag="saved", save_latest=False)
+    engine.destroy()
+    engine = make_engine("zero3_resident_nvme", {"fp16.initial_scale_power": 8})
+    engine.load_checkpoint(str(OUT / "upstream"), tag="saved")
+    found["an optimizer on NVMe is not restored"] = engine.optimizer.cur_scale != 32
+    engine.destroy()
+    return found
+
+
+@case
 def same_weights_whatever_the_stage() -> dict:
     """The language model's spread of weights under ZeRO-3, where transformers' own initialisation would be lost."""
     found = {}

@@ -1,10 +1,13 @@
 """Every mistake a user can make ends before the ranks meet, with a message that names it."""
 
 import json
+import os
 import shutil
+import time
 
 import pytest
 from launching import ROOT
+from torch.utils.file_baton import FileBaton
 
 from astrobio.config import ConfigError
 from launch.options import parse_arguments
@@ -211,13 +214,32 @@ def test_shipped_configs_have_no_unknown_key(path):
 
 
 def test_a_lock_left_by_a_killed_compilation_is_removed(tmp_path):
-    """torch waits for it for ever."""
-    import os
-    import time
+    """torch waits for it for ever; once it takes such a lock by itself, the removal can go."""
     lock = tmp_path / "lock"
     lock.touch()
+    assert not FileBaton(str(lock)).try_acquire()
     ops.remove_stale_lock(tmp_path)
     assert lock.exists(), "a fresh lock may be somebody's"
     os.utime(lock, (time.time() - 120,) * 2)
     ops.remove_stale_lock(tmp_path)
     assert not lock.exists()
+
+
+def test_deepspeed_refuses_fp16_on_this_cpu():
+    """Why there is a HostAccelerator; once DeepSpeed computes fp16 on any CPU, it can go."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    if "avx512_fp16" in open("/proc/cpuinfo").read():
+        pytest.skip("this CPU has native fp16 arithmetic")
+    assert not CPU_Accelerator().is_fp16_supported()
+
+
+def test_fp16_on_the_cpu_is_rounded_fp32():
+    """Products whose sum fp16 cannot hold step by step: 4096 + 1 is 4096 there."""
+    import torch
+    row = torch.tensor([[4096.0] + [1.0] * 8]).half()
+    assert (row @ torch.ones(9, 1).half()).item() == 4104
+    volume = torch.nn.Conv3d(1, 1, kernel_size=(1, 1, 9), bias=False).half()
+    torch.nn.init.ones_(volume.weight)
+    assert volume(row.view(1, 1, 1, 1, 9)).item() == 4104
+    single = torch.randn(3, 4)
+    torch.testing.assert_close(single @ single.T, (single.double() @ single.double().T).float())
