@@ -30,16 +30,17 @@ system:
 	    echo "    apt-get install libaio-dev python3-dev      (Debian, Ubuntu)"; \
 	    echo "    dnf install libaio-devel python3-devel      (Fedora, RHEL)"; exit 1; }
 
-$(SAMPLE)/manifest.json: $(VENV)/.installed
+$(SAMPLE)/manifest.json: | $(VENV)/.installed
 	$(BIN)/python -m data_build build sample --out $(SAMPLE)
 
 train: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
 	  --model tiny --set $(TINY) train.epochs=8
 
+# The requirement's target accuracy; bf16 is the faster precision on most CPUs.
 train_long: $(SAMPLE)/manifest.json
-	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
-	  --model tiny --set $(TINY) train.epochs=30
+	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload_bf16.json \
+	  --model tiny --set $(TINY) train.epochs=20
 
 test: $(SAMPLE)/manifest.json lint ops
 	. $(BIN)/activate && python -m pytest -m "not slow and not network"
