@@ -1,6 +1,5 @@
 """Small decisions of the loop, one class each; what must survive a resume is in their fields."""
 
-import dataclasses
 import os
 import signal
 import time
@@ -100,8 +99,3 @@ def ignore_stop_signals(worker: int) -> None:
     its next step boundary and needs them."""
     for number in StopRequest.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def state_of(*parts) -> dict[str, dict]:
-    """The fields of dataclasses by class name, for a checkpoint."""
-    return {type(part).__name__: dataclasses.asdict(part) for part in parts}

@@ -125,30 +125,28 @@ def user_errors():
 def choose_model(ds_config: dict, world_size: int) -> tuple[str, str]:
     """The largest shipped preset that fits this machine, and why.
 
-    The rule, for a model of P parameters on N ranks of this machine: the training state is 20 bytes × P on the host
-    where the optimizer is offloaded to the CPU, 2 bytes × P for parameters on the CPU with an NVMe optimizer, 16 × P on
-    disk for one; what is not offloaded (16 bytes × P, or 2 for parameters alone) is shared by the N cards. Each may
-    take 80% of what is free. Without a GPU nothing larger than `LARGEST_ON_CPU` is taken.
+    The rule counts bytes a parameter: on the host 20 where the optimizer is there, 4 where it is on NVMe (and 16 on
+    disk); on all cards of this machine together 16 where nothing is offloaded, 2 where the optimizer is; on a CPU
+    machine what would be on cards is on the host. Each may take 80% of what is free. Without a GPU nothing larger
+    than `LARGEST_ON_CPU` is taken.
     """
     host, disk = psutil.virtual_memory().available, shutil.disk_usage(ROOT).free
-    plan = strategy(ds_config)
-    names = preset_names()
+    where, names = strategy(ds_config), preset_names()
+    on_host = {"cpu": 20, "nvme": 4, "none": 0}[where.optimizer_device]
+    on_disk = 16 if where.optimizer_device == "nvme" else 0
+    on_cards = 0 if where.param_device != "none" else 16 if where.optimizer_device == "none" else 2
     if on_cpu():
         names = names[:names.index(LARGEST_ON_CPU) + 1]
-        cards = None
+        cards, on_host, on_cards, machine = 0, on_host + on_cards, 0, "no GPU here"
     else:
-        cards = torch.cuda.get_device_properties(0).total_memory * world_size
-    on_host = {"cpu": 20, "nvme": 4, "none": 16 if on_cpu() else 0}[plan.optimizer_device]
-    on_card = {"cpu": 2, "nvme": 2, "none": 16}[plan.optimizer_device] if plan.param_device == "none" else 0
-    on_disk = {"cpu": 0, "nvme": 16, "none": 0}[plan.optimizer_device]
+        card = torch.cuda.get_device_properties(0).total_memory
+        cards, machine = card * world_size, f"{world_size} × {card / 2**30:.0f} GiB of cards"
     for name in reversed(names):
         parameters, _ = _build_on_meta(load_preset(name), name)
-        fits = (on_host * parameters < 0.8 * host and on_disk * parameters < 0.8 * disk
-                and (cards is None or on_card * parameters < 0.8 * cards))
-        if fits or name == names[0]:
-            where = "no GPU here" if on_cpu() else f"{world_size} × {cards / world_size / 2**30:.0f} GiB of cards"
-            return name, (f"the largest preset up to {names[-1]!r} that fits {host / 2**30:.0f} GiB of host memory "
-                          f"with {on_host} bytes a parameter there; {where}")
+        if name == names[0] or all(bytes_each * parameters <= 0.8 * free for bytes_each, free in
+                                   ((on_host, host), (on_disk, disk), (on_cards, cards))):
+            return name, (f"the largest preset up to {names[-1]!r} that fits {host / 2**30:.0f} GiB of free host "
+                          f"memory with {on_host} bytes a parameter there; {machine}")
     raise AssertionError("unreachable: the smallest preset is always taken")
 
 

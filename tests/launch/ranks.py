@@ -86,13 +86,17 @@ def step(engine, batches) -> list[float]:
 
 
 def trained(config: str) -> dict:
-    """Two optimizer steps; whether each parameter moved."""
+    """Two optimizer steps, each over samples with their modalities and samples with none; which parameters moved."""
     engine = make_engine(config, {"scheduler.params.cycle_min_lr": 1e-2, "scheduler.params.cycle_max_lr": 2e-2,
                                   "fp16.initial_scale_power": 8} if "bf16" not in config else
                          {"scheduler.params.cycle_min_lr": 1e-2, "scheduler.params.cycle_max_lr": 2e-2})
     before = weights(engine)
     rank = dist.get_rank()
-    losses = step(engine, [batch_of([2 * i + rank]) for i in range(4)])
+    batches = [batch_of(range(16 * i + 8 * rank, 16 * i + 8 * rank + 8)) for i in range(4)]
+    for i in (1, 3):
+        for name in engine.module.modalities:
+            batches[i] = batches[i].without(name)
+    losses = step(engine, batches)
     after = weights(engine)
     norm = engine.get_global_grad_norm()
     return {"losses": losses, "steps": engine.global_steps, "skipped": engine.skipped_steps, "grad_norm": float(norm),
