@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -101,6 +102,7 @@ def preflight(options: Options) -> RunPlan:
     if resume is not None:
         checkpoint.check_compatible(resume, stack, ds_config, data)
     ops.build(ops.needed(ds_config))
+    _check_port()
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,6 +172,20 @@ def _build_on_meta(stack: StackConfig, name: str) -> tuple[int, int]:
         raise ConfigError(f"--model {name}: {error}") from None
     except (ValueError, TypeError, KeyError, RuntimeError) as error:  # sizes that do not fit together
         raise ConfigError(f"--model {name}: the network cannot be built: {error}") from error
+
+
+def _check_port() -> None:
+    """Rank 0 listens at ``MASTER_PORT``, where two runs on one machine would meet."""
+    port = os.environ.get("MASTER_PORT")
+    if port is None or os.environ.get("RANK") != "0":
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise ConfigError(f"port {port} of this machine cannot be used ({error.strerror}): another run? Give "
+                              f"another one, before the script: deepspeed --master_port {int(port) + 1} …") from None
 
 
 def _check_tokenizer(data: Path, stack: StackConfig) -> None:

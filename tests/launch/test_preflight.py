@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import time
 
 import pytest
@@ -179,6 +180,17 @@ def test_resume_with_an_optimizer_on_nvme_is_refused_rather_than_wrong(check):
     plan = check(config=NVME)
     checkpoint_of(plan)
     refused(check, "NVMe", "loses", arguments=["--resume", plan.run], config=NVME)
+
+
+def test_a_port_that_another_run_uses(check, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        monkeypatch.setenv("RANK", "0")
+        refused(check, f"port {port}", "--master_port")
+    check()
 
 
 def test_batch_sizes_that_contradict_each_other(check):
