@@ -37,7 +37,7 @@ train: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
 	  --model tiny --set $(TINY) train.epochs=8
 
-# The requirement's target accuracy; bf16 is the faster precision on most CPUs.
+# Longer, for a better model; bf16 is the faster precision on most CPUs.
 train_long: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload_bf16.json \
 	  --model tiny --set $(TINY) train.epochs=20
