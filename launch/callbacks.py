@@ -81,7 +81,7 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        if self.reason is None and self._command is not None and not self._command.is_running():
+        if self.reason is None and self._command is not None and not _alive(self._command):
             self.reason = "the deepspeed command has gone"
         return self.reason is not None
 
@@ -92,6 +92,14 @@ def _deepspeed_command() -> psutil.Process | None:
         return None
     above = psutil.Process().parents()[1:2]
     return above[0] if above and any("deepspeed" in part for part in above[0].cmdline()) else None
+
+
+def _alive(process: psutil.Process) -> bool:
+    """A killed process that nobody has waited for yet is dead all the same."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def ignore_stop_signals(worker: int) -> None:

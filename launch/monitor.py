@@ -121,13 +121,22 @@ class Monitor:
         flat = {f"{prefix}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
         flat |= {f"{prefix}/{key}/{part}": value for key, inner in record.items() if isinstance(inner, dict)
                  for part, value in inner.items() if isinstance(value, int | float)}
-        self._wandb.log(flat | {"step": record["step"]})
+        self._tell_wandb(self._wandb.log, flat | {"step": record["step"]})
+
+    def _tell_wandb(self, function, *arguments) -> None:
+        """Weights & Biases' own process may be gone before this one: the launcher ends a run by SIGTERM to all that
+        the ranks have started. A run must not fail for it; metrics.jsonl has everything."""
+        try:
+            function(*arguments)
+        except OSError as error:
+            self._wandb = None
+            log.warning("Weights & Biases does not answer (%s): the run goes on without it", error)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._tell_wandb(self._wandb.finish)
             self._wandb = None
 
 
