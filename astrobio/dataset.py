@@ -1,7 +1,6 @@
 """Opens a built dataset, normalises its records and collates them into a `Batch`."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +50,9 @@ def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
             problems.append(f"{path}: missing, but listed in {MANIFEST}")
         elif path.stat().st_size != expected["bytes"]:
             problems.append(f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {expected['bytes']}")
-        elif hash_files and file_sha256(path) != expected["sha256"]:
+        elif hash_files and schema.sha256_of(path) != expected["sha256"]:
             problems.append(f"{path}: its sha256 is not the one in {MANIFEST}: the file was changed or damaged")
     return problems
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
-            else hashlib.sha256(file.read()).hexdigest()
 
 
 @dataclass

@@ -16,7 +16,9 @@ On disk a dataset is a folder::
     README.md                  the dataset card
 """
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 
@@ -174,3 +176,12 @@ class Moments:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks: what manifest.json holds of each."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

