@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 SAMPLE := data/sample
 # The tiny model wants a larger step than the 17B one that ds_configs are made for, and whole batches a CPU.
 TINY := ds_config.train_micro_batch_size_per_gpu=8 ds_config.gradient_accumulation_steps=1 \
-        ds_config.scheduler.params.cycle_min_lr=2e-4 ds_config.scheduler.params.cycle_max_lr=2e-3
+        ds_config.optimizer.params.betas=[0.9,0.999] ds_config.scheduler.params.cycle_min_lr=1e-4 \
+        ds_config.scheduler.params.cycle_max_lr=1e-3
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup train train_long test test_slow lint ops clean system

@@ -1,7 +1,8 @@
 """What a stack consists of: dataclasses read from the YAML presets beside this file.
 
 `load_preset("tiny")` or `load_preset("my/preset.yaml")` gives a `StackConfig`. A section that a preset leaves out
-leaves that module out of the stack; an unknown key is an error with a suggestion, never ignored.
+leaves that module out of the stack; ``base: 17b`` starts from another preset; an unknown key is an error with a
+suggestion, never ignored.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 PRESETS = Path(__file__).parent / "presets"
+SIZES = ("tiny", "small", "1b", "17b")  # the presets of the whole stack, all of it trained; others are variants
 
 _strict = ConfigDict(extra="forbid")
 Positive = Field(gt=0)
@@ -25,17 +27,35 @@ class ConfigError(ValueError):
 
 
 @dataclass(config=_strict, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685), by `peft`."""
+
+    rank: int = Positive
+    alpha: float = Field(default=16.0, gt=0)  # the adapters' output is scaled by alpha / rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] | str = "all-linear"  # names of layers, or all linear ones but the output layer
+
+
+@dataclass(config=_strict, kw_only=True)
 class LanguageConfig:
     """A causal language model of `transformers`, built from its configuration.
 
     ``config`` holds the keyword arguments of that model type's configuration class (``hidden_size``,
-    ``num_hidden_layers`` …), as `transformers.AutoConfig.for_model` takes them.
+    ``num_hidden_layers`` …), as `transformers.AutoConfig.for_model` takes them. With ``init_from``, the folder of a
+    Hugging Face checkpoint, weights, sizes and tokenizer are that checkpoint's; what ``model_type`` and ``config`` say
+    besides must agree with it. With ``lora`` only the adapters train.
     """
 
-    model_type: str = "llama"
-    attn_implementation: str = "sdpa"
+    model_type: str | None = None  # llama, unless init_from says otherwise
+    init_from: str | None = None
+    attn_implementation: str = "auto"  # flash_attention_3, flash_attention_2, sdpa, eager; auto: the first there is
     max_text_tokens: int = Positive  # longer texts are cut
-    config: dict[str, Any]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lora: LoraConfig | None = None
+
+    def __post_init__(self):
+        if not (self.config or self.init_from):
+            raise ValueError("language needs config (sizes of a new model) or init_from (a checkpoint's folder)")
 
 
 @dataclass(config=_strict, kw_only=True)
@@ -85,6 +105,9 @@ class FusionConfig:
     dropout: float = Share
 
 
+PARTS = ("language", "planet", "climate", "metabolism", "spectrum", "fusion")
+
+
 @dataclass(config=_strict, kw_only=True)
 class LossConfig:
     """Weights of the parts of the loss; see `astrobio.losses` for what each part is."""
@@ -99,7 +122,12 @@ class LossConfig:
 
 @dataclass(config=_strict, kw_only=True)
 class StackConfig:
-    """The whole stack. ``modality_dropout`` is the share of samples that lose a modality in training."""
+    """The whole stack.
+
+    ``modality_dropout`` is the share of samples that lose a modality in training. ``freeze`` names parts whose weights
+    do not train: an encoder then only reads, without masking or gradients; gradients still pass through a frozen
+    language model or fusion to what stands before it.
+    """
 
     name: str
     language: LanguageConfig
@@ -110,8 +138,15 @@ class StackConfig:
     fusion: FusionConfig | None = None
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
+    freeze: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
+        parts = [name for name in PARTS if getattr(self, name) is not None]
+        for name in self.freeze:
+            if name not in parts:
+                raise ValueError(f"freeze names {name!r}, which is no part of this stack{suggestion(name, parts)}")
+        if set(parts) <= set(self.freeze) and self.language.lora is None:
+            raise ValueError("freeze names every part: nothing is left to train")
         encoders = [name for name in ("planet", "climate", "metabolism", "spectrum") if getattr(self, name)]
         if encoders and self.fusion is None:
             raise ValueError(f"fusion is missing, but {', '.join(encoders)} must be fused: add a fusion section, or "
@@ -160,9 +195,8 @@ def _keys_at(cls, path) -> list[str]:
 
 def preset_names() -> list[str]:
     """The shipped presets, smallest first."""
-    order = ("tiny", "small", "1b", "17b")
     names = [path.stem for path in PRESETS.glob("*.yaml")]
-    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return sorted(names, key=lambda name: (SIZES.index(name) if name in SIZES else len(SIZES), name))
 
 
 def load_preset(name: str, changes: dict[str, Any] | None = None) -> StackConfig:
@@ -175,6 +209,15 @@ def load_preset(name: str, changes: dict[str, Any] | None = None) -> StackConfig
     Raises:
         ConfigError: no such preset or file, malformed YAML, unknown keys, wrong types.
     """
+    path, data = _read_preset(name)
+    data.setdefault("name", path.stem)
+    for key, value in (changes or {}).items():
+        set_dotted(data, key, value)
+    return parse(StackConfig, data, str(path))
+
+
+def _read_preset(name: str, above: tuple[str, ...] = ()) -> tuple[Path, dict]:
+    """The file of a preset and what it holds, laid over the preset that its ``base`` names."""
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
         path = Path(name)
@@ -189,10 +232,20 @@ def load_preset(name: str, changes: dict[str, Any] | None = None) -> StackConfig
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, holds {type(data).__name__}")
-    data.setdefault("name", path.stem)
-    for key, value in (changes or {}).items():
-        set_dotted(data, key, value)
-    return parse(StackConfig, data, str(path))
+    base = data.pop("base", None)
+    if base is None:
+        return path, data
+    if str(path) in above:
+        raise ConfigError(f"{path}: base = {base!r}: the presets stand on each other in a circle")
+    _, below = _read_preset(str(base), (*above, str(path)))
+    return path, _laid_over(below, data)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """``above``, with what only ``below`` has added, level by level."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {key: _laid_over(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
 
 
 def set_dotted(data: dict, key: str, value: Any) -> None:

@@ -49,7 +49,8 @@ class DatacubeEncoder(nn.Module):
     Surface fields stand on every level as further channels, so that one stem sees both. Patches are hidden *before*
     the stem, on the input, because a convolution would let a hidden patch shine through its neighbours. One more token
     carries the area-weighted mean and spread of each field over the globe: a climate's first-order description, which
-    patches would have to find by averaging over all of them.
+    patches would have to find by averaging over all of them. The stem sees how each field departs from that mean: the
+    same number in every cell would only pile up in its gradient, which then drowns those of all other parts.
     """
 
     def __init__(self, config: DatacubeConfig, out_size: int):
@@ -88,7 +89,8 @@ class DatacubeEncoder(nn.Module):
                              levels.device)
         cells = self._to_grid(hidden)
         fields = torch.cat([levels, surface[:, :, None].expand(-1, -1, levels.shape[2], -1, -1)], dim=1)
-        inputs = torch.cat([fields.masked_fill(cells, 0.0), cells.to(fields.dtype)], dim=1)
+        pattern = fields - _globe_mean(fields)[..., None, None]
+        inputs = torch.cat([pattern.masked_fill(cells, 0.0), cells.to(fields.dtype)], dim=1)
 
         x = self.stem(self.inlet(inputs.to(dtype_of(self))))
         x = self.embed(x).flatten(2).transpose(1, 2) + self.position
@@ -129,10 +131,14 @@ class DatacubeEncoder(nn.Module):
 def _globe_moments(levels: Tensor, surface: Tensor) -> Tensor:
     """Area-weighted mean and standard deviation of each field: [B, V, Z, Y, X] and [B, S, Y, X] to [B, 2 (V Z + S)]."""
     fields = torch.cat([levels.flatten(1, 2), surface], dim=1)
-    weight = latitude_weights(fields.shape[-2], fields.device)[:, None] / fields.shape[-1]
-    mean = (weight * fields).sum((-2, -1))
-    variance = (weight * (fields - mean[..., None, None]) ** 2).sum((-2, -1))
+    mean = _globe_mean(fields)
+    variance = _globe_mean((fields - mean[..., None, None]) ** 2)
     return torch.cat([mean, variance.sqrt()], dim=1)
+
+
+def _globe_mean(fields: Tensor) -> Tensor:
+    """Area-weighted mean [...] of fields [..., Y, X]."""
+    return (latitude_weights(fields.shape[-2], fields.device) * fields.mean(-1)).sum(-1)
 
 
 def _mean_over(values: Tensor, counted: Tensor) -> Tensor:

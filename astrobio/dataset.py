@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch as GraphBatch
 from torch_geometric.data import Data
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from astrobio import schema
 from astrobio.config import ConfigError
@@ -135,6 +135,25 @@ class Batch:
         return dataclasses.replace(self, **changes)
 
 
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``. Where it lacks a token to begin with or to pad with, the one that ends a text serves:
+    something has to be read first, and padding is never looked at.
+
+    Raises:
+        ConfigError: not a tokenizer, or one without a token that ends a text.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"{folder}: not a tokenizer that transformers can load: {error}") from None
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{folder}: the tokenizer has no eos token")
+    for name in ("bos_token", "pad_token"):
+        if getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, tokenizer.eos_token)
+    return tokenizer
+
+
 class AstrobioDataset(torch.utils.data.Dataset):
     """One split of a built dataset, map-style and memory-mapped; `collate` makes a `Batch` of its items.
 
@@ -147,13 +166,13 @@ class AstrobioDataset(torch.utils.data.Dataset):
         ConfigError: the folder holds no dataset of this schema.
     """
 
-    def __init__(self, folder: str | Path, split: str, max_text_tokens: int):
+    def __init__(self, folder: str | Path, split: str, max_text_tokens: int, tokenizer: str | Path | None = None):
         problems = dataset_problems(folder, hash_files=False)
         if problems:
             raise ConfigError("\n".join(problems))
         self.folder, self.split, self.max_text_tokens = Path(folder), split, max_text_tokens
         self.records = datasets.load_from_disk(str(self.folder / split)).with_format("numpy")
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        self.tokenizer = load_tokenizer(tokenizer or self.folder / "tokenizer")
         self.stats = {name: (np.asarray(value["mean"], np.float32), np.asarray(value["std"], np.float32))
                       for name, value in json.loads((self.folder / "stats.json").read_text()).items()}
         self.moments = Moments(*map(torch.from_numpy, self.stats["climate_surface"]))
@@ -193,7 +212,7 @@ class AstrobioDataset(torch.utils.data.Dataset):
         item["graph"] = self._graph(record) if record["metabolism_present"] else self._empty_graph()
         item["spectrum"] = self._spectrum(record["spectrum"]) if record["spectrum_present"] else \
             np.zeros(schema.FEATURES["spectrum"].shape, np.float32)
-        tokens = self.tokenizer(str(record["text"]))["input_ids"][:self.max_text_tokens - 2]
+        tokens = self.tokenizer(str(record["text"]), add_special_tokens=False)["input_ids"][:self.max_text_tokens - 2]
         item["tokens"] = [self.tokenizer.bos_token_id, *tokens, self.tokenizer.eos_token_id]
         item["label"], item["label_present"] = int(record["label"]), bool(record["label_present"])
         provenance = record["provenance"]

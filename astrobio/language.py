@@ -2,24 +2,35 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from astrobio.config import ConfigError, LanguageConfig, suggestion
+from astrobio.config import ConfigError, LanguageConfig, LoraConfig, suggestion
+from astrobio.pretrained import Pretrained
 
 
 class Language(nn.Module):
     """A causal language model built from its configuration, with random weights.
 
+    Weights of ``init_from`` are not read here, because no process need hold them all: `pretrained` says which
+    parameter is to be filled from where.
+
     Attributes:
         model: the `transformers` model.
         hidden_size: its width, which the encoders' tokens must have.
+        attention: the attention implementation it runs with.
+        pretrained: the checkpoint's name of each parameter that is to come from ``init_from``.
     """
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
-        self.model = AutoModelForCausalLM.from_config(language_config(config),
-                                                      attn_implementation=config.attn_implementation)
+        built = language_config(config)
+        self.attention = attention_implementation(config, built)
+        self.model = AutoModelForCausalLM.from_config(built, attn_implementation=self.attention)
         self.hidden_size = self.model.get_input_embeddings().embedding_dim
+        self.pretrained = {p: name for name, p in self.model.named_parameters()} if config.init_from else {}
+        if config.lora:
+            _add_adapters(self.model, config.lora)
 
     def forward(self, prefix: Tensor | None, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Read the prefix, then the text.
@@ -38,21 +49,78 @@ class Language(nn.Module):
         if prefix is not None:
             embedded = torch.cat([prefix.to(embedded.dtype), embedded], dim=1)
             attended = torch.cat([real.new_ones(prefix.shape[:2]), real], dim=1)
+        if self.training and torch.is_grad_enabled() and not embedded.requires_grad:
+            # Over a bottom that needs no gradient a reentrant checkpoint would drop those of all layers above.
+            embedded.requires_grad_()
         states = self.model.base_model(inputs_embeds=embedded, attention_mask=attended.long(),
                                        use_cache=False).last_hidden_state
         return states, self.model.get_output_embeddings()(states[:, -tokens.shape[1]:-1])
 
 
-def language_config(config: LanguageConfig):
-    """The `transformers` configuration object; `ConfigError` for an unknown model type or key."""
+def language_config(config: LanguageConfig) -> PreTrainedConfig:
+    """The `transformers` configuration object.
+
+    Raises:
+        ConfigError: an unknown model type or key, or sizes that are not those of the checkpoint in ``init_from``.
+    """
+    if config.init_from:
+        return _of_checkpoint(config)
+    model_type = config.model_type or "llama"
     try:
-        known = AutoConfig.for_model(config.model_type)
+        known = AutoConfig.for_model(model_type)
     except ValueError:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-        raise ConfigError(f"language.model_type = {config.model_type!r}: transformers has no such model"
-                          f"{suggestion(config.model_type, CONFIG_MAPPING.keys())}") from None
-    for key in config.config:
-        if not hasattr(known, key):
-            raise ConfigError(f"language.config.{key}: {type(known).__name__} has no such key"
-                              f"{suggestion(key, known.to_dict())}")
-    return AutoConfig.for_model(config.model_type, **{"use_cache": False, **config.config})
+        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no such model"
+                          f"{suggestion(model_type, CONFIG_MAPPING.keys())}") from None
+    _check_keys(config, known)
+    return AutoConfig.for_model(model_type, **{"use_cache": False, **config.config})
+
+
+def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
+    built = Pretrained(config.init_from).config
+    problems = []
+    if config.model_type not in (None, built.model_type):
+        problems.append(f"language.model_type = {config.model_type!r}: the checkpoint in {config.init_from} is a "
+                        f"{built.model_type!r}")
+    else:
+        _check_keys(config, built)
+        problems += [f"language.config.{key} = {value!r}: the checkpoint in {config.init_from} has "
+                     f"{getattr(built, key)!r}: leave the key out, or take another checkpoint"
+                     for key, value in config.config.items() if getattr(built, key) != value]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    built.use_cache = False
+    return built
+
+
+def _check_keys(config: LanguageConfig, known: PreTrainedConfig) -> None:
+    unknown = [key for key in config.config if not hasattr(known, key)]
+    if unknown:
+        raise ConfigError("\n".join(f"language.config.{key}: {type(known).__name__} has no such key"
+                                    f"{suggestion(key, known.to_dict())}" for key in unknown))
+
+
+def attention_implementation(config: LanguageConfig, built: PreTrainedConfig) -> str:
+    """``config.attn_implementation``, where ``auto`` is the fastest that is installed here and the model supports:
+    FlashAttention 3, then 2 (both on CUDA only), else torch's scaled dot-product attention."""
+    model = AutoModelForCausalLM._model_mapping[type(built)]
+    if config.attn_implementation != "auto":
+        return config.attn_implementation
+    if torch.cuda.is_available() and getattr(model, "_supports_flash_attn", False):
+        if is_flash_attn_3_available():
+            return "flash_attention_3"
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
+    return "sdpa" if model._supports_sdpa else "eager"  # a state-space model has no attention to choose
+
+
+def _add_adapters(model: nn.Module, lora: LoraConfig) -> None:
+    """Put adapters beside the layers, and freeze all else."""
+    from peft import LoraConfig as Settings
+    from peft import inject_adapter_in_model
+    settings = Settings(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+                        target_modules=lora.target_modules)
+    try:
+        inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        raise ConfigError(f"language.lora.target_modules = {lora.target_modules!r}: {error}") from None

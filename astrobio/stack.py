@@ -54,6 +54,20 @@ class AstrobioStack(nn.Module):
         if self.modalities:
             self.fusion = Fusion(config.fusion, width,
                                  [getattr(config, name).tokens for name in self.modalities])
+        self._freeze()
+        self.train()
+
+    def _freeze(self) -> None:
+        for name in self.config.freeze:
+            for parameter_name, parameter in getattr(self, name).named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and "lora_" in parameter_name)
+
+    def train(self, mode: bool = True) -> "AstrobioStack":
+        """As `torch.nn.Module.train`; a frozen encoder stays as it is in use: it hides and drops nothing."""
+        super().train(mode)
+        for name in self.modalities:
+            getattr(self, name).train(mode and name not in self.config.freeze)
+        return self
 
     def set_activation_checkpointing(self, checkpoint: Checkpoint | None) -> None:
         """Run every repeated block of every part under ``checkpoint``; None keeps all activations."""
@@ -96,25 +110,30 @@ class AstrobioStack(nn.Module):
         tokens, reconstruction, physics = {}, [], []
         present = batch.present
         if "planet" in self.modalities:
-            tokens["planet"] = self.planet(batch.planet, batch.planet_known)
+            tokens["planet"] = self._read("planet", batch.planet, batch.planet_known)
         if "climate" in self.modalities:
-            tokens["climate"], error, surface = self.climate(batch.climate_levels, batch.climate_surface)
+            tokens["climate"], error, surface = self._read("climate", batch.climate_levels, batch.climate_surface)
             reconstruction.append(losses.mean_present(error, present["climate"]))
             surface = surface.mean(2) * batch.moments.surface_std[:, None, None] \
                 + batch.moments.surface_mean[:, None, None]
             imbalance = losses.energy_imbalance(surface[:, ABSORBED], surface[:, OUTGOING])
             physics.append(losses.mean_present(imbalance, present["climate"]))
         if "metabolism" in self.modalities:
-            graph = self.metabolism(batch.graphs)
+            graph = self._read("metabolism", batch.graphs)
             tokens["metabolism"] = graph.tokens
             reconstruction.append(losses.mean_present(graph.reconstruction, present["metabolism"]))
             physics.append(losses.mean_present(graph.imbalance, present["metabolism"]))
             parts["kl"] = losses.mean_present(graph.kl, present["metabolism"])
         if "spectrum" in self.modalities:
-            tokens["spectrum"], error = self.spectrum(batch.spectrum)
+            tokens["spectrum"], error = self._read("spectrum", batch.spectrum)
             reconstruction.append(losses.mean_present(error, present["spectrum"]))
         if reconstruction:
             parts["reconstruction"] = sum(reconstruction)
         if physics:
             parts["physics"] = sum(physics)
         return [self.absent[name](tokens[name], present[name]) for name in self.modalities]
+
+    def _read(self, name: str, *inputs):
+        """What an encoder makes of its modality; a frozen one without a graph that nobody would go back through."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.config.freeze):
+            return getattr(self, name)(*inputs)

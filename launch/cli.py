@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="name every problem of a ds_config")
     check.add_argument("--ds_config", required=True, type=Path)
     check.set_defaults(run=_check)
-    params = commands.add_parser("params", help="count the parameters of a model")
+    params = commands.add_parser("params", help="count parameters and arithmetic of a model")
     params.add_argument("--model", required=True, help=f"{', '.join(preset_names())}, or a YAML file")
     params.add_argument("--json", action="store_true", help="one JSON object on stdout")
     params.set_defaults(run=_params)
@@ -40,18 +40,19 @@ def _check(args) -> int:
 
 
 def _params(args) -> int:
-    """Parameters of each module, from the meta device."""
-    import torch
-
-    from astrobio.stack import AstrobioStack
-    with torch.device("meta"):
-        stack = AstrobioStack(load_preset(args.model))
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in stack.named_children()}
-    counts["total"] = sum(counts.values())
+    """Parameters, memory and arithmetic of each part."""
+    from launch.planner.parameters import count
+    parts = count(load_preset(args.model))
     if args.json:
-        print(json.dumps({"model": args.model, "parameters": counts}))
-    else:
-        print("\n".join(f"{name:12s} {count:>18,d}" for name, count in counts.items()))
+        print(json.dumps({"model": args.model} | {
+            key: {part.name: getattr(part, field) for part in parts} for key, field in
+            (("parameters", "parameters"), ("trainable", "trainable"), ("fp16_bytes", "fp16_bytes"),
+             ("flops_per_sample", "flops"))}))
+        return 0
+    print(f"{args.model:12s} {'parameters':>15s} {'trainable':>15s} {'fp16':>10s} {'forward of a sample':>20s}")
+    for part in parts:
+        print(f"{part.name:12s} {part.parameters:>15,d} {part.trainable:>15,d} {part.fp16_bytes / 1e9:>7.3f} GB "
+              f"{part.flops / 1e9:>14,.1f} GFLOP")
     return 0
 
 

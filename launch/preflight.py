@@ -18,15 +18,17 @@ import datasets
 import psutil
 import torch
 from filelock import FileLock
-from transformers import AutoTokenizer
 
-from astrobio.config import ConfigError, StackConfig, load_preset, preset_names
-from astrobio.dataset import dataset_problems
+from astrobio.config import SIZES, ConfigError, StackConfig, load_preset
+from astrobio.dataset import dataset_problems, load_tokenizer
+from astrobio.language import language_config
+from astrobio.pretrained import Pretrained
+from astrobio.stack import AstrobioStack
 from launch.options import Options, TrainConfig
 from launch.zero import checkpoint, ops
 from launch.zero.accelerator import on_cpu
-from launch.zero.ds_config import batch_sizes, load_ds_config, nvme_problems, resolve, strategy
-from launch.zero.engine import parameter_counts
+from launch.zero.ds_config import batch_sizes, frozen_problems, load_ds_config, nvme_problems, resolve, strategy
+from launch.zero.engine import meta_stack
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT / "data" / "sample"
@@ -43,7 +45,9 @@ class RunPlan:
     stack: StackConfig
     ds_config: dict
     train: TrainConfig
+    attention: str  # the language model's attention implementation
     data: Path
+    tokenizer: Path
     run: Path
     swap: Path  # where an nvme_path of "auto" puts swap files; removed at the end
     resume: Path | None  # the checkpoint to continue from
@@ -75,7 +79,9 @@ def preflight(options: Options) -> RunPlan:
     raw = load_ds_config(options.ds_config, options.changes["ds_config"])
     name, reason = (choose_model(raw, world_size) if options.model == "auto" else (options.model, "as asked for"))
     stack = load_preset(name, options.changes["model"])
-    parameters, largest = _build_on_meta(stack, name)
+    network = _build_on_meta(stack, name)
+    _check_pretrained(network)
+    sizes = [parameter.numel() for parameter in network.parameters()]
     resume, run = _run_and_resume(options, stack.name)
 
     data = options.data or DEFAULT_DATA
@@ -84,7 +90,7 @@ def preflight(options: Options) -> RunPlan:
     problems = dataset_problems(data, hash_files=local_rank == 0)
     if problems:
         raise ConfigError("\n".join(f"--data {problem}" for problem in problems))
-    _check_tokenizer(data, stack)
+    tokenizer = _tokenizer(data, stack)
     records = len(datasets.load_from_disk(str(data / "train")))
 
     micro, accumulation = batch_sizes(raw, world_size)
@@ -94,9 +100,11 @@ def preflight(options: Options) -> RunPlan:
         raw.pop("train_batch_size", None)
     steps_per_epoch = records / (micro * accumulation * world_size)
     swap = Path(os.environ["ASTROBIO_NVME"], run.name) if os.environ.get("ASTROBIO_NVME") else run / "nvme"
-    ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=largest,
+    ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=max(sizes),
                         total_steps=math.ceil(train.epochs * steps_per_epoch))
     problems = nvme_problems(ds_config)
+    if not all(parameter.requires_grad for parameter in network.parameters()):
+        problems += frozen_problems(ds_config)
     if problems:
         raise ConfigError("\n".join(problems))
     if resume is not None:
@@ -107,8 +115,8 @@ def preflight(options: Options) -> RunPlan:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run {run}: cannot be made ({error.strerror})") from None
-    return RunPlan(stack, ds_config, train, data, run, swap, resume, options.max_steps, micro, accumulation,
-                   world_size, steps_per_epoch, f"{name} ({parameters / 1e6:,.1f} M parameters): {reason}")
+    return RunPlan(stack, ds_config, train, network.language.attention, data, tokenizer, run, swap, resume, options.max_steps, micro, accumulation,
+                   world_size, steps_per_epoch, f"{name} ({sum(sizes) / 1e6:,.1f} M parameters): {reason}")
 
 
 @contextlib.contextmanager
@@ -133,7 +141,7 @@ def choose_model(ds_config: dict, world_size: int) -> tuple[str, str]:
     than `LARGEST_ON_CPU` is taken.
     """
     host, disk = psutil.virtual_memory().available, shutil.disk_usage(ROOT).free
-    where, names = strategy(ds_config), preset_names()
+    where, names = strategy(ds_config), SIZES
     on_host = {"cpu": 20, "nvme": 4, "none": 0}[where.optimizer_device]
     on_disk = 16 if where.optimizer_device == "nvme" else 0
     on_cards = 0 if where.param_device != "none" else 16 if where.optimizer_device == "none" else 2
@@ -144,7 +152,7 @@ def choose_model(ds_config: dict, world_size: int) -> tuple[str, str]:
         card = torch.cuda.get_device_properties(0).total_memory
         cards, machine = card * world_size, f"{world_size} × {card / 2**30:.0f} GiB of cards"
     for name in reversed(names):
-        parameters, _ = _build_on_meta(load_preset(name), name)
+        parameters = sum(parameter.numel() for parameter in _build_on_meta(load_preset(name), name).parameters())
         if name == names[0] or all(bytes_each * parameters <= 0.8 * free for bytes_each, free in
                                    ((on_host, host), (on_disk, disk), (on_cards, cards))):
             return name, (f"the largest preset up to {names[-1]!r} that fits {host / 2**30:.0f} GiB of free host "
@@ -165,9 +173,10 @@ def ensure_sample(folder: Path) -> None:
                               f"`astrobio data build sample --out {folder}`")
 
 
-def _build_on_meta(stack: StackConfig, name: str) -> tuple[int, int]:
+def _build_on_meta(stack: StackConfig, name: str) -> AstrobioStack:
+    """The network without its numbers, which tells all sizes and every mistake in them."""
     try:
-        return parameter_counts(stack)
+        return meta_stack(stack)
     except ConfigError as error:
         raise ConfigError(f"--model {name}: {error}") from None
     except (ValueError, TypeError, KeyError, RuntimeError) as error:  # sizes that do not fit together
@@ -188,20 +197,26 @@ def _check_port() -> None:
                               f"another one, before the script: deepspeed --master_port {int(port) + 1} …") from None
 
 
-def _check_tokenizer(data: Path, stack: StackConfig) -> None:
-    folder = data / "tokenizer"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        raise ConfigError(f"--data {folder}: not a tokenizer that transformers can load: {error}") from None
-    missing = [name for name in ("pad", "bos", "eos") if getattr(tokenizer, f"{name}_token_id") is None]
-    if missing:
-        raise ConfigError(f"--data {folder}: the tokenizer has no {', '.join(missing)} token")
-    vocabulary = stack.language.config.get("vocab_size")
-    if vocabulary is not None and len(tokenizer) > vocabulary:
-        raise ConfigError(f"--data {folder}: the tokenizer has {len(tokenizer)} tokens, but language.config.vocab_size "
-                          f"of model {stack.name!r} is {vocabulary}: raise it with --set model.language.config."
-                          f"vocab_size={len(tokenizer)}, or take the dataset the model belongs to")
+def _check_pretrained(network: AstrobioStack) -> None:
+    """Compare the checkpoint that the language model starts from with the network, by its files' headers alone."""
+    if network.config.language.init_from:
+        problems = Pretrained(network.config.language.init_from).problems(network.language.model,
+                                                                          network.language.pretrained)
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def _tokenizer(data: Path, stack: StackConfig) -> Path:
+    """The folder of the tokenizer that goes with the language model: a checkpoint brings its own."""
+    start = stack.language.init_from
+    folder = Path(start) if start and Pretrained(start).has_tokenizer else data / "tokenizer"
+    tokens = len(load_tokenizer(folder))
+    vocabulary = language_config(stack.language).vocab_size
+    if tokens > vocabulary:
+        raise ConfigError(f"{folder}: the tokenizer has {tokens} tokens, but language.config.vocab_size of model "
+                          f"{stack.name!r} is {vocabulary}: raise it with --set model.language.config.vocab_size="
+                          f"{tokens}, or take the dataset the model belongs to")
+    return folder
 
 
 def _run_and_resume(options: Options, model: str) -> tuple[Path | None, Path]:

@@ -9,6 +9,7 @@ def print_plan(plan: RunPlan) -> None:
     """What is about to run, in a few lines."""
     where = strategy(plan.ds_config)
     print(f"model      {plan.model_reason}\n"
+          f"attention  {plan.attention}\n"
           f"strategy   ZeRO-{where.stage}, {where.precision}, optimizer on {_place(where.optimizer_device)}, "
           f"parameters on {_place(where.param_device)}\n"
           f"batch      {plan.global_batch} = {plan.micro_batch} × {plan.accumulation} accumulated × "

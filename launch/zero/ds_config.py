@@ -187,6 +187,20 @@ def nvme_problems(config: dict) -> list[str]:
     return problems
 
 
+def frozen_problems(config: dict) -> list[str]:
+    """What keeps frozen parameters from living on NVMe.
+
+    Parameters that will be used again within `stage3_max_reuse_distance` are not given up, each with one of the
+    ``buffer_count`` swap buffers, which run out in the second step (deepspeed 0.19.8).
+    """
+    distance = config.get("zero_optimization", {}).get("stage3_max_reuse_distance", 1_000_000_000)
+    if strategy(config).param_device != "nvme" or distance == 0:
+        return []
+    return [f"zero_optimization.stage3_max_reuse_distance = {distance}: with frozen parameters on NVMe it must be 0, "
+            "or DeepSpeed runs out of swap buffers in the second step: --set ds_config.zero_optimization."
+            "stage3_max_reuse_distance=0"]
+
+
 def resolve(config: dict, *, world_size: int, nvme_folder: Path, total_steps: int, largest_parameter: int) -> dict:
     """A copy with every ``"auto"`` replaced.
 

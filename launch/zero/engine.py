@@ -8,19 +8,18 @@ from astrobio.config import StackConfig
 from astrobio.stack import AstrobioStack
 from launch.zero.activation import apply_activation_checkpointing
 from launch.zero.ds_config import strategy
+from launch.zero.nvme import mend_prefetch
+from launch.zero.weights import PutOff, load_whole, shard
 
 
 def build_engine(config: StackConfig, ds_config: dict, seed: int):
-    """The stack inside a `deepspeed.DeepSpeedEngine`, partitioned from the first parameter on under ZeRO-3.
+    """The stack inside a `deepspeed.DeepSpeedEngine`; under ZeRO-3 no rank ever holds all of it.
 
-    Weights depend on ``seed`` alone, not on the number of ranks: DeepSpeed takes each parameter from rank 0.
+    Weights depend on ``seed`` alone: not on the number of ranks, the ZeRO stage or the precision they are rounded to.
     """
-    torch.manual_seed(seed)
-    stage3 = strategy(ds_config).stage == 3
-    with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=stage3):
-        stack = AstrobioStack(config)
-    if stage3:
-        _initialise_language_weights(stack)
+    if strategy(ds_config).param_device == "nvme":
+        mend_prefetch()
+    stack = build_stack(config, ds_config, seed)
     apply_activation_checkpointing(stack, ds_config)
     engine, *_ = deepspeed.initialize(model=stack, config=ds_config,
                                       model_parameters=[p for p in stack.parameters() if p.requires_grad])
@@ -28,26 +27,24 @@ def build_engine(config: StackConfig, ds_config: dict, seed: int):
     return engine
 
 
-def _initialise_language_weights(stack: AstrobioStack) -> None:
-    """Draw the language model's weights again.
+def build_stack(config: StackConfig, ds_config: dict, seed: int) -> AstrobioStack:
+    """The stack with its first weights, random or from ``language.init_from``; sharded where the stage is 3."""
+    torch.manual_seed(seed)
+    put_off = PutOff(seed)
+    with put_off:
+        stack = AstrobioStack(config)
+    if strategy(ds_config).stage == 3:
+        shard(stack, put_off, ds_config)
+    else:
+        put_off.fill_all()
+        load_whole(stack)
+    return stack
 
-    `transformers` initialises a model as a whole, after its modules exist; under `deepspeed.zero.Init` they are empty
-    shards by then, and keep torch's defaults (embeddings of standard deviation 1 in place of 0.02). Its own ZeRO-3
-    integration has the function that gathers each module first, but calls it only under its own `HfDeepSpeedConfig`
-    (transformers 5.23); the marks of the first, vain pass must go before it does anything.
-    """
-    from transformers.integrations.deepspeed import initialize_weights_zero3
-    for part in (*stack.language.model.modules(), *stack.language.model.parameters()):
-        part.__dict__.pop("_is_hf_initialized", None)
-    initialize_weights_zero3(stack.language.model)
-    stack.language.model.tie_weights()
 
-
-def parameter_counts(config: StackConfig) -> tuple[int, int]:
-    """Elements of all parameters, and of the largest one, from the meta device."""
+def meta_stack(config: StackConfig) -> AstrobioStack:
+    """The stack on the meta device: all of its shapes, none of its numbers."""
     with torch.device("meta"):
-        sizes = [p.numel() for p in AstrobioStack(config).parameters()]
-    return sum(sizes), max(sizes)
+        return AstrobioStack(config)
 
 
 def device() -> torch.device:

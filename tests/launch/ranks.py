@@ -4,6 +4,7 @@ Each case returns what it saw as JSON; test_ranks.py asserts on it.
 """
 
 import argparse
+import functools
 import gc
 import json
 import sys
@@ -13,19 +14,22 @@ from pathlib import Path
 
 import deepspeed
 import deepspeed.comm as dist
+import peft
 import torch
+from deepspeed.utils import safe_get_full_grad
+from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from astrobio.config import load_preset  # noqa: E402
+from astrobio.config import StackConfig, load_preset  # noqa: E402
 from astrobio.dataset import AstrobioDataset  # noqa: E402
 from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
 from launch.zero.accelerator import prepare_accelerator  # noqa: E402
 from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
-from launch.zero.engine import build_engine, device  # noqa: E402
+from launch.zero.engine import build_engine, build_stack, device  # noqa: E402
 
 CASES = {}
 
@@ -62,13 +66,15 @@ class LiveBytes(TorchDispatchMode):
         self.live += size
 
 
-def make_engine(config: str, changes: dict | None = None, without: str | None = None):
+def make_engine(config: str, changes: dict | None = None, without: tuple[str, ...] = (),
+                stack: StackConfig | None = None):
     raw = load_ds_config(ROOT / "ds_configs" / f"{config}.json",
                          {"gradient_accumulation_steps": 2, **(changes or {})})
-    raw.pop(without, None)
+    for block in without:
+        raw.pop(block, None)
     ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=OUT / "nvme", total_steps=100,
                         largest_parameter=1 << 20)
-    return build_engine(load_preset("tiny"), ds_config, seed=0)
+    return build_engine(stack or load_preset("tiny"), ds_config, seed=0)
 
 
 def batch_of(indices):
@@ -116,6 +122,64 @@ for _name in sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json")):
     CASES[f"ds_config:{_name}"] = lambda name=_name: trained(name)
 
 
+#: Wide enough that in fp32 half a large weight is above the 1 MiB from which DeepSpeed puts it on NVMe.
+WIDE = {"language.config.hidden_size": 256, "language.config.intermediate_size": 2048, "climate.hidden_size": 384}
+TRAINED_IN_PART = {"all": {}, "frozen language": {"freeze": ["language"]}, "frozen datacube": {"freeze": ["climate"]},
+                   "adapters": {"language.lora": {"rank": 4}}}
+
+
+def gradients(which: str) -> dict:
+    """Gradients of the second step in fp32, beside those of plain torch on one process: with and without activation
+    checkpointing, parameters on the CPU and on NVMe. The learning rate is 0, so that the weights stay."""
+    # An adapter starts as zero, and so would half of its gradients.
+    peft.LoraConfig = functools.partial(LoraConfig, init_lora_weights=False)
+    config = load_preset("tiny", {**WIDE, **TRAINED_IN_PART[which]})
+    shares = [batch_of(range(2 * rank, 2 * rank + 2)) for rank in range(dist.get_world_size())]
+
+    def loss_of(module, rank):
+        torch.manual_seed(100 + rank)  # masks, noise and dropped modalities
+        return module(shares[rank]).loss
+
+    reference = build_stack(config, {}, seed=0).train()
+    for rank in range(len(shares)):
+        (loss_of(reference, rank) / len(shares)).backward()
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
+    largest = max(float(grad.norm()) for grad in expected.values())
+
+    found = {"expected": len(expected), "frozen": sum(not p.requires_grad for p in reference.parameters())}
+    for device_name, ds_config in (("cpu", "zero3_offload"), ("nvme", "zero3_nvme")):
+        for without in ((), ("activation_checkpointing",)):
+            engine = make_engine(ds_config, {"fp16": {"enabled": False}, "gradient_accumulation_steps": 1,
+                                             "zero_optimization.offload_optimizer": {"device": "cpu"},
+                                             **({"zero_optimization.offload_param.max_in_cpu": 0}
+                                                if device_name == "nvme" else {}),
+                                             "optimizer.params": {"lr": 0.0, "weight_decay": 0.0}},
+                                 without=("scheduler", *without), stack=config)
+            engine.backward(loss_of(engine, dist.get_rank()))
+            engine.step()
+            engine.backward(loss_of(engine, dist.get_rank()))
+            missing, differences = [], {}
+            for name, p in engine.module.named_parameters():
+                if name in expected:
+                    grad = safe_get_full_grad(p)
+                    if grad is None or (float(grad.norm()) == 0 and float(expected[name].norm()) > 0):
+                        missing.append(name)
+                    else:
+                        differences[name] = float((grad - expected[name]).norm()) \
+                            / max(float(expected[name].norm()), 1e-4 * largest)
+            on_nvme = [p for p in engine.module.parameters() if p.ds_tensor.final_location == "nvme"]
+            found[f"{device_name}, {'kept activations' if without else 'checkpointing'}"] = {
+                "missing": missing, "worst": max((difference, name) for name, difference in differences.items()),
+                "on_nvme": len(on_nvme), "frozen_on_nvme": sum(not p.requires_grad for p in on_nvme)}
+            engine.step()
+            engine.destroy()
+    return found
+
+
+for _which in TRAINED_IN_PART:
+    CASES[f"gradients:{_which}"] = lambda which=_which: gradients(which)
+
+
 @case
 def climate_on_one_rank() -> dict:
     """Rank 0 gets only records with climate, rank 1 only without."""
@@ -139,7 +203,7 @@ def activation_checkpointing() -> dict:
     for name, changes in (("without", {}), ("with", {}), ("partitioned", {f"{block}.partition_activations": True}),
                           ("cpu", {f"{block}.cpu_checkpointing": True})):
         engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1,
-                                               **changes}, without=block if name == "without" else None)
+                                               **changes}, without=(block,) if name == "without" else ())
         batch = batch_of(range(4))
         torch.manual_seed(7)
         gc.collect()

@@ -1,0 +1,104 @@
+"""A Hugging Face checkpoint on disk, read a slice of a tensor at a time."""
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from astrobio.config import ConfigError
+
+INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
+
+
+class Pretrained:
+    """A folder with config.json and safetensors, in one file or in shards with an index.
+
+    Raises:
+        ConfigError: no such folder, or one of its files is missing, damaged or no safetensors: named, with the cure.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ConfigError(f"language.init_from = {str(folder)!r}: no such folder; it must hold a Hugging Face "
+                              f"checkpoint ({CONFIG} and safetensors)")
+        self._open: tuple[Path, contextlib.ExitStack, object] | None = None
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The `transformers` configuration of the checkpoint's model."""
+        if not (self.folder / CONFIG).is_file():
+            raise ConfigError(f"language.init_from: {self.folder / CONFIG} is missing")
+        try:
+            return AutoConfig.from_pretrained(self.folder)
+        except (ValueError, OSError, KeyError) as error:
+            raise ConfigError(f"language.init_from: {self.folder / CONFIG}: {error}") from None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return (self.folder / "tokenizer_config.json").is_file()
+
+    def files(self) -> dict[str, Path]:
+        """The file of each tensor, from the headers of all files."""
+        if (self.folder / INDEX).is_file():
+            try:
+                names = sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError):
+                raise ConfigError(f"language.init_from: {self.folder / INDEX}: not an index of safetensors") from None
+        elif (self.folder / SINGLE).is_file():
+            names = [SINGLE]
+        else:
+            raise ConfigError(f"language.init_from: {self.folder} has neither {SINGLE} nor {INDEX}; a checkpoint of "
+                              "another format becomes one with `save_pretrained`")
+        return {tensor: self.folder / name for name in names for tensor in self._file(self.folder / name).keys()}
+
+    def problems(self, model: nn.Module, names: dict[nn.Parameter, str]) -> list[str]:
+        """What keeps this checkpoint from filling the parameters of ``model`` that ``names`` lists, a line each."""
+        files, wanted = self.files(), {name: tuple(p.shape) for p, name in names.items()}
+        # Tied weights are one parameter under several names; some files hold buffers that models no longer have.
+        also = set(model.state_dict()) | set(getattr(model, "all_tied_weights_keys", None) or ())
+        ignored = [re.compile(pattern) for pattern in (*(model._keys_to_ignore_on_load_unexpected or ()),
+                                                       r"rotary_emb\.inv_freq$")]
+        problems = [f"{self.folder}: lacks {name} {list(shape)}" for name, shape in wanted.items() if name not in files]
+        problems += [f"{files[name]}: holds {name}, which the model has not" for name in sorted(files)
+                     if name not in wanted and name not in also and not any(p.search(name) for p in ignored)]
+        for name, shape in wanted.items():
+            if name in files:
+                found = tuple(self._file(files[name]).get_slice(name).get_shape())
+                if found != shape:
+                    problems.append(f"{files[name]}: {name} is {list(found)}, the model's is {list(shape)}")
+        return [f"language.init_from: {problem}" for problem in problems]
+
+    def read(self, name: str, start: int, stop: int, file: Path) -> Tensor:
+        """Elements ``start`` to ``stop`` of the flattened tensor: no more is read than the rows they lie in."""
+        tensor = self._file(file).get_slice(name)
+        shape = tensor.get_shape()
+        if not shape:
+            return self._file(file).get_tensor(name).reshape(1)[start:stop]
+        row = max(1, torch.Size(shape[1:]).numel())
+        first, last = start // row, -(-stop // row)
+        return tensor[first:last].reshape(-1)[start - first * row:stop - first * row]
+
+    def _file(self, path: Path):
+        """The file, opened; the one before is closed, so that its pages do not count as this process's memory."""
+        if self._open is None or self._open[0] != path:
+            self.close()
+            stack = contextlib.ExitStack()
+            try:
+                self._open = path, stack, stack.enter_context(safe_open(path, "pt"))
+            except FileNotFoundError:
+                raise ConfigError(f"language.init_from: {path} is missing, but {INDEX} names it") from None
+            except (SafetensorError, OSError) as error:
+                raise ConfigError(f"language.init_from: {path}: damaged or cut short ({error}); fetch it again"
+                                  ) from None
+        return self._open[2]
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None

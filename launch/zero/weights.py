@@ -1,0 +1,186 @@
+"""Puts values into the stack's parameters: each rank makes, or reads, its own shard and nothing else.
+
+Bare `deepspeed.zero.Init` draws every parameter in full on every rank, throws away what other modules' initialisers
+draw again, sends rank 0's numbers to all and keeps a share; models that `transformers` initialises as a whole come out
+with torch's defaults instead of their own (embeddings of standard deviation 1 in place of 0.02), and initialisers that
+look at a shape fail on the empty shards. Here the stack is built as on one machine, only that filling a large tensor
+with numbers is put off (`PutOff`) until it is known which of them this rank keeps (`shard`).
+"""
+
+import concurrent.futures
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from deepspeed import comm as dist
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from astrobio.pretrained import Pretrained
+from astrobio.stack import AstrobioStack
+
+#: Random numbers are drawn in blocks of this many elements, each with a generator of its own: any share of a tensor
+#: can be drawn without the rest, and is the same on any number of ranks.
+BLOCK = 1 << 20
+
+aten = torch.ops.aten
+#: In-place operations that give a tensor its values, whatever it held: how to draw a block, given their arguments.
+FILLS: dict[torch._ops.OpOverload, Callable[..., Tensor]] = {
+    aten.normal_.default: lambda block, generator, mean=0.0, std=1.0: block.normal_(mean, std, generator=generator),
+    aten.uniform_.default: lambda block, generator, low=0.0, high=1.0: block.uniform_(low, high, generator=generator),
+    aten.fill_.Scalar: lambda block, generator, value: block.fill_(value),
+    aten.zero_.default: lambda block, generator: block.zero_(),
+}
+
+
+@dataclass
+class Fill:
+    """One operation of `FILLS` that was put off: on elements ``start`` to ``stop`` of a storage; ``seed`` is its own."""
+
+    operation: torch._ops.OpOverload
+    arguments: tuple
+    start: int
+    stop: int
+    seed: int
+
+    def draw(self, out: Tensor, start: int) -> None:
+        """Write into the flat ``out`` what this fill puts at the storage's elements ``start`` and on."""
+        first, last = max(self.start, start), min(self.stop, start + len(out))
+
+        def one_block(number: int) -> None:
+            begin = self.start + number * BLOCK
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {number}".encode()))
+            block = FILLS[self.operation](torch.empty(min(BLOCK, self.stop - begin)), generator, *self.arguments)
+            low, high = max(begin, first), min(begin + len(block), last)
+            out[low - start:high - start].copy_(block[low - begin:high - begin])
+
+        with concurrent.futures.ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(one_block, range((first - self.start) // BLOCK, math.ceil((last - self.start) / BLOCK))))
+
+
+class PutOff(TorchDispatchMode):
+    """While active, large tensors on the CPU that are filled with numbers are not: their memory is given back, and
+    the fills are remembered. Whatever else needs their values gets them as if nothing had been put off.
+    """
+
+    def __init__(self, seed: int, least: int = 1 << 16):
+        """``least``: smaller tensors are filled at once, in elements."""
+        super().__init__()
+        self.seed, self.least = seed, least
+        self._count = 0
+        self._waiting: dict[int, tuple[torch.UntypedStorage, int, list[Fill]]] = {}  # storage, its bytes, its fills
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in FILLS and self._put_off(func, args, kwargs or {}):
+            return args[0]
+        if not func.is_view and self._waiting:
+            for tensor in tree_leaves((args, kwargs)):
+                if isinstance(tensor, Tensor) and tensor.device.type == "cpu":
+                    self._fill_now(tensor)
+        return func(*args, **(kwargs or {}))
+
+    def _put_off(self, func, args, kwargs) -> bool:
+        tensor: Tensor = args[0]
+        if tensor.device.type != "cpu" or tensor.dtype is not torch.float32 or not tensor.is_contiguous() \
+                or kwargs.get("generator") is not None:
+            return False
+        storage = tensor.untyped_storage()
+        waits = self._waiting.get(storage._cdata)
+        whole = storage.nbytes() if waits is None else waits[1]
+        if tensor.nbytes < whole and waits is None or whole < 4 * self.least:
+            return False  # a part of a tensor that has its values already, or a small one
+        self._count += 1
+        start = tensor.storage_offset()
+        fill = Fill(func, args[1:], start, start + tensor.numel(), zlib.crc32(f"{self.seed} {self._count}".encode()))
+        if waits is None:
+            storage.resize_(0)
+        self._waiting[storage._cdata] = (storage, whole, [fill] if tensor.nbytes == whole else [*waits[2], fill])
+        return True
+
+    def fills(self, tensor: Tensor) -> list[Fill]:
+        """What was put off for the storage of ``tensor``; empty where it has its values."""
+        return self._waiting.get(tensor.untyped_storage()._cdata, (None, 0, []))[2]
+
+    def _fill_now(self, tensor: Tensor) -> None:
+        storage, size, fills = self._waiting.pop(tensor.untyped_storage()._cdata, (None, 0, []))
+        if storage is not None:
+            storage.resize_(size)
+            flat = torch.empty(0).set_(storage)
+            for fill in fills:
+                fill.draw(flat, 0)
+
+    def fill_all(self) -> None:
+        """Fill whatever still waits."""
+        for storage, *_ in list(self._waiting.values()):
+            self._fill_now(torch.empty(0).set_(storage))
+
+
+def shard(stack: AstrobioStack, put_off: PutOff, ds_config: dict) -> None:
+    """Turn the parameters of ``stack`` into ZeRO-3 shards, each rank drawing or reading its own.
+
+    What `deepspeed.zero.Init` does to a parameter after a module's ``__init__`` is done here to all, in order, but for
+    the broadcast (deepspeed 0.19.8, `zero.Init._zero_init_param`).
+    """
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=ds_config)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    parameters = list(stack.parameters())
+    source = _sources(stack)
+
+    def own_shard(parameter: nn.Parameter) -> Tensor:
+        size = math.ceil(parameter.numel() / ranks)
+        start, stop = min(rank * size, parameter.numel()), min((rank + 1) * size, parameter.numel())
+        # Of the whole tensor only the pages of this rank's shard are ever touched, and take memory.
+        whole = torch.empty(parameter.shape, dtype=init.dtype)
+        values = whole.view(-1)[start:stop]
+        fills = put_off.fills(parameter)
+        if parameter in source:
+            values.copy_(source[parameter](start, stop))
+        elif fills:
+            for fill in fills:
+                fill.draw(values, start)
+        else:
+            values.copy_(parameter.detach().view(-1)[start:stop])
+        return whole
+
+    for parameter, whole in zip(parameters, _ahead(own_shard, parameters, "building"), strict=True):
+        parameter.data = whole
+        init._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+        parameter.data = parameter.data.to(init.local_device)  # empty by now; says where the whole one is to be
+
+
+def load_whole(stack: AstrobioStack) -> None:
+    """Fill the parameters that come from a checkpoint, in full: for ZeRO stages below 3, and without ZeRO."""
+    with torch.no_grad():
+        for parameter, read in _sources(stack).items():
+            parameter.view(-1).copy_(read(0, parameter.numel()))
+
+
+def _sources(stack: AstrobioStack) -> dict[nn.Parameter, Callable[[int, int], Tensor]]:
+    """For each parameter of a checkpoint: what reads some of its elements."""
+    if not stack.language.pretrained:
+        return {}
+    checkpoint = Pretrained(stack.config.language.init_from)
+    files = checkpoint.files()
+    return {parameter: lambda start, stop, name=name: checkpoint.read(name, start, stop, files[name])
+            for parameter, name in stack.language.pretrained.items()}
+
+
+def _ahead(make: Callable, items: list, doing: str) -> Iterator:
+    """``make(item)`` of each item, one ahead of what is asked for, in a thread; a progress bar on rank 0."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, \
+            tqdm(total=sum(item.numel() for item in items), desc=doing, unit=" parameters", unit_scale=True,
+                 disable=dist.get_rank() != 0 or not os.isatty(2), leave=False) as bar:
+        coming = pool.submit(make, items[0])
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            made = coming.result()
+            if following is not None:
+                coming = pool.submit(make, following)
+            yield made
+            bar.update(item.numel())
