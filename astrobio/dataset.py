@@ -136,8 +136,10 @@ class Batch:
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``folder``. Where it lacks a token to begin with or to pad with, the one that ends a text serves:
-    something has to be read first, and padding is never looked at.
+    """The tokenizer in ``folder``.
+
+    Where it lacks a token to begin with or to pad with, the one that ends a text serves: something has to be read
+    first, and padding is never looked at.
 
     Raises:
         ConfigError: not a tokenizer, or one without a token that ends a text.

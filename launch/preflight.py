@@ -115,8 +115,11 @@ def preflight(options: Options) -> RunPlan:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run {run}: cannot be made ({error.strerror})") from None
-    return RunPlan(stack, ds_config, train, network.language.attention, data, tokenizer, run, swap, resume, options.max_steps, micro, accumulation,
-                   world_size, steps_per_epoch, f"{name} ({sum(sizes) / 1e6:,.1f} M parameters): {reason}")
+    return RunPlan(stack=stack, ds_config=ds_config, train=train, attention=network.language.attention, data=data,
+                   tokenizer=tokenizer, run=run, swap=swap, resume=resume, max_steps=options.max_steps,
+                   micro_batch=micro, accumulation=accumulation, world_size=world_size,
+                   steps_per_epoch=steps_per_epoch,
+                   model_reason=f"{name} ({sum(sizes) / 1e6:,.1f} M parameters): {reason}")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from astrobio.dataset import Batch, Moments
 from astrobio.schema import EDGE_FEATURES, FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS
 from astrobio.stack import AstrobioStack
 
+aten = torch.ops.aten
 #: Nodes and directed edges of the network a sample is counted with: E. coli's core metabolism (Orth et al. 2010), the
 #: one the sample dataset holds.
 NODES, EDGES = 167, 720
@@ -90,9 +91,9 @@ class WithoutData(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(isinstance(t, Tensor) and t.device.type == "meta" for t in tree_leaves((args, kwargs))):
             args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
-            if func is torch.ops.aten.index.Tensor and isinstance(args[1][0], Tensor) and args[1][0].dtype is torch.bool:
+            if func is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype is torch.bool:
                 values, (mask,) = args
                 return values.flatten(0, mask.dim() - 1).clone()
-            if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype is torch.bool:
+            if func is aten._local_scalar_dense.default and args[0].dtype is torch.bool:
                 return True
         return func(*args, **kwargs)

@@ -41,32 +41,31 @@ FILLS: dict[torch._ops.OpOverload, Callable[..., Tensor]] = {
 
 @dataclass
 class Fill:
-    """One operation of `FILLS` that was put off: on elements ``start`` to ``stop`` of a storage; ``seed`` is its own."""
+    """One operation of `FILLS` that was put off: on a whole tensor of ``size`` elements, from a seed of its own."""
 
     operation: torch._ops.OpOverload
     arguments: tuple
-    start: int
-    stop: int
+    size: int
     seed: int
 
-    def draw(self, out: Tensor, start: int) -> None:
-        """Write into the flat ``out`` what this fill puts at the storage's elements ``start`` and on."""
-        first, last = max(self.start, start), min(self.stop, start + len(out))
+    def draw(self, out: Tensor, start: int = 0) -> None:
+        """Write into the flat ``out`` what this fill puts at the tensor's elements ``start`` and on."""
+        stop = start + len(out)
 
         def one_block(number: int) -> None:
-            begin = self.start + number * BLOCK
+            begin = number * BLOCK
             generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {number}".encode()))
-            block = FILLS[self.operation](torch.empty(min(BLOCK, self.stop - begin)), generator, *self.arguments)
-            low, high = max(begin, first), min(begin + len(block), last)
+            block = FILLS[self.operation](torch.empty(min(BLOCK, self.size - begin)), generator, *self.arguments)
+            low, high = max(begin, start), min(begin + len(block), stop)
             out[low - start:high - start].copy_(block[low - begin:high - begin])
 
         with concurrent.futures.ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(one_block, range((first - self.start) // BLOCK, math.ceil((last - self.start) / BLOCK))))
+            list(pool.map(one_block, range(start // BLOCK, math.ceil(stop / BLOCK))))
 
 
 class PutOff(TorchDispatchMode):
     """While active, large tensors on the CPU that are filled with numbers are not: their memory is given back, and
-    the fills are remembered. Whatever else needs their values gets them as if nothing had been put off.
+    the fill is remembered. Whatever else touches them finds their values as if nothing had been put off.
     """
 
     def __init__(self, seed: int, least: int = 1 << 16):
@@ -74,50 +73,46 @@ class PutOff(TorchDispatchMode):
         super().__init__()
         self.seed, self.least = seed, least
         self._count = 0
-        self._waiting: dict[int, tuple[torch.UntypedStorage, int, list[Fill]]] = {}  # storage, its bytes, its fills
+        self._waiting: dict[int, tuple[torch.UntypedStorage, Fill]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in FILLS and self._put_off(func, args, kwargs or {}):
+        kwargs = kwargs or {}
+        if func in FILLS and self._can_wait(args[0]) and kwargs.get("generator") is None:
+            self._put_off(func, *args)
             return args[0]
-        if not func.is_view and self._waiting:
+        if func is not aten.detach.default:  # all that `nn.Parameter` does to its tensor
             for tensor in tree_leaves((args, kwargs)):
-                if isinstance(tensor, Tensor) and tensor.device.type == "cpu":
+                if isinstance(tensor, Tensor):
                     self._fill_now(tensor)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
-    def _put_off(self, func, args, kwargs) -> bool:
-        tensor: Tensor = args[0]
-        if tensor.device.type != "cpu" or tensor.dtype is not torch.float32 or not tensor.is_contiguous() \
-                or kwargs.get("generator") is not None:
+    def _can_wait(self, tensor: Tensor) -> bool:
+        if tensor.device.type != "cpu" or tensor.dtype is not torch.float32 or tensor.numel() < self.least:
             return False
-        storage = tensor.untyped_storage()
-        waits = self._waiting.get(storage._cdata)
-        whole = storage.nbytes() if waits is None else waits[1]
-        if tensor.nbytes < whole and waits is None or whole < 4 * self.least:
-            return False  # a part of a tensor that has its values already, or a small one
-        self._count += 1
-        start = tensor.storage_offset()
-        fill = Fill(func, args[1:], start, start + tensor.numel(), zlib.crc32(f"{self.seed} {self._count}".encode()))
-        if waits is None:
-            storage.resize_(0)
-        self._waiting[storage._cdata] = (storage, whole, [fill] if tensor.nbytes == whole else [*waits[2], fill])
-        return True
+        whole = 4 * tensor.numel() == tensor.untyped_storage().nbytes() or self.fill_of(tensor) is not None
+        return whole and tensor.is_contiguous()
 
-    def fills(self, tensor: Tensor) -> list[Fill]:
-        """What was put off for the storage of ``tensor``; empty where it has its values."""
-        return self._waiting.get(tensor.untyped_storage()._cdata, (None, 0, []))[2]
+    def _put_off(self, func, tensor: Tensor, *arguments) -> None:
+        self._count += 1
+        storage = tensor.untyped_storage()
+        storage.resize_(0)
+        self._waiting[storage._cdata] = storage, Fill(func, arguments, tensor.numel(),
+                                                      zlib.crc32(f"{self.seed} {self._count}".encode()))
+
+    def fill_of(self, tensor: Tensor) -> Fill | None:
+        """What was put off for ``tensor``; None where it has its values."""
+        return self._waiting.get(tensor.untyped_storage()._cdata, (None, None))[1] if self._waiting else None
 
     def _fill_now(self, tensor: Tensor) -> None:
-        storage, size, fills = self._waiting.pop(tensor.untyped_storage()._cdata, (None, 0, []))
-        if storage is not None:
-            storage.resize_(size)
-            flat = torch.empty(0).set_(storage)
-            for fill in fills:
-                fill.draw(flat, 0)
+        fill = self.fill_of(tensor)
+        if fill is not None:
+            storage, _ = self._waiting.pop(tensor.untyped_storage()._cdata)
+            storage.resize_(4 * fill.size)
+            fill.draw(torch.empty(0).set_(storage))
 
     def fill_all(self) -> None:
         """Fill whatever still waits."""
-        for storage, *_ in list(self._waiting.values()):
+        for storage, _ in list(self._waiting.values()):
             self._fill_now(torch.empty(0).set_(storage))
 
 
@@ -138,12 +133,11 @@ def shard(stack: AstrobioStack, put_off: PutOff, ds_config: dict) -> None:
         # Of the whole tensor only the pages of this rank's shard are ever touched, and take memory.
         whole = torch.empty(parameter.shape, dtype=init.dtype)
         values = whole.view(-1)[start:stop]
-        fills = put_off.fills(parameter)
+        fill = put_off.fill_of(parameter)
         if parameter in source:
             values.copy_(source[parameter](start, stop))
-        elif fills:
-            for fill in fills:
-                fill.draw(values, start)
+        elif fill is not None:
+            fill.draw(values, start)
         else:
             values.copy_(parameter.detach().view(-1)[start:stop])
         return whole

@@ -1,0 +1,134 @@
+"""The language model: of several kinds, frozen, with adapters."""
+
+import pytest
+import torch
+
+from astrobio import language
+from astrobio.config import ConfigError, load_preset
+from astrobio.dataset import AstrobioDataset
+from astrobio.language import Language, attention_implementation, language_config
+from astrobio.stack import AstrobioStack
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
+TRANSFORMER = {**SIZES, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+KINDS = {"llama": TRANSFORMER, "mistral": TRANSFORMER, "qwen3": {**TRANSFORMER, "head_dim": 16},
+         "mamba2": {**SIZES, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2}}
+
+
+def stack_of(kind: str, **changes) -> AstrobioStack:
+    torch.manual_seed(0)
+    return AstrobioStack(load_preset("tiny", {"language.model_type": kind, "language.config": KINDS[kind],
+                                              "modality_dropout": 0.0, **changes}))
+
+
+@pytest.fixture(scope="module")
+def batch(mini_dataset):
+    dataset = AstrobioDataset(mini_dataset, "train", max_text_tokens=64)
+    return dataset.collate([dataset[i] for i in range(4)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_language_model_trains_in_the_stack(kind, batch):
+    stack = stack_of(kind)
+    stack(batch).loss.backward()
+    assert [name for name, p in stack.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert [name for name, p in stack.named_parameters() if name.startswith("language") and not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_reads_the_prefix_and_no_padding(kind, batch):
+    model = stack_of(kind).language.eval()
+    prefix = torch.randn(4, 5, model.hidden_size)
+    real = batch.real.clone()
+    real[1:, 20:] = False
+    _, logits = model(prefix, batch.tokens, real)
+    _, other_prefix = model(prefix + 1, batch.tokens, real)
+    assert (logits - other_prefix).abs().max() > 1e-3
+    _, other_padding = model(prefix, torch.where(real, batch.tokens, 7), real)
+    shown = real[:, 1:]
+    torch.testing.assert_close(other_padding[shown], logits[shown])
+    assert not torch.allclose(other_padding[~shown], logits[~shown])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("adapters", [False, True])
+def test_activation_checkpointing_loses_no_gradient(kind, adapters, batch):
+    """Also over embeddings that are frozen and without any prefix, as in a stack of the language model alone."""
+    from torch.utils.checkpoint import checkpoint
+
+    layers = ["in_proj"] if kind == "mamba2" else "all-linear"  # peft refuses Mamba's output projection
+    changes = {"language.lora": {"rank": 4, "target_modules": layers}} if adapters else {}
+    stack = AstrobioStack(load_preset("tiny", {
+        "language.model_type": kind, "language.config": KINDS[kind], "planet": None, "climate": None,
+        "metabolism": None, "spectrum": None, "fusion": None, **changes}))
+    found = {}
+    for name, function in (("without", None),
+                           ("with", lambda f, *args, **_: checkpoint(f, *args, use_reentrant=True))):
+        stack.set_activation_checkpointing(function)
+        stack.zero_grad()
+        stack(batch).loss.backward()
+        found[name] = {key: p.grad for key, p in stack.named_parameters() if p.requires_grad}
+    assert found["with"].keys() == found["without"].keys() and found["with"]
+    for key, gradient in found["without"].items():
+        assert found["with"][key] is not None, f"{key} lost its gradient"
+        torch.testing.assert_close(found["with"][key], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_adapters_alone_train(batch):
+    stack = stack_of("llama", **{"language.lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"]}})
+    trained = {name for name, p in stack.language.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2 and all("lora_" in name for name in trained)
+    assert all(p.requires_grad for p in stack.fusion.parameters())
+    stack(batch).loss.backward()
+    assert all(stack.get_parameter(f"language.{name}").grad is not None for name in trained)
+
+
+def test_a_frozen_encoder_only_reads(batch):
+    stack = stack_of("llama", freeze=["climate", "language"])
+    assert not stack.climate.training and stack.language.training and stack.spectrum.training
+    stack(batch).loss.backward()
+    untrained = {name.split(".")[0] for name, p in stack.named_parameters() if p.grad is None}
+    assert untrained == {"climate", "language"}
+    assert stack.absent["climate"].tokens.grad is not None
+    assert not stack.eval().train().climate.training
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"freeze": ["climat"]}, ("freeze", "did you mean 'climate'")),
+    ({"freeze": ["language", "planet", "climate", "metabolism", "spectrum", "fusion"]}, ("nothing is left to train",)),
+    ({"language.model_type": "lama"}, ("model_type", "did you mean 'llama'")),
+    ({"language.config.hiden_size": 3}, ("hiden_size", "did you mean 'hidden_size'")),
+    ({"language.lora": {"rank": 4, "target_modules": ["q_prj"]}}, ("target_modules", "q_prj")),
+    ({"language.lora": {"rank": 0}}, ("language.lora.rank", "greater than 0")),
+    ({"language.lora": {"rnak": 4}}, ("rnak", "did you mean 'rank'")),
+    ({"language.config": {}}, ("config", "init_from")),
+])
+def test_mistakes_are_named(changes, words):
+    with pytest.raises(ConfigError) as error:
+        AstrobioStack(load_preset("tiny", changes))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_fastest_attention_there_is(monkeypatch):
+    config = load_preset("tiny").language
+    built = language_config(config)
+    assert attention_implementation(config, built) == "sdpa"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for installed, chosen in (((False, False), "sdpa"), ((False, True), "flash_attention_2"),
+                              ((True, True), "flash_attention_3")):
+        monkeypatch.setattr(language, "is_flash_attn_3_available", lambda has=installed[0]: has)
+        monkeypatch.setattr(language, "is_flash_attn_2_available", lambda has=installed[1]: has)
+        assert attention_implementation(config, built) == chosen
+    assert Language(load_preset("tiny", {"language.attn_implementation": "eager"}).language).attention == "eager"
+
+
+def test_a_preset_may_stand_on_another(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: tiny\nfreeze: [climate]\nlanguage: {config: {num_hidden_layers: 1}}\n")
+    mine, tiny = load_preset(str(tmp_path / "mine.yaml")), load_preset("tiny")
+    assert mine.name == "mine" and mine.freeze == ["climate"] and mine.climate == tiny.climate
+    assert mine.language.config == {**tiny.language.config, "num_hidden_layers": 1}
+    (tmp_path / "a.yaml").write_text(f"base: {tmp_path}/b.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"base: {tmp_path}/a.yaml\n")
+    with pytest.raises(ConfigError, match="circle"):
+        load_preset(str(tmp_path / "a.yaml"))
