@@ -9,7 +9,7 @@ TINY := ds_config.train_micro_batch_size_per_gpu=8 ds_config.gradient_accumulati
         ds_config.scheduler.params.cycle_max_lr=1e-3
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup train train_long test test_slow lint ops clean system
+.PHONY: setup train train_long run_17b test test_slow lint ops clean system
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,15 @@ train: $(SAMPLE)/manifest.json
 train_long: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload_bf16.json \
 	  --model tiny --set $(TINY) train.epochs=20
+
+# All 17 B parameters for real, through NVMe: 62 GB of disk (in ASTROBIO_NVME, if set), 16 GB of memory. bf16, because
+# CPUs are slow at fp16; on GPUs `PRECISION= RANKS=2` keeps the fp16 of the ds_config.
+RANKS ?= 1
+PRECISION ?= ds_config.fp16.enabled=false ds_config.bf16.enabled=true
+run_17b: $(SAMPLE)/manifest.json
+	. $(BIN)/activate && deepspeed --num_gpus $(RANKS) launch/experiments/full_size.py --model 17b_frozen \
+	  --ds_config ds_configs/zero3_nvme.json --max_steps 2 --run runs/17b_frozen \
+	  --set ds_config.gradient_accumulation_steps=1 $(PRECISION)
 
 test: $(SAMPLE)/manifest.json lint ops
 	. $(BIN)/activate && python -m pytest -m "not slow and not network"

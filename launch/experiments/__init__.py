@@ -1,0 +1,1 @@
+"""Runs that measure: what a config and a model really cost on this machine."""
