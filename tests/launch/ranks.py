@@ -15,6 +15,7 @@ from pathlib import Path
 import deepspeed
 import deepspeed.comm as dist
 import peft
+import psutil
 import torch
 from deepspeed.utils import safe_get_full_grad
 from peft import LoraConfig
@@ -28,8 +29,10 @@ from astrobio.config import StackConfig, load_preset  # noqa: E402
 from astrobio.dataset import AstrobioDataset  # noqa: E402
 from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
 from launch.zero.accelerator import prepare_accelerator  # noqa: E402
+from launch.zero.activation import checkpoint  # noqa: E402
 from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
 from launch.zero.engine import build_engine, build_stack, device  # noqa: E402
+from launch.zero.nvme import mend_prefetch  # noqa: E402
 
 CASES = {}
 
@@ -181,6 +184,68 @@ for _which in TRAINED_IN_PART:
 
 
 @case
+def language_models() -> dict:
+    """Two optimizer steps of each kind of language model under ZeRO-3, with activation checkpointing."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
+    transformer = {**sizes, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    kinds = {"mistral": transformer, "qwen3": {**transformer, "head_dim": 16},
+             "mamba2": {**sizes, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2}}
+    found = {}
+    for kind, config in kinds.items():
+        stack = load_preset("tiny", {"language.model_type": kind, "language.config": config})
+        engine = make_engine("zero3_offload_bf16", {"gradient_accumulation_steps": 1}, stack=stack)
+        before = weights(engine)
+        losses = step(engine, [batch_of([0, 1]), batch_of([2, 3])])
+        after = weights(engine)
+        language = [name for name in before if name.startswith("language")]
+        found[kind] = {"losses": losses, "moved": sum(not torch.equal(before[n], after[n]) for n in language),
+                       "language": len(language)}
+        engine.destroy()
+    return found
+
+
+@case
+def pretrained() -> dict:
+    """A checkpoint of several shards, loaded under ZeRO-3 and under ZeRO-2: the logits of transformers' own loading,
+    and how far the resident memory of this rank rose above what it was."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    folder = OUT / "checkpoint"
+    if dist.get_rank() == 0:
+        torch.manual_seed(5)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(
+            "llama", hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=8,
+            vocab_size=4096)).save_pretrained(folder, max_shard_size="64MB")
+    dist.barrier()
+    stack = load_preset("tiny", {"language.config": {}, "language.init_from": str(folder), "planet": None,
+                                 "climate": None, "metabolism": None, "spectrum": None, "fusion": None})
+    shards = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    found = {"whole_bytes": sum(shards), "shard_bytes": max(shards), "shards": len(shards)}
+    batch, ran = batch_of([0, 1]), {}
+    for name in ("zero3_offload", "zero2_offload"):
+        ds_config = resolve(load_ds_config(ROOT / f"ds_configs/{name}.json", {"fp16": {"enabled": False}}),
+                            world_size=2, nvme_folder=OUT, total_steps=10, largest_parameter=1 << 20)
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = psutil.Process().memory_info().rss
+        built = build_stack(stack, ds_config, seed=0)
+        status = Path("/proc/self/status").read_text()
+        found[f"{name} rose by"] = 1024 * int(status.split("VmHWM:")[1].split()[0]) - before
+        engine, *_ = deepspeed.initialize(model=built, config=ds_config, model_parameters=built.parameters())
+        engine.eval()
+        with torch.no_grad():
+            ran[name] = engine.module.language(None, batch.tokens, batch.real)[1]
+        engine.destroy()
+        del built, engine
+    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = own(input_ids=batch.tokens, attention_mask=batch.real.long()).logits[:, :-1]
+    seen = batch.real[:, 1:]
+    for name, logits in ran.items():
+        found[f"{name} differs by"] = float((logits - expected)[seen].abs().max())
+    return found
+
+
+@case
 def climate_on_one_rank() -> dict:
     """Rank 0 gets only records with climate, rank 1 only without."""
     rank = dist.get_rank()
@@ -282,6 +347,47 @@ def same_weights_whatever_the_stage() -> dict:
     return found
 
 
+@case
+def upstream_nvme_prefetch() -> dict:
+    """What `launch.zero.nvme.mend_prefetch` is there for: three steps of a model of 8 layers on NVMe, all but the last
+    frozen, with activation checkpointing; without the mending and with it."""
+    from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper as Swapper
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def three_steps() -> str:
+        ds_config = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}, "activation_checkpointing": {},
+                     "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+                     "zero_optimization": {"stage": 3, "stage3_max_reuse_distance": 0,
+                                           "offload_optimizer": {"device": "cpu"},
+                                           "offload_param": {"device": "nvme", "nvme_path": str(OUT / "prefetch"),
+                                                             "buffer_count": 12, "buffer_size": 1 << 22}}}
+        with deepspeed.zero.Init(config_dict_or_path=ds_config):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
+                "llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=8,
+                vocab_size=2048, use_cache=False))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("layers.7." in name)
+        deepspeed.checkpointing.configure(None, deepspeed_config=ds_config)
+        model._set_gradient_checkpointing(True, checkpoint)
+        model.enable_input_require_grads()
+        engine, *_ = deepspeed.initialize(model=model, config=ds_config, model_parameters=[
+            p for p in model.parameters() if p.requires_grad])
+        tokens = torch.arange(16)[None]
+        try:
+            for _ in range(3):
+                engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+                engine.step()
+        except AssertionError as error:
+            return str(error)
+        return "trained"
+
+    mended = Swapper.swap_in
+    Swapper.swap_in = mended.__wrapped__
+    found = {"without": three_steps()}
+    Swapper.swap_in = mended
+    return found | {"with": three_steps()}
+
+
 def main() -> None:
     global DATA, OUT
     parser = argparse.ArgumentParser()
@@ -292,6 +398,7 @@ def main() -> None:
     args = parser.parse_args()
     prepare_accelerator()
     deepspeed.init_distributed()
+    mend_prefetch()
     DATA, OUT = AstrobioDataset(args.data, "train", 64), args.out
     for name in args.cases or CASES:
         try:

@@ -14,6 +14,20 @@ def test_params_as_json(capsys):
     assert found["parameters"]["total"] == sum(n for name, n in found["parameters"].items() if name != "total")
 
 
+def test_params_tell_what_trains_and_what_it_costs(capsys):
+    assert main(["params", "--model", "17b_frozen", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["trainable"]["language"] == found["trainable"]["climate"] == 0
+    assert found["trainable"]["total"] == sum(found["parameters"][part] for part in (
+        "planet", "metabolism", "spectrum", "absent", "fusion"))
+    assert found["fp16_bytes"]["total"] == 2 * found["parameters"]["total"]
+    # A multiplication and an addition for each weight of a layer and each of 1024 + 144 tokens, and attention on top.
+    layers = found["parameters"]["language"] - 2 * 32000 * 4352
+    assert 1 < found["flops_per_sample"]["language"] / (2 * layers * 1168 + 2 * 32000 * 4352 * 1023) < 1.1
+    assert main(["params", "--model", "tiny"]) == 0
+    assert "metabolism" in capsys.readouterr().out
+
+
 def test_unknown_model_exits_with_2(capsys):
     assert main(["params", "--model", "17bb"]) == 2
     assert "did you mean '17b'" in capsys.readouterr().err

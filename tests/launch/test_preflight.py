@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from launching import ROOT
+from launching import ROOT, train
 from torch.utils.file_baton import FileBaton
 
 from astrobio.config import ConfigError
@@ -255,3 +255,51 @@ def test_fp16_on_the_cpu_is_rounded_fp32():
     assert volume(row.view(1, 1, 1, 1, 9)).item() == 4104
     single = torch.randn(3, 4)
     torch.testing.assert_close(single @ single.T, (single.double() @ single.double().T).float())
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A language model to start from, without a tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(
+        "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, vocab_size=2048)
+    ).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def from_checkpoint(folder, config="{}"):
+    return ["--set", f"model.language.init_from={folder}", f"model.language.config={config}"]
+
+
+def test_a_checkpoint_brings_its_sizes_and_its_tokenizer(check, checkpoint, mini_dataset):
+    plan = check(*from_checkpoint(checkpoint))
+    assert plan.tokenizer == mini_dataset / "tokenizer"
+    shutil.copytree(mini_dataset / "tokenizer", checkpoint, dirs_exist_ok=True)
+    assert check(*from_checkpoint(checkpoint)).tokenizer == checkpoint
+
+
+def test_a_damaged_checkpoint_is_named_before_the_ranks_meet(check, checkpoint, tmp_path):
+    refused(check, "hidden_size = 96", "64", arguments=from_checkpoint(checkpoint, '{"hidden_size": 96}'))
+    refused(check, "no such folder", arguments=from_checkpoint(tmp_path / "nowhere"))
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(check, path, "damaged or cut short", arguments=from_checkpoint(checkpoint))
+
+
+def test_a_damaged_checkpoint_ends_the_launcher_too(checkpoint, mini_dataset, tmp_path):
+    """On two ranks: none of them is left waiting for the other."""
+    from safetensors.torch import load_file, save_file
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, checkpoint / "model.safetensors")
+    done = train("zero3_offload", mini_dataset, tmp_path / "run", *from_checkpoint(checkpoint))
+    assert done.status == 2 and "Traceback" not in done.output
+    assert "lacks model.norm.weight [64]" in done.output
+
+
+def test_frozen_parameters_on_nvme_need_a_reuse_distance_of_0(check):
+    frozen = 'model.freeze=["language"]'
+    key = "zero_optimization.stage3_max_reuse_distance"
+    assert check("--set", frozen, config=NVME)
+    refused(check, key, "must be 0", config=NVME, arguments=["--set", frozen, f"ds_config.{key}=1000000000"])
+    assert check("--set", f"ds_config.{key}=1000000000", config=NVME)

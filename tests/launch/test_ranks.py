@@ -10,13 +10,27 @@ from launching import ROOT, finish, start
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 
 
-@pytest.fixture(scope="module")
-def results(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
+FAST = [*(f"ds_config:{config}" for config in CONFIGS), "gradients:adapters", "language_models", "pretrained",
+        "climate_on_one_rank", "activation_checkpointing", "nonfinite", "upstream", "upstream_nvme_prefetch",
+        "same_weights_whatever_the_stage"]
+SLOW = [f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube")]
+
+
+def launch(cases: list[str], data: Path, out: Path) -> dict[str, list[dict]]:
     """Case → what each rank saw."""
-    out = tmp_path_factory.mktemp("ranks")
-    done = finish(start(Path(__file__).with_name("ranks.py"), sample_dataset, out), timeout=600)
+    done = finish(start(Path(__file__).with_name("ranks.py"), data, out, *cases), timeout=900)
     assert done.status == 0, done.output[-4000:]
     return {line["case"]: line["ranks"] for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def results(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
+    return launch(FAST, sample_dataset, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def slow_results(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
+    return launch(SLOW, sample_dataset, tmp_path_factory.mktemp("slow_ranks"))
 
 
 def seen(results, name: str) -> list[dict]:
@@ -44,6 +58,59 @@ def test_where_the_state_lives_does_not_change_the_numbers(results):
     for config in ("zero3_nvme", "zero3_offload_nvme", "zero3_resident", "zero3_resident_nvme"):
         assert seen(results, f"ds_config:{config}")[0]["losses"] == reference
     assert seen(results, "ds_config:zero3")[0]["losses"] == pytest.approx(reference, rel=1e-3)
+
+
+def check_gradients(rank: dict, trained: str) -> None:
+    assert rank["expected"] > 100 and (rank["frozen"] > 10) is (trained != "all")
+    for device in ("cpu", "nvme"):
+        for activations in ("checkpointing", "kept activations"):
+            found = rank[f"{device}, {activations}"]
+            assert found["missing"] == [], "parameters that lost their gradient"
+            assert found["worst"][0] < 1e-3, found["worst"]
+            assert (found["on_nvme"] > 0) is (device == "nvme")
+            assert (found["frozen_on_nvme"] > 0) is (device == "nvme" and trained != "all")
+
+
+@pytest.mark.nvme
+def test_gradients_of_adapters_are_plain_torchs(results):
+    for rank in seen(results, "gradients:adapters"):
+        check_gradients(rank, "adapters")
+
+
+@pytest.mark.slow
+@pytest.mark.nvme
+@pytest.mark.parametrize("trained", ["all", "frozen language", "frozen datacube"])
+def test_gradients_are_plain_torchs(slow_results, trained):
+    for rank in seen(slow_results, f"gradients:{trained}"):
+        check_gradients(rank, trained)
+
+
+def test_every_kind_of_language_model_trains_under_zero3(results):
+    for rank in seen(results, "language_models"):
+        assert set(rank) == {"mistral", "qwen3", "mamba2"}
+        for found in rank.values():
+            assert all(math.isfinite(loss) for loss in found["losses"])
+            assert found["moved"] > found["language"] / 2  # bf16: a weight of 1 does not see a step of 1e-5
+
+
+def test_a_pretrained_model_is_loaded_shard_by_shard(results):
+    """transformers' own logits, and no rank ever holds more than its share and one file of the checkpoint."""
+    for rank in seen(results, "pretrained"):
+        assert rank["shards"] > 5
+        for config in ("zero3_offload", "zero2_offload"):
+            assert rank[f"{config} differs by"] <= 1e-5
+        slack = 32e6  # the allocator's and the interpreter's own
+        bound = rank["whole_bytes"] / 2 + rank["shard_bytes"] + slack
+        assert rank["whole_bytes"] > 1.5 * bound, "the bound proves nothing"
+        assert rank["zero3_offload rose by"] <= bound
+
+
+@pytest.mark.nvme
+def test_the_nvme_prefetch_must_still_be_mended(results):
+    """Fails when DeepSpeed has mended it: then `launch.zero.nvme` can go."""
+    for rank in seen(results, "upstream_nvme_prefetch"):
+        assert "already assigned swap buffer" in rank["without"]
+        assert rank["with"] == "trained"
 
 
 def test_ranks_with_other_modalities_do_not_hang(results):
