@@ -123,7 +123,9 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
         print(f"{plan.model_reason}, {plan.world_size} rank(s), {need['nvme_bytes'] / GB:.1f} GB on "
               f"{nvme_paths(plan.ds_config)[0][1]}\n{HEADING}", flush=True)
     phases = Phases()
-    bandwidth = phases.measure("measure the disk", lambda: measure_disk(plan) if dist.get_rank() == 0 else {})
+    size = min(max(need["nvme_bytes"] // 4, 16 << 20), 512 << 20) >> 20
+    bandwidth = phases.measure("measure the disk",
+                               lambda: measure_disk(plan, f"{size}M") if dist.get_rank() == 0 else {})
     engine = phases.measure("build", lambda: build_engine(plan.stack, plan.ds_config, plan.train.seed))
     dataset = AstrobioDataset(plan.data, "train", plan.stack.language.max_text_tokens, plan.tokenizer)
     batch = dataset.collate(whole_records(dataset, plan.micro_batch, dist.get_rank())).to(device())
@@ -137,8 +139,8 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
 
     watched = watched_parameters(engine.module)
     before = {name: fingerprint(parameter) for name, parameter in watched.items()}
-    # The first pass notes the order in which parameters are used; from the second on DeepSpeed reads ahead along it.
-    losses = [phases.measure("first forward", forward), phases.measure("forward", forward)]
+    # DeepSpeed notes in the second pass the order in which parameters are used, and from the third on reads ahead.
+    losses = [phases.measure(name, forward) for name in ("first forward", "second forward", "forward")]
     for number in range(1, (plan.max_steps or 1) + 1):
         out = phases.measure(f"step {number}: forward", lambda: engine(batch))
         phases.measure(f"step {number}: backward", lambda out=out: engine.backward(out.loss))
@@ -164,13 +166,14 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
             "trainable_changed": all(changed[name] for name, p in watched.items() if p.requires_grad)}
 
 
-def measure_disk(plan: RunPlan) -> dict[str, float]:
-    """Bytes per second that `ds_io` reads and writes in the swap folder, with the ds_config's own aio settings."""
+def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
+    """Bytes per second that `ds_io` reads and writes in files of that size in the swap folder, with the ds_config's own
+    aio settings."""
     aio = {"block_size": 1 << 20, "queue_depth": 8, "intra_op_parallelism": 1, "single_submit": False,
            "overlap_events": True, **plan.ds_config.get("aio", {})}
     folder = plan.swap / "ds_io"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [str(Path(sys.executable).with_name("ds_io")), "--folder", str(folder), "--io_size", "512M",
+    command = [str(Path(sys.executable).with_name("ds_io")), "--folder", str(folder), "--io_size", size,
                "--loops", "3",
                "--block_size", str(aio["block_size"]), "--queue_depth", str(aio["queue_depth"]),
                "--io_parallel", str(aio["intra_op_parallelism"]), "--different_file_each_iteration",

@@ -105,13 +105,20 @@ def test_mistakes_end_before_the_ranks_meet(tmp_path):
     assert "did you mean 'zero3_offload'" in done.output and "Traceback" not in done.output
 
 
-@pytest.mark.slow
-def test_sigterm_to_the_launcher_saves_too(mini_dataset, tmp_path):
-    """It goes to the ranks' helpers as well: those that read data, and Weights & Biases' own."""
-    run = tmp_path / "terminated"
+@pytest.fixture
+def running(mini_dataset, tmp_path):
+    """A launch that has done its first step and would go on for long, and its run's folder."""
+    run = tmp_path / "run"
     process = start_training("zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST,
                              "ds_config.fp16.initial_scale_power=8")
     wait_for_step(run, 1)
+    return process, run
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_too(running):
+    """It goes to the ranks' helpers as well: those that read data, and Weights & Biases' own."""
+    process, run = running
     ranks_of(process)[0].parent().send_signal(signal.SIGTERM)
     done = finish(process)
     done.run = run
@@ -121,16 +128,13 @@ def test_sigterm_to_the_launcher_saves_too(mini_dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_deepspeed_command_leaves_no_rank_behind(mini_dataset, tmp_path):
+def test_a_killed_deepspeed_command_leaves_no_rank_behind(running):
     """The launcher's parent does not pass signals on: ranks that lost it save and end."""
-    run = tmp_path / "orphaned"
-    process = start_training("zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST,
-                             "ds_config.fp16.initial_scale_power=8")
-    wait_for_step(run, 1)
+    process, run = running
     ranks = ranks_of(process)
     os.kill(process.pid, signal.SIGKILL)
     for rank in ranks:
-        rank.wait(timeout=60)
+        rank.wait(timeout=120)
     finish(process)
     assert "has gone" in Finished(0, "", run).events("stop")[0]["message"]
     assert (run / "checkpoints").is_dir()
