@@ -54,6 +54,7 @@ class Language(nn.Module):
             embedded.requires_grad_()
         states = self.model.base_model(inputs_embeds=embedded, attention_mask=attended.long(),
                                        use_cache=False).last_hidden_state
+        states = states.to(embedded.dtype)  # a state-space model may sum its residuals in float32
         return states, self.model.get_output_embeddings()(states[:, -tokens.shape[1]:-1])
 
 

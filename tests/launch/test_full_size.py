@@ -34,9 +34,9 @@ def test_a_run_measures_each_phase_and_cleans_up(sample_dataset, tmp_path):
     assert report["frozen_unchanged"] and report["trainable_changed"]
     assert {part["trainable"] for part in report["changed"].values()} == {True, False}
     assert report["disk"]["read_bytes_per_s"] > 1e6 and report["forward_over_read_once"] > 0
-    on_nvme = 2 * 4 * 2048 * 512 * 2  # at least the embeddings, the output layer and two MLPs, in bytes
-    assert report["phases"]["build"]["written_bytes"] > on_nvme
-    assert report["phases"]["forward"]["read_bytes"] > on_nvme
+    on_nvme = 8 * 2048 * 512 * 2  # bytes of embeddings, output layer and the MLPs of two layers
+    assert report["phases"]["build"]["written_bytes"] >= on_nvme
+    assert report["phases"]["forward"]["read_bytes"] >= on_nvme
     assert 0.2e9 < report["host_peak_bytes"] < 16e9
     assert not (tmp_path / "nvme").exists(), "swap files are left"
     assert "forward pass" in done.output
