@@ -46,8 +46,11 @@ def crossmatch(primary: Iterable[Planet], secondary: Iterable[Planet]) -> tuple[
         disagreements += _disagreements(merged[index], planet)
         merged[index] = _merge(merged[index], planet)
     planets = [replace(planet, key=planet_key(planet.name)) for planet in merged + only_secondary]
+    matched = sum(counts.values())
     report = {"primary": len(primary), "secondary": len(secondary), **counts,
-              "only_in_primary": len(primary) - sum(counts.values()), "only_in_secondary": len(only_secondary),
+              "share_of_primary_matched": round(matched / max(1, len(primary)), 4),
+              "share_of_secondary_matched": round(matched / max(1, len(secondary)), 4),
+              "only_in_primary": len(primary) - matched, "only_in_secondary": len(only_secondary),
               "disagreement_limit": DISAGREEMENT, "disagreements": disagreements}
     return planets, report
 

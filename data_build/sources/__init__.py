@@ -37,5 +37,8 @@ OPTIONAL = {cls.info.name: cls for cls in (ExoPlaSim,)}
 #: The sources of planets that need no network: each has ``planets() -> list[Planet]``.
 CATALOGUES = {cls.info.name: cls for cls in (NasaExoplanetArchive, OpenExoplanetCatalogue)}
 
-__all__ = ["ARCHIVES", "CATALOGUES", "OPTIONAL", "SOURCES", "Archive", "Clero", "Cobra", "Field", "SourceInfo",
+#: Every source's declaration, by name.
+INFOS: dict[str, SourceInfo] = {name: cls.info for name, cls in (ARCHIVES | SOURCES | OPTIONAL).items()}
+
+__all__ = ["ARCHIVES", "CATALOGUES", "INFOS", "OPTIONAL", "SOURCES", "Archive", "Clero", "Cobra", "Field", "SourceInfo",
            "TauRex"]

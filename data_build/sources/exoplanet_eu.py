@@ -1,7 +1,10 @@
 """Encyclopaedia of exoplanetary systems (exoplanet.eu): its table in the Observatoire de Paris' TAP service."""
 
+from typing import Any
+
 import astropy.units as u
 
+from data_build.planets import PLANET_PARAMETERS, Planet
 from data_build.sources.base import Field, SourceInfo
 from data_build.sources.tap import tap_rows
 
@@ -38,3 +41,16 @@ class ExoplanetEu:
         """Every planet, confirmed or not."""
         # The service has no https.
         return tap_rows(self.info, session, "http://voparis-tap-planeto.obspm.fr/tap", "exoplanet.epn_core")
+
+    @classmethod
+    def planet(cls, row: dict[str, Any]) -> Planet | None:
+        """A row as a planet; None if it is not a confirmed one. It does not tell M sin i from M: masses are derived."""
+        if (row["status"] or "").lower() != "confirmed":
+            return None
+        values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
+        others = [name.strip() for name in (row["other_names"] or "").replace(";", ",").split(",") if name.strip()]
+        return Planet(
+            key="", name=row["name"], source=cls.info.name, kind="observed", values=values,
+            derived=frozenset({"mass_earth"} & values.keys()), aliases=frozenset({row["name"], *others}),
+            ra_deg=row["ra_deg"], dec_deg=row["dec_deg"], j_magnitude=row["j_magnitude"],
+            host=row["host"] or row["name"], raw_columns=frozenset(values))

@@ -3,6 +3,9 @@
 The archive's older tables are gone; the one of 2019 that the sample is built from is `nasa_exoplanet_archive`.
 """
 
+from typing import Any
+
+from data_build.planets import EARTH_INSTELLATION, PLANET_PARAMETERS, Planet
 from data_build.sources.base import Field, SourceInfo
 from data_build.sources.tap import tap_rows
 
@@ -40,3 +43,19 @@ class NasaPsCompPars:
     def rows(self, session):
         """Every confirmed planet."""
         return tap_rows(self.info, session, "https://exoplanetarchive.ipac.caltech.edu/TAP", "pscomppars")
+
+    @classmethod
+    def planet(cls, row: dict[str, Any]) -> Planet:
+        """A row as a planet. Masses that the archive estimated, or M sin i, count as derived."""
+        values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
+        if row["insolation_earth"] is not None:
+            values["instellation_w_m2"] = row["insolation_earth"] * EARTH_INSTELLATION
+        estimated = "mass_earth" in values and row["mass_provenance"] != "Mass"
+        hosts = (row["host"], row["hd_name"], row["hip_name"])
+        luminosity = row["log10_luminosity_sun"]
+        return Planet(
+            key="", name=row["name"], source=cls.info.name, kind="observed", values=values,
+            derived=frozenset({"mass_earth"} if estimated else ()),
+            aliases=frozenset({row["name"], *(f"{host} {row['letter']}" for host in hosts if host and row["letter"])}),
+            ra_deg=row["ra_deg"], dec_deg=row["dec_deg"], luminosity_sun=None if luminosity is None else 10**luminosity,
+            j_magnitude=row["j_magnitude"], host=row["host"], raw_columns=frozenset(values))

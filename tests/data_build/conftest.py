@@ -22,7 +22,7 @@ def small_limit() -> int:
 def small_dataset(tmp_path_factory, small_limit) -> Path:
     """A dataset of a few planets, built with two workers. Read it, do not change it.
 
-    A build that was killed has left its folder there.
+    A build of another program has left its folder there.
     """
     folder = tmp_path_factory.mktemp("small") / "dataset"
     (folder.parent / ".dataset.partial/train").mkdir(parents=True)
@@ -48,6 +48,6 @@ def quick_build(monkeypatch, gathered, tmp_path_factory):
             future.set_result(task(*arguments))
             return future
 
-    monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit: gathered)
+    monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit, harvests: gathered)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: nullcontext(Inline()))
     return lambda out: build(recipe, out, limit=12, progress=False)
