@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from astrobio import schema
 from astrobio.config import ConfigError
 from astrobio.reading import RecordReader, local_copy
+from astrobio.transfer import packed, unpacked
 
 MANIFEST = "manifest.json"
 NEEDED = (MANIFEST, "stats.json", "quality.json", "dataset_dict.json", "tokenizer/tokenizer.json",
@@ -102,6 +103,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.run_ids)
 
+    def __reduce__(self):
+        """From a loader's process in one piece (`astrobio.transfer`)."""
+        return _batch, packed({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
     def to(self, device) -> "Batch":
         moved: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -134,6 +139,10 @@ class Batch:
                 value = getattr(self, name)
                 changes[name] = value * ~rows.view(-1, *[1] * (value.dim() - 1))
         return dataclasses.replace(self, **changes)
+
+
+def _batch(*state) -> Batch:
+    return Batch(**unpacked(*state))
 
 
 class AstrobioDataset(torch.utils.data.Dataset):

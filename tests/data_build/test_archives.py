@@ -8,15 +8,13 @@ import traceback
 import pytest
 from archive_server import ArchiveServer, Reply
 from fake_archives import fake
+from planted import PLANTED, forms_of_the_secret
 
 from data_build.cache import DataError
 from data_build.fetch import Policy, RateLimit, RefusedSignIn
 from data_build.rows import row_problems
 from data_build.sources import ARCHIVES
 from data_build.sources.base import connect, read
-
-#: What tests sign in with; `test_secrets` looks for it everywhere.
-PLANTED = "Planted/Secret+of=the test"
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +72,10 @@ def rows_of(name, script, tmp_path, offline=False, timeout=2.0, credentials=True
                         offline=offline)
         try:
             return list(read(archive, connect(archive, policy, given)))
+        except BaseException as error:
+            told = "".join(traceback.format_exception(error))
+            assert not [form for form in forms_of_the_secret() if form in told]
+            raise
         finally:
             rows_of.requests = server.requests
 
