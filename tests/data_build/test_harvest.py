@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_values_come_back_as_they_were(tmp_path, monkeypatch):
     assert list(made.rows()) == rows and len(list(made.folder.glob("*.parquet"))) == 4
     schema = pq.read_schema(made.folder / "rows-00000.parquet")
     assert schema.field("mass").metadata == {b"unit": b"kg"}
+
+
+def test_ten_times_the_rows_need_no_more_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(harvest_module, "CHUNK", 100)
+
+    class Endless(Plain):
+        def rows(self, session):
+            yield from ({"name": f"n{i:06d}" * 20, "mass": 1.0, "count": 1} for i in range(self._rows))
+
+    def peak(rows: int) -> int:
+        tracemalloc.start()
+        harvest(Endless(rows), tmp_path / str(rows), Policy(root=tmp_path / "cache"), 10**9)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(100)  # what is imported and compiled on first use
+    assert peak(10_000) <= 1.10 * peak(1000)
 
 
 def test_a_finished_stage_is_not_read_again_and_a_damaged_one_is(tmp_path):
