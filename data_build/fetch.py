@@ -123,18 +123,21 @@ class Transport(HTTPAdapter):
     def send(self, request, stream=False, timeout=None, verify=True, cert=None, proxies=None) -> requests.Response:
         """Answer ``request`` from the store, or ask and keep the answer."""
         key = self.key(request)
-        kept = None if self.policy.refresh and not self.policy.offline else self.store.find(key)
+        kept = self._kept(key)
+        if kept is None and self.policy.offline:
+            raise DataError(f"{self.title}: offline, and the answer to {request.method} {redacted(request.url)} is "
+                            "not in the cache; run the same command once without --offline")
         if kept is None:
-            if self.policy.offline:
-                raise DataError(f"{self.title}: offline, and the answer to {request.method} {redacted(request.url)} is "
-                                "not in the cache; run the same command once without --offline")
             self.store.partial.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.store.partial / f"{key}.lock"):  # another build may be fetching the same
-                response = self._ask(request, key, verify=verify, cert=cert, proxies=proxies)
-            if not isinstance(response, Answer):
-                return response
-            kept = response
+            with FileLock(self.store.partial / f"{key[:2]}.lock"):  # another build may be fetching the same
+                answer = self._kept(key) or self._ask(request, key, verify=verify, cert=cert, proxies=proxies)
+            if not isinstance(answer, Answer):
+                return answer
+            kept = answer
         return self._replay(request, kept)
+
+    def _kept(self, key: str) -> Answer | None:
+        return None if self.policy.refresh else self.store.find(key)
 
     def key(self, request) -> str:
         """What tells this request from another: method, address, body and the form of answer it accepts."""
@@ -299,11 +302,13 @@ class _Partial:
                 self.discard()
                 raise HTTPError("it sent another part of the file than was asked for")
             mode = "ab"
-        elif self._resumable and response.headers.get("Accept-Ranges") == "bytes":
-            same = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            if same and not same.startswith("W/"):  # a weak ETag does not promise the same bytes
-                write_whole(self._facts, json.dumps({"same": same}))
         with self.path.open(mode) as file:
+            same = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            # After the file was emptied: what identifies this body must never stand beside bytes of another. A weak
+            # ETag does not promise the same bytes.
+            if mode == "wb" and self._resumable and response.headers.get("Accept-Ranges") == "bytes" and same \
+                    and not same.startswith("W/"):
+                write_whole(self._facts, json.dumps({"same": same}))
             for block in response.raw.stream(_BLOCK, decode_content=False):
                 file.write(block)
 

@@ -1,19 +1,21 @@
 """Every archive of the registry, through its real client, against a local server: what it answers when all is well,
 and what becomes of everything else an archive may do."""
 
+import json
 import logging
 import socket
 import traceback
 
 import pytest
 from archive_server import ArchiveServer, Reply
-from fake_archives import fake
+from astropy.table import Table
+from fake_archives import fake, votable
 from planted import PLANTED, forms_of_the_secret
 
 from data_build.cache import DataError
 from data_build.fetch import Policy, RateLimit, RefusedSignIn
 from data_build.rows import row_problems
-from data_build.sources import ARCHIVES
+from data_build.sources import ARCHIVES, OPTIONAL
 from data_build.sources.base import connect, read
 
 
@@ -182,6 +184,73 @@ def test_a_refused_sign_in_says_what_to_do(name, stand_in, tmp_path, caplog):
         assert PLANTED not in whole and "***" in message
     else:
         assert "need no sign-in" in message
+
+
+def test_a_sign_in_that_is_needed_and_absent_is_told_before_anything_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CDSAPI_KEY", raising=False)
+    with pytest.raises(DataError, match="Copernicus Climate Data Store needs a sign-in: set CDSAPI_KEY, or write "
+                                        "~/.cdsapirc; get one at https://cds.climate.copernicus.eu/profile"):
+        rows_of("copernicus", lambda request: Reply(b"", 500), tmp_path, credentials=False)
+
+
+def test_a_model_that_is_not_installed_is_refused_with_the_cure(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="ExoPlaSim is not installed.*pip install exoplasim.*gfortran"):
+        OPTIONAL["exoplasim"]().ensure()
+
+
+@pytest.mark.parametrize("page", [1, 2, 3])
+def test_a_table_that_ends_early_without_a_word_is_refused(page, tmp_path):
+    """The service counts five rows, gives two a page, and from some page on nothing."""
+    stand_in, pages = fake("keck", tmp_path), []
+    stand_in.cut_short = True
+
+    def script(request):
+        if "TOP" in request.form["QUERY"]:
+            pages.append(request)
+            if len(pages) >= page:
+                return votable(Table(stand_in.columns)[:0])
+        return stand_in.reply(request)
+
+    with pytest.raises(DataError, match=f"gave {2 * (page - 1)} rows, but counts 5: the answer was cut short"):
+        rows_of("keck", script, tmp_path)
+
+
+def test_a_table_out_of_order_is_refused(tmp_path):
+    stand_in = fake("keck", tmp_path)
+
+    def script(request):
+        if "TOP" in request.form["QUERY"]:  # the same page again and again
+            return votable(Table(stand_in.columns)[:2])
+        return stand_in.reply(request)
+
+    with pytest.raises(DataError, match="does not keep the order"):
+        rows_of("keck", script, tmp_path)
+
+
+def test_mast_pages_that_end_early_are_refused(tmp_path):
+    stand_in = fake("jwst", tmp_path)
+    stand_in.cut_short, whole = True, stand_in.rows
+
+    def script(request):
+        if "request" in request.form and json.loads(request.form["request"])["page"] > 2:
+            stand_in.rows = []
+            reply = json.loads(stand_in.reply(request).body)
+            reply["paging"]["rowsFiltered"] = len(whole)
+            return Reply(json.dumps(reply).encode())
+        return stand_in.reply(request)
+
+    with pytest.raises(DataError, match=f"gave 8 rows of {len(whole)}: the answer was cut short"):
+        rows_of("jwst", script, tmp_path)
+
+
+def test_a_day_with_more_than_the_archives_limit_is_refused(tmp_path):
+    stand_in = fake("gemini", tmp_path)
+    rows = [{**stand_in.rows[0], "name": str(i)} for i in range(600)]
+    with pytest.raises(DataError, match="500 rows for 2014-01-01 alone, at or over the archive's limit of 500"):
+        rows_of("gemini", lambda request: Reply(b"", headers={"Set-Cookie": "session=one-day-of-gemini"})
+                if request.path == "/login/" else Reply(json.dumps(rows[:500]).encode()), tmp_path)
 
 
 def test_offline_replays_exactly_and_says_what_it_lacks(name, stand_in, tmp_path):

@@ -14,8 +14,9 @@ import pytest
 from astrobio.schema import MANIFEST_KEYS, SPLITS, sha256_of
 from data_build import assembly
 from data_build.__main__ import main
-from data_build.cache import DataError
+from data_build.cache import DataError, cache_root
 from data_build.pipeline import build, validate
+from data_build.sources import ARCHIVES
 from data_build.writing import SplitWriter
 
 
@@ -185,6 +186,27 @@ class TestCommandLine:
             assert main(argv) == 2
             error = capsys.readouterr().err
             assert word in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+    def test_offline_without_answers_says_so_for_every_archive(self, capsys, tmp_path, monkeypatch):
+        for path in cache_root().iterdir():  # the data files of wheels
+            if path.name != "answers":
+                (tmp_path / path.name).symlink_to(path)
+        monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
+        assert main(["build", "full", "--out", str(tmp_path / "out"), "--offline", "--limit", "8"]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == len(ARCHIVES) and all("offline" in line and "not in the cache" in line for line in errors)
+        assert main(["build", "full", "--out", str(tmp_path / "out"), "--offline", "--refresh"]) == 2
+        assert "contradict" in capsys.readouterr().err
+
+    def test_the_table_of_sources_says_what_is_missing(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("CDSAPI_KEY", raising=False)
+        monkeypatch.setenv("MAST_API_TOKEN", "Fake-Token-For-The-Table")
+        assert main(["sources"]) == 0
+        told = capsys.readouterr().out
+        lines = {line.split()[0]: line for line in told.splitlines() if line}
+        assert "required, not found" in lines["copernicus"] and "set CDSAPI_KEY" in told
+        assert "optional, found in environment" in lines["jwst"] and "Fake-Token" not in told
 
     def test_validate_names_what_is_wrong(self, capsys, tmp_path, small_dataset):
         assert main(["validate", str(small_dataset)]) == 0
