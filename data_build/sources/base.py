@@ -2,9 +2,10 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +13,7 @@ import requests
 
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn, find, redacted, require
-from data_build.fetch import Authorisation, Policy, RateLimit, Transport, open_session
+from data_build.fetch import Policy, RateLimit, Transport, open_session
 from data_build.store import AnswerStore
 
 
@@ -104,15 +105,8 @@ def connect(archive: Archive, policy: Policy, explicit: Mapping[str, str] | None
     info = archive.info
     given: Credentials | None = None
     if info.sign_in is not None and not policy.offline:
-        seek = require if info.sign_in.required else lambda sign_in, title, given: find(sign_in, given)
-        given = seek(info.sign_in, info.title, explicit)
-    authorise: Callable[..., Authorisation] | None = None
-    if given is not None:
-        credentials = given
-
-        def authorise(ask):
-            return archive.authorise(credentials, ask)
-
+        given = require(info.sign_in, info.title, explicit) if info.sign_in.required else find(info.sign_in, explicit)
+    authorise = None if given is None else partial(archive.authorise, given)
     transport = Transport(info.title, AnswerStore(info.name, policy.root), RateLimit(info.requests_per_second or 1.0),
                           policy, authorise=authorise, sign_in=info.sign_in,
                           settled=getattr(archive, "settled", lambda method, head: True),
