@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from astrobio import schema
 from astrobio.config import ConfigError
+from astrobio.reading import RecordReader, local_copy
+from astrobio.transfer import packed, unpacked
 
 MANIFEST = "manifest.json"
 NEEDED = (MANIFEST, "stats.json", "quality.json", "dataset_dict.json", "tokenizer/tokenizer.json",
@@ -27,7 +29,7 @@ def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
 
     Compares every file with the manifest's size, and with its sha256 too unless ``hash_files`` is off.
     """
-    folder = Path(folder)
+    folder = local_copy(folder)
     if not folder.is_dir():
         return [f"{folder}: no such dataset folder; `astrobio data build sample --out {folder}` builds one"]
     missing = [f"{folder / name}: missing" for name in NEEDED if not (folder / name).is_file()]
@@ -101,6 +103,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.run_ids)
 
+    def __reduce__(self):
+        """From a loader's process in one piece (`astrobio.transfer`)."""
+        return _batch, packed({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
     def to(self, device) -> "Batch":
         moved: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -156,11 +162,15 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _batch(*state) -> Batch:
+    return Batch(**unpacked(*state))
+
+
 class AstrobioDataset(torch.utils.data.Dataset):
     """One split of a built dataset, map-style and memory-mapped; `collate` makes a `Batch` of its items.
 
     Args:
-        folder: the dataset's folder.
+        folder: the dataset's folder, or an fsspec URL of one, which is copied to this machine first.
         split: ``train``, ``validation`` or ``test``.
         max_text_tokens: longer texts are cut.
 
@@ -169,15 +179,25 @@ class AstrobioDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder: str | Path, split: str, max_text_tokens: int, tokenizer: str | Path | None = None):
+        folder = local_copy(folder)
         problems = dataset_problems(folder, hash_files=False)
         if problems:
             raise ConfigError("\n".join(problems))
-        self.folder, self.split, self.max_text_tokens = Path(folder), split, max_text_tokens
+        self.folder, self.split, self.max_text_tokens = folder, split, max_text_tokens
         self.records = datasets.load_from_disk(str(self.folder / split)).with_format("numpy")
         self.tokenizer = load_tokenizer(tokenizer or self.folder / "tokenizer")
         self.stats = {name: (np.asarray(value["mean"], np.float32), np.asarray(value["std"], np.float32))
                       for name, value in json.loads((self.folder / "stats.json").read_text()).items()}
         self.moments = Moments(*map(torch.from_numpy, self.stats["climate_surface"]))
+
+    @property
+    def records(self) -> datasets.Dataset:
+        """The split as `datasets` has it, for whole columns; single records are read by `RecordReader`."""
+        return self._reader.records
+
+    @records.setter
+    def records(self, records: datasets.Dataset) -> None:
+        self._reader = RecordReader(records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -190,7 +210,7 @@ class AstrobioDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One record, normalised. A record that breaks the schema is an error that names it, never skipped."""
         try:
-            record = self.records[int(index)]
+            record = self._reader[int(index)]
         except Exception as error:  # Arrow's own errors do not say which record
             raise ValueError(f"{self.folder / self.split}: record {index} cannot be read: {error}") from error
         try:

@@ -1,9 +1,8 @@
-"""``python -m data_build``: build and check datasets, list and fetch their sources."""
+"""``astrobio data``, or ``python -m data_build``: build and check datasets, list and fetch their sources."""
 
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from data_build.cache import DataError
@@ -15,22 +14,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}".replace("\n", "\nerror: "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was left behind", file=sys.stderr)
+        print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_build", description=__doc__.split(": ", 1)[1])
+    parser = argparse.ArgumentParser(prog="astrobio data", description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    build = commands.add_parser("build", help="build a dataset from a recipe")
-    build.add_argument("recipe", metavar="RECIPE", help="name of a recipe, such as sample, or a .yaml file")
+    build = commands.add_parser("build", help="build a dataset from a recipe; a stopped build goes on where it was")
+    build.add_argument("recipe", metavar="RECIPE", help="name of a recipe, sample or full, or a .yaml file")
     build.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the dataset")
-    build.add_argument("--limit", metavar="N", type=int, help="at most N planets, for a quick try")
+    build.add_argument("--limit", metavar="N", type=int,
+                       help="at most N planets, and N rows of each archive that is no catalogue, for a quick try")
     build.add_argument("--workers", metavar="N", type=int, default=2, help="processes (default 2)")
+    build.add_argument("--offline", action="store_true", help="use only answers of archives that are in the cache")
+    build.add_argument("--refresh", action="store_true", help="ask the archives again for what is in the cache")
     build.set_defaults(run=_build)
 
     validate = commands.add_parser("validate", help="check a dataset's files and every record")
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     sources.add_argument("--json", action="store_true", help="print JSON")
     sources.set_defaults(run=_sources)
 
-    fetch = commands.add_parser("fetch", help="fetch what a recipe needs, so that builds need no network")
+    fetch = commands.add_parser("fetch", help="fetch the data files that a recipe's installed sources need")
     fetch.add_argument("recipe", metavar="RECIPE")
     fetch.set_defaults(run=_fetch)
     return parser
@@ -51,9 +53,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    from data_build.fetch import Policy
     from data_build.pipeline import build
 
-    manifest = build(arguments.recipe, arguments.out, limit=arguments.limit, workers=arguments.workers)
+    if arguments.offline and arguments.refresh:
+        raise DataError("--offline and --refresh contradict each other: give one of them")
+    policy = Policy(offline=arguments.offline, refresh=arguments.refresh)
+    manifest = build(arguments.recipe, arguments.out, limit=arguments.limit, workers=arguments.workers, policy=policy)
     for split, kinds in manifest["counts"].items():
         told = ", ".join(f"{count.get('records', 0)} records of {count['planets']} {kind} planets"
                          for kind, count in kinds.items())
@@ -74,14 +80,10 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _sources(arguments: argparse.Namespace) -> int:
-    from data_build.sources import SOURCES
+    from data_build.inventory import inventory, table
 
-    infos = [cls.info for cls in SOURCES.values()]
-    if arguments.json:
-        print(json.dumps({"sources": [asdict(info) for info in infos]}, indent=1))
-    else:
-        for info in infos:
-            print(f"{info.name}: {info.modality}, {info.kind}\n  {info.version}\n  {info.licence}\n  {info.citation}")
+    entries = inventory()
+    print(json.dumps({"sources": entries}, indent=1) if arguments.json else table(entries))
     return 0
 
 

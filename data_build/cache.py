@@ -13,10 +13,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from astrobio.config import ConfigError
 from astrobio.schema import sha256_of
 
 
-class DataError(Exception):
+class DataError(ConfigError):
     """Something about the data, a recipe or the disk that the user can mend; the message says how."""
 
 

@@ -62,7 +62,7 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 
 {_table(["column", "read", "derived", "known"], completeness)}
 
-## What to keep in mind
+{_archives(quality.get("archives", {}))}## What to keep in mind
 
 - The climates are an emulator's mean for tidally locked, ocean-covered planets; catalogued planets above about 1.6
   Earth radii may have no rocky surface at all (Rogers 2015).
@@ -72,6 +72,23 @@ Columns of the observed planets, read from a catalogue or derived by physics:
   follow from temperature, CO2 and CH4 by the assumptions in `data_build/sources/cobra.py`.
 - Spectra have no clouds; their noise is that of {VISITS} transits seen by a telescope like JWST.
 - Set aside, with reasons in `quarantine.jsonl`: {sum(quality["set_aside"].values())}.
+"""
+
+
+def _archives(archives: dict) -> str:
+    """The section on rows that were asked for over the network; empty if there are none."""
+    if not archives:
+        return ""
+    rows = [[name, entry["rows"], "all" if entry["complete"] else "the first, by key",
+             sum(entry["quarantined"].values())] for name, entry in archives.items()]
+    return f"""## Archives
+
+The rows of these archives are in `archives/`, checked, as Parquet, with the rows set aside in `quarantine.jsonl` there.
+Catalogues and Gaia are merged into the planet table, telescopes' observations of a planet's star are told in its text;
+genomes, proteins, compounds and climates stand beside the records.
+
+{_table(["archive", "rows", "of what it has", "reasons to set rows aside"], rows)}
+
 """
 
 

@@ -1,6 +1,7 @@
 """One planet, several catalogues: matched by name, by alias, and by coordinates with the period."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -13,6 +14,9 @@ from data_build.planets import PLANET_PARAMETERS, Planet
 #: Two entries within this angle (proper motion included: positions differ in epoch) whose periods agree are one planet.
 MATCH_RADIUS_ARCSEC = 60.0
 MATCH_PERIOD_TOLERANCE = 0.01
+#: An alias whose periods differ by more than this factor is that of another planet of the star; long periods are known
+#: to a factor of two only.
+ANOTHER_PLANET = 3.0
 #: Two catalogues disagree on a number when it differs by more than this share of their mean.
 DISAGREEMENT = 0.10
 
@@ -30,12 +34,13 @@ def crossmatch(primary: Iterable[Planet], secondary: Iterable[Planet]) -> tuple[
 
     Returns:
         The merged planets (primary's order, then those only in the secondary), and a report: how many were matched by
-        which means, and every disagreement of more than `DISAGREEMENT`.
+        which means, which planets the secondary has more than once, and every disagreement of more than `DISAGREEMENT`.
     """
     primary, secondary = list(primary), list(secondary)
     by_alias = {planet_key(alias): index for index, planet in enumerate(primary) for alias in planet.aliases}
     near = _neighbours(secondary, primary)
     merged, only_secondary, disagreements = list(primary), [], []
+    taken: Counter = Counter()
     counts = {"by_name": 0, "by_alias": 0, "by_position": 0}
     for number, planet in enumerate(secondary):
         index, means = _match(planet, number, by_alias, near, primary)
@@ -43,11 +48,16 @@ def crossmatch(primary: Iterable[Planet], secondary: Iterable[Planet]) -> tuple[
             only_secondary.append(planet)
             continue
         counts[means] += 1
+        taken[primary[index].name] += 1
         disagreements += _disagreements(merged[index], planet)
         merged[index] = _merge(merged[index], planet)
     planets = [replace(planet, key=planet_key(planet.name)) for planet in merged + only_secondary]
+    matched = sum(counts.values())
     report = {"primary": len(primary), "secondary": len(secondary), **counts,
-              "only_in_primary": len(primary) - sum(counts.values()), "only_in_secondary": len(only_secondary),
+              "share_of_primary_matched": round(matched / max(1, len(primary)), 4),
+              "share_of_secondary_matched": round(matched / max(1, len(secondary)), 4),
+              "only_in_primary": len(primary) - matched, "only_in_secondary": len(only_secondary),
+              "matched_more_than_once": sorted(name for name, count in taken.items() if count > 1),
               "disagreement_limit": DISAGREEMENT, "disagreements": disagreements}
     return planets, report
 
@@ -55,10 +65,14 @@ def crossmatch(primary: Iterable[Planet], secondary: Iterable[Planet]) -> tuple[
 def _match(planet, number, by_alias, near, primary) -> tuple[int | None, str]:
     if planet_key(planet.name) in by_alias:
         return by_alias[planet_key(planet.name)], "by_name"
-    for alias in sorted(planet.aliases):
-        if planet_key(alias) in by_alias:
-            return by_alias[planet_key(alias)], "by_alias"
     period = planet.values.get("period_d")
+    for alias in sorted(planet.aliases):
+        index = by_alias.get(planet_key(alias))
+        if index is not None:
+            other = primary[index].values.get("period_d")
+            # Catalogues give the letters of a system in different orders (BD-06 1339 is Gliese 221, b is c).
+            if not (period and other and max(period / other, other / period) > ANOTHER_PLANET):
+                return index, "by_alias"
     for index in near.get(number, ()):
         other = primary[index].values.get("period_d")
         if period and other and abs(period / other - 1) < MATCH_PERIOD_TOLERANCE:

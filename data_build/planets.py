@@ -14,6 +14,9 @@ from astropy import units as u
 PLANET_PARAMETERS = ("stellar_temperature_k", "stellar_radius_sun", "stellar_mass_sun", "instellation_w_m2",
                      "radius_earth", "mass_earth", "gravity_m_s2", "period_d", "semi_major_axis_au", "eccentricity")
 
+#: One Earth insolation (1 S_earth), the unit of pl_insol, in W m-2: IAU 2015 solar luminosity at 1 au.
+EARTH_INSTELLATION = 1361.0
+
 #: Column → the emulator's input, for what the emulator needs of a planet.
 EMULATOR_INPUTS = {"stellar_temperature_k": "T_star", "instellation_w_m2": "F_star", "radius_earth": "radius",
                    "gravity_m_s2": "gravity", "period_d": "P_rot"}
@@ -26,6 +29,8 @@ class Planet:
     ``values``: column → number in the schema's unit. ``luminosity_sun`` and the host's ``j_magnitude`` are not
     columns, but the instellation and the spectrum's noise follow from them. ``source`` names the catalogues the
     values come from, joined by ``+``; ``kind`` is observed or synthetic; ``raw_columns`` were read, not derived.
+    ``epoch`` is the Julian year of the position; ``observations`` are pairs of an archive and what it tells of others'
+    observations of the star.
     """
 
     key: str
@@ -42,6 +47,8 @@ class Planet:
     host: str = ""
     description: str = ""
     raw_columns: frozenset[str] = frozenset()
+    epoch: float = 2000.0
+    observations: tuple[tuple[str, str], ...] = ()
 
     @property
     def quality(self) -> float:

@@ -9,6 +9,7 @@ from data_build import checks
 from data_build.planets import PLANET_PARAMETERS, Planet, kepler_axis_au
 from data_build.recipe import Recipe
 from data_build.selection import Candidate, Run
+from data_build.sources import Cobra
 
 _KEPLER_LIMIT = 0.10
 
@@ -95,6 +96,8 @@ class Quality:
             {"check": "energy balance: |absorbed − outgoing| over a quarter of the instellation",
              "limit": checks.ENERGY_BALANCE_LIMIT, "checked": len(self._imbalance),
              "median": float(np.median(imbalance)), "maximum": float(imbalance.max()), "then": "set aside"},
+            {"check": "reactions balance their elements and charge", "limit": 0, "beyond": Cobra().unbalanced(),
+             "then": "reported: the published network stands"},
             {"check": "gravity is GM/R²", "limit": checks.GRAVITY_LIMIT, "then": "set aside"},
             {"check": "net flux of each metabolite, mmol gDW-1 h-1", "limit": checks.MASS_BALANCE_LIMIT,
              "then": "set aside"},

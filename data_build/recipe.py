@@ -1,7 +1,7 @@
 """What to build: a recipe is a YAML file of `Recipe`'s fields; unknown keys are errors."""
 
 import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -35,10 +35,12 @@ class Recipe:
     splits: dict[str, float]
     wavelength_um: tuple[float, float]
     vocabulary_size: int
+    archives: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        """The recipe as plain JSON-able values, for the manifest."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The recipe as plain JSON-able values, for the manifest; without what is left at its default."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+                if key != "archives" or value}
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
@@ -54,8 +56,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
         raise DataError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
-    known = [field.name for field in fields(Recipe)]
-    _check_keys(path, "", content, known)
+    required = [entry.name for entry in fields(Recipe) if entry.default_factory is MISSING]
+    _check_keys(path, "", content, required, optional=("archives",))
     _check_keys(path, "absent_share.", content["absent_share"], OPTIONAL_MODALITIES)
     _check_keys(path, "splits.", content["splits"], SPLITS)
     content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
@@ -82,19 +84,20 @@ def did_you_mean(word: str, known) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _check_keys(path: Path, prefix: str, content, known) -> None:
+def _check_keys(path: Path, prefix: str, content, required, optional=()) -> None:
+    known = [*required, *optional]
     if not isinstance(content, dict):
         raise DataError(f"{path}: {prefix.rstrip('.')} must be a mapping with the keys {', '.join(known)}")
     for key in content:
         if key not in known:
             raise DataError(f"{path}: unknown key {prefix}{key}{did_you_mean(str(key), known)}")
-    for key in known:
+    for key in required:
         if key not in content:
             raise DataError(f"{path}: the key {prefix}{key} is absent")
 
 
 def _check_values(path: Path, content: dict) -> None:
-    from data_build.sources import CATALOGUES
+    from data_build.sources import ARCHIVES, CATALOGUES
 
     def require(key: str, value, condition: bool, limit: str) -> None:
         if not condition:
@@ -122,9 +125,20 @@ def _check_values(path: Path, content: dict) -> None:
     catalogues = content["catalogues"]
     require("catalogues", catalogues, isinstance(catalogues, tuple) and bool(catalogues), "a list of catalogue names")
     for name in catalogues:
-        if name not in CATALOGUES:
-            raise DataError(f"{path}: unknown catalogue {name!r}{did_you_mean(str(name), CATALOGUES)}; there is: "
-                            f"{', '.join(CATALOGUES)}")
+        offered = [*CATALOGUES, *(key for key, cls in ARCHIVES.items() if hasattr(cls, "planet"))]
+        if name not in offered:
+            raise DataError(f"{path}: unknown catalogue {name!r}{did_you_mean(str(name), offered)}; there is: "
+                            f"{', '.join(offered)}")
+        if name in ARCHIVES and name not in content.get("archives", {}):
+            raise DataError(f"{path}: the catalogue {name} is read over the network: give it a line in archives, such "
+                            f"as {name}: 20000")
+    archives = content.get("archives", {})
+    require("archives", archives, isinstance(archives, dict), "a mapping of archives to the most rows to take of each")
+    for name, rows in archives.items():
+        if name not in ARCHIVES:
+            raise DataError(f"{path}: unknown archive {name!r}{did_you_mean(str(name), ARCHIVES)}; there is: "
+                            f"{', '.join(ARCHIVES)}")
+        require(f"archives.{name}", rows, type(rows) is int and rows >= 1, "a whole number of rows, at least 1")
 
 
 def _is_number(value) -> bool:

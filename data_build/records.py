@@ -19,7 +19,7 @@ from data_build.planets import EMULATOR_INPUTS, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import SAMPLED_SOURCE, Atmosphere, stream
 from data_build.selection import Run
-from data_build.sources import CATALOGUES, Clero, Cobra, SourceInfo, TauRex
+from data_build.sources import INFOS, Clero, Cobra, SourceInfo, TauRex
 from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
 from data_build.text import describe, scrub
 
@@ -147,7 +147,9 @@ def _provenance(run: Run) -> dict:
     planet = run.candidate.planet
     emulator, taurex, cobra = models()
     described = run.named and bool(scrub(planet.description))
-    text = CATALOGUES["open_exoplanet_catalogue"].info if described else _TEMPLATE
+    text = INFOS["open_exoplanet_catalogue"] if described else _TEMPLATE
+    if run.named and planet.observations:
+        text = _together([text, *(INFOS[name] for name, _ in planet.observations)], text.kind)
     parts = {
         "planet": _planet_source(planet).provenance(planet.quality),
         "climate": emulator.info.provenance(1.0 if run.candidate.core else _QUALITY_EXTENDED),
@@ -164,10 +166,14 @@ def _provenance(run: Run) -> dict:
 def _planet_source(planet: Planet) -> SourceInfo:
     if planet.kind == "synthetic":
         return _SAMPLED
-    infos = [CATALOGUES[name].info for name in planet.source.split("+")]
-    return SourceInfo(planet.source, "planet", "; ".join(info.version for info in infos),
-                      "; ".join(info.licence for info in infos), "; ".join(info.citation for info in infos),
-                      "observed")
+    return _together([INFOS[name] for name in planet.source.split("+")], "observed")
+
+
+def _together(infos: list[SourceInfo], kind: str) -> SourceInfo:
+    """Several sources as one."""
+    return SourceInfo("+".join(info.name for info in infos), infos[0].modality,
+                      "; ".join(info.version for info in infos), "; ".join(info.licence for info in infos),
+                      "; ".join(info.citation for info in infos), kind)
 
 
 #: Array fields and the dtype in which they are stored.

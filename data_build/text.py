@@ -54,8 +54,9 @@ def describe(planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random
            "ch4_vmr": atmosphere.ch4_vmr}
     groups = [_facts(_STAR, planet.values, sentence), _facts(_PLANET, planet.values, sentence),
               f"{_facts(_ATMOSPHERE, air, sentence)} {closing}"]
-    parts = [opening.format(name=planet.name if named and planet.name else "a planet"),
-             scrub(planet.description) if named else "", *(groups[index] for index in order)]
+    told = [planet.description, " ".join(sentence for _, sentence in planet.observations)] if named else []
+    parts = [opening.format(name=planet.name if named and planet.name else "a planet"), *map(scrub, told),
+             *(groups[index] for index in order)]
     return " ".join(part for part in parts if part)
 
 

@@ -9,7 +9,14 @@ import datasets
 import numpy as np
 import pyarrow
 
-from astrobio.schema import CLIMATE_SURFACE_VARIABLES, FEATURES, HABITABILITY_RULE, PLANET_COLUMNS, SPLITS
+from astrobio.schema import (
+    CLIMATE_SURFACE_VARIABLES,
+    FEATURES,
+    HABITABILITY_RULE,
+    OPTIONAL_MODALITIES,
+    PLANET_COLUMNS,
+    SPLITS,
+)
 from data_build.checks import record_problems
 from data_build.habitability import column_water_fraction, rule_holds
 from data_build.records import ARRAY_DTYPES, record_digest
@@ -75,6 +82,9 @@ def read_records(table: datasets.Dataset) -> Iterator[dict]:
             record[name] = None if null[name][number] else np.asarray(record[name], dtype)
         for name in ("run_id", "planet_key", "text"):
             record[name] = str(record[name])
+        for name in ("label_present", *(f"{modality}_present" for modality in OPTIONAL_MODALITIES)):
+            record[name] = bool(record[name])
+        record["label"] = np.int8(record["label"])
         record["provenance"] = {part: {key: float(item) if key == "quality" else str(item)
                                        for key, item in entry.items()}
                                 for part, entry in record["provenance"].items()}

@@ -1,5 +1,6 @@
 """The dataset's tokenizer: byte-level byte-pair encoding, trained on its train texts."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 
 
-def train_tokenizer(texts: list[str], vocabulary_size: int, folder: Path) -> None:
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, folder: Path) -> None:
     """Train a tokenizer on ``texts`` and save it in ``folder`` as a `transformers` fast tokenizer.
 
     Any text can be encoded: what is not in the vocabulary falls back to bytes.

@@ -19,8 +19,12 @@ from data_build.selection import Candidate, Run
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def planet_candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
-    """A worker's task: the planet's candidate runs with their labels."""
+def planet_candidates(planets: list[Planet], recipe: Recipe) -> list[list[Candidate]]:
+    """A worker's task: each planet's candidate runs with their labels."""
+    return [_candidates(planet, recipe) for planet in planets]
+
+
+def _candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
     emulator, _, _ = models()
     atmospheres = sample_atmospheres(planet, recipe)
     inputs = [emulator_inputs(planet, atmosphere) for atmosphere in atmospheres]
@@ -31,10 +35,20 @@ def planet_candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
             in enumerate(zip(atmospheres, inputs, climates.levels, climates.surface, strict=True))]
 
 
-def group_records(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[tuple[tuple[Run, ...], list[dict]]]:
-    """A worker's task: each group of runs with its records."""
-    made = iter(make_records([run for group in groups for run in group], recipe))
-    return [(group, [next(made) for _ in group]) for group in groups]
+def candidates_as_json(candidates: list[Candidate]) -> list:
+    """What cannot be had again without the emulator: pairs of the label and whether the run is in the core domain."""
+    return [[candidate.label, candidate.core] for candidate in candidates]
+
+
+def candidates_from_json(planet: Planet, stored: list, recipe: Recipe) -> list[Candidate]:
+    """The inverse of `candidates_as_json`."""
+    return [Candidate(planet, number, atmosphere, label, core) for number, (atmosphere, (label, core))
+            in enumerate(zip(sample_atmospheres(planet, recipe), stored, strict=True))]
+
+
+def group_records(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[dict]:
+    """A worker's task: the records of some groups of runs, in order."""
+    return make_records([run for group in groups for run in group], recipe)
 
 
 @contextmanager

@@ -1,13 +1,57 @@
-"""What every source declares about itself."""
+"""What every source declares about itself, and how an archive is read."""
 
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import requests
+
+from data_build.cache import DataError
+from data_build.credentials import Credentials, SignIn, find, redacted, require
+from data_build.fetch import Policy, RateLimit, Transport, open_session
+from data_build.store import AnswerStore
+
+
+@dataclass(frozen=True)
+class Field:
+    """One number or text of an archive's record.
+
+    ``dtype`` is one of `DTYPES`. ``minimum`` and ``maximum``, in ``unit``, are what is possible: a value outside is an
+    error in the data. A ``required`` field is never null. ``name`` is ours; ``theirs`` is the archive's, if other, and
+    ``factor`` turns the archive's unit into ours.
+    """
+
+    name: str
+    dtype: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    required: bool = False
+    theirs: str = ""
+    factor: float = 1.0
+
+    @property
+    def column(self) -> str:
+        """The archive's name of the field."""
+        return self.theirs or self.name
+
+
+#: dtype of a field → the Python type of its values; a vector is a list of floats.
+DTYPES = {"string": str, "float64": float, "int64": int, "bool": bool, "float32[2048]": list}
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where data come from, for provenance, the dataset card and ``python -m data_build sources``.
+    """Where data come from, for provenance, the dataset card and ``astrobio data sources``.
 
-    ``kind`` is one of `astrobio.schema.PROVENANCE_KINDS`, ``modality`` one of its parts.
+    ``kind`` is one of `astrobio.schema.PROVENANCE_KINDS`, ``modality`` one of its parts. The rest is what an archive
+    that is asked over the network declares besides: ``title`` for messages, the ``client`` library, ``fields`` of a
+    record, whose first is its key, the ``requests_per_second`` the archive bears, and its ``sign_in``.
     """
 
     name: str
@@ -16,8 +60,139 @@ class SourceInfo:
     licence: str
     citation: str
     kind: str
+    title: str = ""
+    client: str = ""
+    fields: tuple[Field, ...] = ()
+    requests_per_second: float | None = None
+    sign_in: SignIn | None = None
 
     def provenance(self, quality: float) -> dict:
         """The record's provenance struct for one part, with ``quality`` from 0 to 1."""
         return {"source": self.name, "version": self.version, "licence": self.licence, "kind": self.kind,
                 "quality": float(quality)}
+
+    def as_dict(self) -> dict:
+        """Plain values, for manifest.json and ``astrobio data sources --json``."""
+        return {"name": self.name, "title": self.title or self.name, "modality": self.modality, "version": self.version,
+                "licence": self.licence, "citation": self.citation, "kind": self.kind, "client": self.client,
+                "requests_per_second": self.requests_per_second,
+                "fields": [{"name": field.name, "dtype": field.dtype, "unit": field.unit} for field in self.fields]}
+
+
+class Archive(Protocol):
+    """An archive that is asked over the network: a small class with its ``info`` and a way to read rows.
+
+    It may also have ``authorise(credentials, ask) -> Authorisation``, ``settled(method, head) -> bool`` and
+    ``volatile`` (see `data_build.fetch.Transport`), and ``check(row) -> list[str]``, what no `Field` can say.
+    """
+
+    info: ClassVar[SourceInfo]
+
+    def rows(self, session: requests.Session) -> Iterator[Mapping[str, Any]]:
+        """Every row of the archive's query as the archive's own names and values, in a fixed order, page by page.
+
+        An answer that was cut short is continued or refused with a `DataError`, never taken for whole.
+        """
+        ...
+
+
+def connect(archive: Archive, policy: Policy, explicit: Mapping[str, str] | None = None) -> requests.Session:
+    """A session for an archive; credentials are looked for now and used when the first request goes out.
+
+    Raises:
+        DataError: the archive needs a sign-in and there is none (but not offline, where nothing is asked).
+    """
+    info = archive.info
+    given: Credentials | None = None
+    if info.sign_in is not None and not policy.offline:
+        given = require(info.sign_in, info.title, explicit) if info.sign_in.required else find(info.sign_in, explicit)
+    authorise = None if given is None else partial(archive.authorise, given)
+    transport = Transport(info.title, AnswerStore(info.name, policy.root), RateLimit(info.requests_per_second or 1.0),
+                          policy, authorise=authorise, sign_in=info.sign_in,
+                          settled=getattr(archive, "settled", lambda method, head: True),
+                          volatile=getattr(archive, "volatile", None))
+    return open_session(transport)
+
+
+def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]]:
+    """The archive's rows with our names, units and types (`Field`), in order.
+
+    A value that cannot be had as its field's type stays as it is, for `data_build.rows` to set the row aside.
+
+    Raises:
+        DataError: the archive could not be read; the message says what to do.
+    """
+    info = archive.info
+    rows = archive.rows(session)
+    while True:
+        problem = None
+        try:
+            row = next(rows, None)
+        except DataError:
+            raise
+        except Exception as error:  # noqa: BLE001 - seven client libraries, each with errors of its own
+            problem = _data_error(error) or DataError(
+                f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
+                f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it")
+        if problem is not None:  # raised outside of the handler: a chained error may quote a credential
+            raise problem
+        if row is None:
+            return
+        yield {field.name: _converted(row.get(field.column), field) for field in info.fields}
+
+
+def require_columns(info: SourceInfo, columns) -> None:
+    """Raise a `DataError` that names the fields an answer lacks."""
+    lacking = [field.column for field in info.fields if field.column not in columns]
+    if lacking:
+        raise DataError(f"{info.title}: the answer lacks {', '.join(lacking)}; it has {', '.join(list(columns)[:20])}: "
+                        "the archive has changed, please report it")
+
+
+def good(response: requests.Response, info: SourceInfo) -> requests.Response:
+    """The response, if its status is good; else a `DataError` with what the archive said."""
+    if response.status_code >= 400:
+        raise DataError(f"{info.title}: {response.request.method} {redacted(response.url)} gave {response.status_code} "
+                        f"{response.reason}: {' '.join(redacted(response.text).split())[:200]}")
+    return response
+
+
+@contextmanager
+def downloaded(session: requests.Session, url: str, info: SourceInfo) -> Iterator[Path]:
+    """A file of the archive, in a temporary place, for readers that want to seek in it."""
+    with tempfile.NamedTemporaryFile() as file:
+        for block in good(session.get(url, stream=True), info).iter_content(1 << 20):
+            file.write(block)
+        file.flush()
+        yield Path(file.name)
+
+
+def _data_error(error: BaseException | None) -> DataError | None:
+    """The `DataError` that a client wrapped in an error of its own."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, DataError):
+            return error
+        error, seen = error.__cause__ or error.__context__ or getattr(error, "cause", None), seen + 1
+    return None
+
+
+def _converted(value: Any, field: Field) -> Any:
+    """The value in our unit and type; None where it is absent; unchanged where it is of another type."""
+    if value is None or value == "" or type(value).__name__ == "MaskedConstant":
+        return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    try:
+        if field.dtype == "float64":
+            number = float(value) * field.factor
+            return None if math.isnan(number) else number
+        if field.dtype == "int64":
+            return int(value) if not isinstance(value, float) or value.is_integer() else value
+        if field.dtype == "string":
+            return str(value).strip() or None
+    except (TypeError, ValueError):
+        return value
+    return value

@@ -66,6 +66,10 @@ class Cobra:
         model.solver = "glpk"
         return model
 
+    def unbalanced(self) -> dict[str, dict[str, float]]:
+        """`unbalanced_reactions` of the network."""
+        return unbalanced_reactions(self._model)
+
     def network(self, temperature_k: float, co2_bar: float, ch4_bar: float) -> Network:
         """The network with parsimonious flux-balance fluxes at a temperature and partial pressures.
 
@@ -106,6 +110,16 @@ class Cobra:
         kind[:count] = NODE_KINDS.index("metabolite")
         return Network(kind, features, np.array(edges, np.int64),
                        np.array(edge_features, np.float32).reshape(-1, len(EDGE_FEATURES)))
+
+
+def unbalanced_reactions(model: cobra.Model) -> dict[str, dict[str, float]]:
+    """Reaction → element or ``charge`` → what it makes out of nothing (negative: loses).
+
+    Exchanges with the surroundings and the growth objective, which sums a cell up, balance nothing by their nature.
+    """
+    inside = [reaction for reaction in model.reactions
+              if not reaction.boundary and reaction.objective_coefficient == 0]
+    return {reaction.id: balance for reaction in inside if (balance := reaction.check_mass_balance())}
 
 
 def growth_factor(temperature_k: float) -> float:

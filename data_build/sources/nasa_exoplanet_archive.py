@@ -8,7 +8,7 @@ from astropy.io.votable import parse_single_table
 from astropy.table import Table
 
 from data_build.cache import WheelFiles
-from data_build.planets import Planet
+from data_build.planets import EARTH_INSTELLATION, Planet
 from data_build.sources.base import SourceInfo
 
 _MEMBER = "EXOSIMS/PlanetPopulation/planets_2019.05.31_11.18.02.votable"
@@ -79,10 +79,6 @@ class NasaExoplanetArchive:
             j_magnitude=_number(row, "st_j"), host=str(row["pl_hostname"]),
             raw_columns=frozenset(values),
         )
-
-
-#: One Earth insolation (1 S_earth), the archive's unit of pl_insol, in W m-2: IAU 2015 solar luminosity at 1 au.
-EARTH_INSTELLATION = 1361.0
 
 
 def _number(row, column: str) -> float | None:

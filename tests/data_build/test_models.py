@@ -11,7 +11,7 @@ from data_build.planets import Planet
 from data_build.records import models, water_vmr
 from data_build.sampling import Atmosphere
 from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
-from data_build.sources.cobra import growth_factor, maintenance_factor
+from data_build.sources.cobra import growth_factor, maintenance_factor, unbalanced_reactions
 from data_build.sources.taurex import noise, pressures_in_pa
 
 AIR = {"P0": 1.0, "CO2": 4e-4, "CH4": 1e-6}
@@ -174,3 +174,13 @@ def test_fluxes_do_not_depend_on_what_was_computed_before(cobra):
     first = [fluxes(cobra.network(*condition)) for condition in conditions]
     again = [fluxes(cobra.network(*condition)) for condition in reversed(conditions)][::-1]
     np.testing.assert_array_equal(first, again)
+
+
+def test_an_unbalanced_reaction_is_reported(cobra):
+    """E. coli's core network balances; with a proton taken out of one reaction it does not."""
+    assert cobra.unbalanced() == {}
+    model = cobra._model.copy()
+    reaction = model.reactions.PGK
+    reaction.add_metabolites({model.metabolites.h_c: 1})
+    assert unbalanced_reactions(model) == {"PGK": {"charge": 1.0, "H": 1.0}}
+    assert not {"EX_glc__D_e", "Biomass_Ecoli_core"} & unbalanced_reactions(model).keys()

@@ -4,21 +4,19 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import datasets
 import numpy as np
-import psutil
 import pytest
 
-from astrobio.schema import MANIFEST_KEYS, SPLITS
-from data_build import pipeline
+from astrobio.schema import MANIFEST_KEYS, SPLITS, sha256_of
+from data_build import assembly
 from data_build.__main__ import main
-from data_build.cache import DataError
+from data_build.cache import DataError, cache_root
 from data_build.pipeline import build, validate
+from data_build.sources import ARCHIVES
 from data_build.writing import SplitWriter
 
 
@@ -102,7 +100,7 @@ def resign(folder: Path, split: str) -> None:
         if name.startswith(f"{split}/"):
             del manifest["files"][name]
     for path in (folder / split).iterdir():
-        manifest["files"][f"{split}/{path.name}"] = {"sha256": pipeline.sha256_of(path), "bytes": path.stat().st_size}
+        manifest["files"][f"{split}/{path.name}"] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -136,14 +134,14 @@ def test_a_changed_text_changes_the_content_hash(copied):
     assert len(problems) == 1 and "content_sha256" in problems[0]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, quick_build):
+def test_a_full_disk_leaves_nothing_at_the_target(tmp_path, monkeypatch, quick_build):
     def full(self, split, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(SplitWriter, "write", full)
     with pytest.raises(DataError, match="the disk is full"):
         quick_build(tmp_path / "out")
-    assert [entry.name for entry in tmp_path.iterdir()] == [".out.lock"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".out.lock", ".out.partial"]
 
 
 def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch, quick_build):
@@ -153,7 +151,7 @@ def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch
         checked.append(record["run_id"])
         return ["too odd"] if len(checked) == 3 else []
 
-    monkeypatch.setattr(pipeline, "record_problems", third_is_bad)
+    monkeypatch.setattr(assembly, "record_problems", third_is_bad)
     manifest = quick_build(tmp_path / "out")
     entries = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     runs = {entry["run_id"]: entry["reason"] for entry in entries if "run_id" in entry}
@@ -165,28 +163,8 @@ def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch
             assert count.get("label_habitable", 0) == count.get("label_not_habitable", 0)
 
 
-def test_what_a_killed_build_left_is_cleaned_up(small_dataset):
+def test_what_another_build_left_is_cleaned_up(small_dataset):
     assert not (small_dataset.parent / ".dataset.partial").exists()  # the fixture put it there
-
-
-@pytest.mark.slow
-def test_a_killed_build_leaves_nothing_at_the_target_and_the_next_one_cleans_up(tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "data_build", "build", "sample", "--out", str(out), "--limit", "12"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    for line in process.stderr:
-        if line.startswith("candidates"):
-            break
-    workers = psutil.Process(process.pid).children()
-    process.kill()
-    process.wait()
-    process.stderr.close()
-    gone, alive = psutil.wait_procs(workers, timeout=20)
-    assert gone and not alive  # workers do not outlive the build
-    assert not out.exists() and (tmp_path / ".out.partial").exists()
-    build("sample", out, limit=12, progress=False)
-    assert not (tmp_path / ".out.partial").exists() and validate(out) == []
 
 
 def test_nulls_come_back_as_none(small_dataset):
@@ -209,6 +187,27 @@ class TestCommandLine:
             error = capsys.readouterr().err
             assert word in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
 
+    def test_offline_without_answers_says_so_for_every_archive(self, capsys, tmp_path, monkeypatch):
+        for path in cache_root().iterdir():  # the data files of wheels
+            if path.name != "answers":
+                (tmp_path / path.name).symlink_to(path)
+        monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
+        assert main(["build", "full", "--out", str(tmp_path / "out"), "--offline", "--limit", "8"]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == len(ARCHIVES) and all("offline" in line and "not in the cache" in line for line in errors)
+        assert main(["build", "full", "--out", str(tmp_path / "out"), "--offline", "--refresh"]) == 2
+        assert "contradict" in capsys.readouterr().err
+
+    def test_the_table_of_sources_says_what_is_missing(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("CDSAPI_KEY", raising=False)
+        monkeypatch.setenv("MAST_API_TOKEN", "Fake-Token-For-The-Table")
+        assert main(["sources"]) == 0
+        told = capsys.readouterr().out
+        lines = {line.split()[0]: line for line in told.splitlines() if line}
+        assert "required, not found" in lines["copernicus"] and "set CDSAPI_KEY" in told
+        assert "optional, found in environment" in lines["jwst"] and "Fake-Token" not in told
+
     def test_validate_names_what_is_wrong(self, capsys, tmp_path, small_dataset):
         assert main(["validate", str(small_dataset)]) == 0
         assert main(["validate", str(tmp_path / "nowhere")]) == 1
@@ -218,8 +217,11 @@ class TestCommandLine:
         assert main(["sources", "--json"]) == 0
         sources = json.loads(capsys.readouterr().out)["sources"]
         assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "cobra"} \
-            == {source["name"] for source in sources}
-        assert all(source["licence"] and source["citation"] and source["version"] for source in sources)
+            <= {source["name"] for source in sources}
+        assert len([source for source in sources if source["network"]]) >= 17
+        for source in sources:
+            assert source["licence"] and source["citation"] and source["version"]
+            assert not source["network"] or (source["fields"] and source["client"] and source["requests_per_second"])
 
     def test_fetch_finds_everything_there(self, capsys):
         assert main(["fetch", "sample"]) == 0

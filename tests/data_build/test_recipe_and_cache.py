@@ -9,6 +9,7 @@ import yaml
 from data_build import cache
 from data_build.cache import DataError, WheelFiles, check_installed, sha256_of
 from data_build.recipe import load_recipe
+from data_build.sources import ARCHIVES, CATALOGUES
 
 
 def write(tmp_path, **changes):
@@ -21,6 +22,12 @@ def write(tmp_path, **changes):
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def test_the_full_recipe_uses_every_source():
+    recipe = load_recipe("full")
+    assert recipe.archives.keys() == ARCHIVES.keys()
+    assert set(recipe.catalogues) == {*CATALOGUES, "nasa_pscomppars", "exoplanet_eu"}
 
 
 def test_a_recipe_is_found_by_name_and_by_file(tmp_path):
@@ -46,6 +53,10 @@ def test_an_unknown_recipe(recipe, words):
     ({"absent_share": {"climate": 1.5, "metabolism": 0, "spectrum": 0}}, ["absent_share.climate is 1.5", "[0, 1)"]),
     ({"absent_share": {"climat": 0.5}}, ["unknown key absent_share.climat", "did you mean 'climate'"]),
     ({"splits": {"train": 0.7, "validation": 0.1, "test": 0.3}}, ["splits", "add up to 1.1"]),
+    ({"archives": {"gaya": 10}}, ["unknown archive 'gaya'", "did you mean 'gaia'"]),
+    ({"archives": {"gaia": 0}}, ["archives.gaia is 0", "at least 1"]),
+    ({"archives": ["gaia"]}, ["archives is ('gaia',)", "a mapping"]),
+    ({"catalogues": ["exoplanet_eu"]}, ["exoplanet_eu is read over the network", "archives"]),
     ({"catalogues": ["nasa_archive"]}, ["unknown catalogue 'nasa_archive'", "did you mean"]),
 ])
 def test_a_recipe_with_a_mistake_says_which(tmp_path, changes, words):

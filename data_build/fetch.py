@@ -1,0 +1,372 @@
+"""How archives are asked: one `requests` transport under all their clients.
+
+`open_session` gives a `requests.Session` that astroquery, pyvo, cdsapi and Biopython use as they would any other. Its
+transport keeps each archive's rate limit, waits and asks again as the answer says (Retry-After) or with growing pauses,
+goes on where a transfer broke off (HTTP Range), keeps every good answer in `data_build.store`, and gives the kept one
+the next time: a build that is continued asks nothing twice, and one that is offline replays exactly what was answered.
+
+Credentials are added to a request on its way out, for the archive's own hosts only: neither the clients nor the kept
+answers see them.
+"""
+
+import io
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import requests
+from filelock import FileLock
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPResponse
+from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.util import Retry
+
+from data_build.cache import DataError
+from data_build.credentials import SignIn, holds_secret, how_to, longest_secret, redacted
+from data_build.store import Answer, AnswerStore, key_of, write_whole
+
+#: Answers that say "not now".
+BUSY = (429, 500, 502, 503, 504)
+_KEPT_STATUS = (200, 201, 301, 302, 303, 307, 308)
+#: Headers of an answer that a client needs again; cookies and the like are not kept.
+_KEPT_HEADERS = ("content-type", "content-encoding", "content-disposition", "location", "link", "etag",
+                 "last-modified", "x-total-results")
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patiently, and from where, archives are read.
+
+    Attributes:
+        offline: use kept answers only.
+        refresh: ask again even where an answer is kept.
+        tries: how often a request is sent before it counts as failed.
+        timeout_s: seconds to connect, and between two pieces of an answer.
+        backoff_s: the pause after the first failure; it doubles with each further one.
+        longest_wait_s: an archive that asks for a longer pause is left for another day.
+        mirror: ask ``<mirror>/<host>/<path>`` in place of ``https://<host>/<path>``; tests and institutes that keep a
+            copy of an archive have one.
+        root: folder of kept answers; `data_build.cache.cache_root` if None.
+    """
+
+    offline: bool = False
+    refresh: bool = False
+    tries: int = 5
+    timeout_s: tuple[float, float] = (20.0, 120.0)
+    backoff_s: float = 1.0
+    longest_wait_s: float = 300.0
+    mirror: str | None = None
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Authorisation:
+    """What is added to an outgoing request: headers, and parameters of the query."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+class RefusedSignIn(DataError):
+    """The archive answered 401 or 403."""
+
+
+class RateLimit:
+    """At most ``per_second`` requests a second, evenly spaced, over all threads."""
+
+    def __init__(self, per_second: float):
+        self._pause = 1.0 / per_second
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self) -> None:
+        """Return when the next request may go out."""
+        with self._lock:
+            now = time.monotonic()
+            due = max(now, self._next)
+            self._next = due + self._pause
+        time.sleep(max(0.0, due - now))
+
+
+class Transport(HTTPAdapter):
+    """The transport of one archive's session; see the module.
+
+    Args:
+        title: the archive's name in messages.
+        store: where answers are kept.
+        limit: the archive's rate limit.
+        policy: patience, and whether to ask at all.
+        authorise: called once, with a bare function ``ask(method, url, **keywords)``, when the first request goes out.
+        sign_in: which hosts the result may be sent to.
+        settled: whether an answer is final, given the method and its first bytes; "still running" is not kept.
+        volatile: pattern of what changes in every request without changing its meaning, left out of the key.
+    """
+
+    def __init__(self, title: str, store: AnswerStore, limit: RateLimit, policy: Policy, *,
+                 authorise: Callable[..., Authorisation] | None = None, sign_in: SignIn | None = None,
+                 settled: Callable[[str, bytes], bool] = lambda method, head: True, volatile: str | None = None):
+        super().__init__(pool_maxsize=8)
+        self.title, self.store, self.limit, self.policy = title, store, limit, policy
+        self._authorise, self._sign_in, self._settled = authorise, sign_in, settled
+        self._volatile = re.compile(volatile) if volatile else None
+        self._authorisation: Authorisation | None = None
+        self._lock = threading.Lock()
+
+    def send(self, request, stream=False, timeout=None, verify=True, cert=None, proxies=None) -> requests.Response:
+        """Answer ``request`` from the store, or ask and keep the answer."""
+        key = self.key(request)
+        kept = self._kept(key)
+        if kept is None and self.policy.offline:
+            raise DataError(f"{self.title}: offline, and the answer to {request.method} {redacted(request.url)} is "
+                            "not in the cache; run the same command once without --offline")
+        if kept is None:
+            self.store.partial.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.store.partial / f"{key[:2]}.lock"):  # another build may be fetching the same
+                answer = self._kept(key) or self._ask(request, key, verify=verify, cert=cert, proxies=proxies)
+            if not isinstance(answer, Answer):
+                return answer
+            kept = answer
+        return self._replay(request, kept)
+
+    def _kept(self, key: str) -> Answer | None:
+        return None if self.policy.refresh else self.store.find(key)
+
+    def key(self, request) -> str:
+        """What tells this request from another: method, address, body and the form of answer it accepts."""
+        body = request.body or b""
+        body = body.encode() if isinstance(body, str) else body
+        if self._volatile:
+            body = self._volatile.sub("", body.decode("utf-8", "replace")).encode()
+        return key_of(request.method, request.url, body, request.headers.get("Accept", ""),
+                      request.headers.get("Range", ""))
+
+    def _replay(self, request, answer: Answer) -> requests.Response:
+        headers = {**answer.headers, "content-length": str(answer.size)}
+        raw = HTTPResponse(body=self.store.body(answer).open("rb"), headers=headers, status=answer.status,
+                           preload_content=False, decode_content=False)
+        return self.build_response(request, raw)
+
+    def _ask(self, request, key: str, **options) -> Answer | requests.Response:
+        """Send a request and take its answer in, as often as patience allows."""
+        def send() -> requests.Response:
+            outgoing = self._signed(request)
+            outgoing.headers.update(_Partial(self.store.partial / key, request).range_header())
+            return self._send(outgoing, **options)
+
+        return self._patiently(f"{request.method} {redacted(request.url)}", send,
+                               lambda response: self._received(request, key, response))
+
+    def _send(self, outgoing, **options) -> requests.Response:
+        self.limit.wait()
+        return super().send(outgoing, stream=True, timeout=self.policy.timeout_s, **options)
+
+    def _patiently(self, what: str, send: Callable[[], requests.Response], take: Callable):
+        """``take(send())``, again and again while the archive is busy or the network fails.
+
+        Raises:
+            DataError: patience ended, or the archive refused.
+        """
+        problem = ""
+        for attempt in range(1, self.policy.tries + 1):
+            wait = self.policy.backoff_s * 2**(attempt - 1)
+            # An error of the network is told after its handler: a chained one would carry the URL with its key.
+            try:
+                response = send()
+                if response.status_code not in BUSY:
+                    return take(response)
+                problem = f"it answered {response.status_code} {response.reason}"
+                wait = _pause(response, wait)
+                response.close()
+            except (requests.exceptions.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
+                problem = _in_words(error, self.policy)
+            if wait > self.policy.longest_wait_s:
+                problem += f" and asks to wait {wait:.0f} s, longer than {self.policy.longest_wait_s:.0f} s"
+                break
+            if attempt < self.policy.tries:
+                time.sleep(wait)
+        raise DataError(f"{self.title}: {what} failed after {attempt} of {self.policy.tries} tries: "
+                        f"{redacted(problem)}; try again later, what was fetched is kept")
+
+    def _received(self, request, key: str, response: requests.Response) -> Answer | requests.Response:
+        """Take the body in. A final answer is kept; any other is handed on as it is."""
+        partial = _Partial(self.store.partial / key, request)
+        if response.status_code in (401, 403):
+            self._refused(response)
+        if response.status_code == 416:
+            partial.discard()
+            raise HTTPError("it did not continue a transfer that had broken off")
+        if response.status_code not in (*_KEPT_STATUS, 206):
+            content = response.raw.read(decode_content=True)
+            # An archive's complaint may quote the request.
+            response._content = redacted(content.decode("utf-8", "replace")).encode()
+            response._content_consumed = True
+            return response
+        partial.receive(response)
+        head, secret = partial.inspect(response.headers.get("Content-Encoding", ""))
+        headers = {name: value for name, value in response.headers.items() if name.lower() in _KEPT_HEADERS}
+        status = 200 if response.status_code == 206 else response.status_code
+        told = " ".join(headers.values())
+        if secret or redacted(told) != told or not self._settled(request.method, head):
+            content = partial.path.read_bytes()
+            partial.discard()
+            raw = HTTPResponse(body=io.BytesIO(content), headers=headers, status=status, preload_content=False,
+                               decode_content=False)
+            return self.build_response(request, raw)
+        answer = self.store.keep(key, partial.path, request.method, redacted(request.url), status, headers)
+        partial.discard()
+        return answer
+
+    def _signed(self, request) -> requests.PreparedRequest:
+        """A copy of the request with its authorisation, on its way to where it is really sent."""
+        outgoing = request.copy()
+        host = urlsplit(request.url).hostname
+        if self._authorise is not None and self._sign_in is not None and host in self._sign_in.hosts:
+            with self._lock:
+                if self._authorisation is None:
+                    self._authorisation = self._authorise(self._bare)
+            outgoing.headers.update(self._authorisation.headers)
+            if self._authorisation.params:
+                outgoing.prepare_url(outgoing.url, dict(self._authorisation.params))
+        outgoing.url = self._address(outgoing.url)
+        return outgoing
+
+    def _bare(self, method: str, url: str, **keywords) -> requests.Response:
+        """Send a request of the sign-in itself, whose answer is not kept."""
+        prepared = requests.Request(method, url, **keywords).prepare()
+        prepared.url = self._address(prepared.url)
+
+        def take(response: requests.Response) -> requests.Response:
+            if response.status_code in (400, 401, 403):
+                self._refused(response)
+            if response.status_code >= 400:
+                raise DataError(f"{self.title}: the sign-in at {urlsplit(url).hostname} failed: it answered "
+                                f"{response.status_code} {response.reason}; if it persists the archive has changed: "
+                                "please report it")
+            _ = response.content
+            return response
+
+        return self._patiently(f"the sign-in at {urlsplit(url).hostname}", lambda: self._send(prepared), take)
+
+    def refused(self, why: str) -> RefusedSignIn:
+        """The error of a sign-in that was refused; it says what to do."""
+        cure = how_to(self._sign_in) if self._sign_in else \
+            "this archive's public data need no sign-in, so the address or the data's terms have changed"
+        return RefusedSignIn(f"{self.title}: refused the sign-in or the request ({redacted(why)}): {cure}")
+
+    def _refused(self, response: requests.Response) -> NoReturn:
+        text = response.raw.read(2000, decode_content=True).decode("utf-8", "replace")
+        raise self.refused(f"{response.status_code} {response.reason}: {' '.join(text.split())[:200]}")
+
+    def _address(self, url: str) -> str:
+        if self.policy.mirror is None:
+            return url
+        mirror, there = urlsplit(self.policy.mirror), urlsplit(url)
+        return urlunsplit((mirror.scheme, mirror.netloc, f"{mirror.path.rstrip('/')}/{there.hostname}{there.path}",
+                           there.query, ""))
+
+
+class _Partial:
+    """A body that is being received, and what is left of one whose transfer broke off."""
+
+    def __init__(self, path: Path, request):
+        self.path, self._facts = path, path.with_name(path.name + ".json")
+        self._resumable = request.method == "GET" and "Range" not in request.headers
+        self._before = self._left() if self._resumable else None
+        if self._before is None:
+            self.discard()
+
+    def range_header(self) -> dict[str, str]:
+        """Ask for the rest, if the file is still the same."""
+        if self._before is None:
+            return {}
+        return {"Range": f"bytes={self.path.stat().st_size}-", "If-Range": self._before}
+
+    def receive(self, response: requests.Response) -> None:
+        """Write the body.
+
+        Raises:
+            HTTPError: the transfer broke off. What has come stays, if the archive can continue it.
+        """
+        mode = "wb"
+        if response.status_code == 206:
+            start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            if self._before is None or start is None or int(start[1]) != self.path.stat().st_size:
+                self.discard()
+                raise HTTPError("it sent another part of the file than was asked for")
+            mode = "ab"
+        with self.path.open(mode) as file:
+            same = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            # After the file was emptied: what identifies this body must never stand beside bytes of another. A weak
+            # ETag does not promise the same bytes.
+            if mode == "wb" and self._resumable and response.headers.get("Accept-Ranges") == "bytes" and same \
+                    and not same.startswith("W/"):
+                write_whole(self._facts, json.dumps({"same": same}))
+            for block in response.raw.stream(_BLOCK, decode_content=False):
+                file.write(block)
+
+    def inspect(self, encoding: str) -> tuple[bytes, bool]:
+        """The body's first bytes, unpacked, and whether a known secret stands anywhere in it."""
+        with self.path.open("rb") as file:
+            raw = HTTPResponse(body=file, headers={"content-encoding": encoding}, preload_content=False)
+            blocks = raw.stream(_BLOCK, decode_content=True)
+            head = next(blocks, b"")
+            overlap = max(0, longest_secret() - 1)
+            secret, tail = holds_secret(head), head
+            while overlap and not secret and (block := next(blocks, b"")):
+                tail = tail[-overlap:] + block
+                secret = holds_secret(tail)
+        return head, secret
+
+    def discard(self) -> None:
+        """Remove what there is."""
+        self.path.unlink(missing_ok=True)
+        self._facts.unlink(missing_ok=True)
+
+    def _left(self) -> str | None:
+        try:
+            same = json.loads(self._facts.read_text())["same"]
+            return same if self.path.stat().st_size > 0 else None
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def open_session(transport: Transport) -> requests.Session:
+    """A session all of whose requests go through ``transport``."""
+    session = requests.Session()
+    session.auth = lambda request: request  # else requests reads ~/.netrc by itself
+    session.headers.update({"User-Agent": f"astrobio/{version('astrobio')}", "Accept-Encoding": "gzip, deflate"})
+    session.mount("https://", transport)
+    session.mount("http://", transport)
+    return session
+
+
+def form(values: Mapping[str, str]) -> dict:
+    """Keywords for a request whose values travel in its body, not in its address."""
+    return {"data": urlencode(values), "headers": {"Content-Type": "application/x-www-form-urlencoded"}}
+
+
+def _pause(response: requests.Response, otherwise: float) -> float:
+    """Seconds that the archive asks to wait."""
+    value = response.headers.get("Retry-After")
+    try:
+        return otherwise if value is None else Retry().parse_retry_after(value)
+    except InvalidHeader:
+        return otherwise
+
+
+def _in_words(error: Exception, policy: Policy) -> str:
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return f"no connection within {policy.timeout_s[0]:g} s"
+    if isinstance(error, (requests.exceptions.Timeout, TimeoutError)) or "ReadTimeoutError" in type(error).__name__:
+        return f"nothing came for {policy.timeout_s[1]:g} s"
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return f"no connection ({type(error).__name__})"
+    return f"the transfer broke off ({type(error).__name__}: {error})"

@@ -1,0 +1,56 @@
+"""Encyclopaedia of exoplanetary systems (exoplanet.eu): its table in the Observatoire de Paris' TAP service."""
+
+from typing import Any
+
+import astropy.units as u
+
+from data_build.planets import PLANET_PARAMETERS, Planet
+from data_build.sources.base import Field, SourceInfo
+from data_build.sources.tap import tap_rows
+
+
+class ExoplanetEu:
+    """One row for each planet; masses and radii come in Jupiter's."""
+
+    info = SourceInfo(
+        name="exoplanet_eu", title="exoplanet.eu", modality="planet", kind="observed",
+        version="exoplanet.epn_core, live", client="pyvo",
+        licence="free to use with acknowledgement",
+        citation="Schneider et al. 2011, A&A 532, A79",
+        requests_per_second=1.0,
+        fields=(
+            Field("entry", "string", required=True, theirs="granule_uid"),
+            Field("name", "string", required=True, theirs="target_name"),
+            Field("other_names", "string", theirs="alt_target_name"),
+            Field("host", "string", theirs="star_name"),
+            Field("status", "string", theirs="planet_status"),
+            Field("ra_deg", "float64", "deg", 0, 360, theirs="ra"),
+            Field("dec_deg", "float64", "deg", -90, 90, theirs="dec"),
+            Field("stellar_temperature_k", "float64", "K", 250, 2e5, theirs="star_teff"),
+            Field("stellar_radius_sun", "float64", "R_sun", 1e-3, 1e3, theirs="star_radius"),
+            Field("stellar_mass_sun", "float64", "M_sun", 1e-3, 1e2, theirs="star_mass"),
+            Field("j_magnitude", "float64", "mag", -5, 30, theirs="mag_j"),
+            Field("radius_earth", "float64", "R_earth", 0.1, 100, theirs="radius", factor=u.R_jup.to(u.R_earth)),
+            Field("mass_earth", "float64", "M_earth", 1e-3, 3e4, theirs="mass", factor=u.M_jup.to(u.M_earth)),
+            Field("period_d", "float64", "d", 0.01, 1e9, theirs="period"),
+            Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="semi_major_axis"),
+            Field("eccentricity", "float64", "1", 0, 1),
+        ))
+
+    def rows(self, session):
+        """Every planet, confirmed or not."""
+        # The service has no https.
+        return tap_rows(self.info, session, "http://voparis-tap-planeto.obspm.fr/tap", "exoplanet.epn_core")
+
+    @classmethod
+    def planet(cls, row: dict[str, Any]) -> Planet | None:
+        """A row as a planet; None if it is not a confirmed one. It does not tell M sin i from M: masses are derived."""
+        if (row["status"] or "").lower() != "confirmed":
+            return None
+        values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
+        others = [name.strip() for name in (row["other_names"] or "").replace(";", ",").split(",") if name.strip()]
+        return Planet(
+            key="", name=row["name"], source=cls.info.name, kind="observed", values=values,
+            derived=frozenset({"mass_earth"} & values.keys()), aliases=frozenset({row["name"], *others}),
+            ra_deg=row["ra_deg"], dec_deg=row["dec_deg"], j_magnitude=row["j_magnitude"],
+            host=row["host"] or row["name"], raw_columns=frozenset(values))

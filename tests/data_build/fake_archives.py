@@ -1,0 +1,452 @@
+"""What each archive would answer, for the local server of `archive_server`.
+
+Each class answers its archive's own protocol out of a few rows, most of them synthetic (a name or identifier with
+"synthetic" in it where the protocol leaves room); rows from recordings are named as such. ``cut_short`` makes it end
+its answers early; ``then`` says what the client must make of that: "continued" or "refused".
+"""
+
+import gzip
+import hashlib
+import importlib.resources
+import io
+import json
+import re
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from archive_server import Reply, Request
+from astropy.io.votable import from_table
+from astropy.table import Table
+
+RECORDINGS = Path(__file__).parent / "recordings"
+
+
+def recorded_by_astroquery(module: str, name: str) -> bytes:
+    return importlib.resources.files("astroquery").joinpath(module, "tests/data", name).read_bytes()
+
+
+class FakeTap:
+    """A TAP service with one table, sorted by its first column. Synthetic."""
+
+    then, page = "continued", None
+
+    def __init__(self, columns: dict[str, list], host: str):
+        self.columns, self.host, self.cut_short = columns, host, False
+
+    def reply(self, request: Request) -> Reply:
+        if not request.path.endswith("/sync"):
+            return Reply(b"<html>no such page</html>", 404)
+        query = request.form["QUERY"]
+        table = Table(self.columns)
+        key = table.colnames[0]
+        if "COUNT(*)" in query:
+            return votable(Table({"n": [len(table)]}))
+        asked = re.match(r"SELECT TOP (\d+) (.*) FROM", query)
+        after = re.search(rf"{key} > (?:'([^']*)'|(\d+))", query)
+        if after:
+            last = after[1] if after[1] is not None else int(after[2])
+            table = table[[value > last for value in table[key]]]
+        limit = min(int(asked[1]), 2 if self.cut_short else 10**9)
+        part = table[asked[2].split(", ")][:limit]
+        return votable(part, overflow=len(part) < len(table))
+
+    def empty(self):
+        self.columns = {name: np.array(values)[:0] for name, values in self.columns.items()}
+
+    def expected(self, field) -> list:
+        return [None if value is None else value for value in self.columns[field.column]]
+
+
+def votable(table: Table, overflow: bool = False) -> Reply:
+    from astropy.io.votable.tree import Info
+
+    document = from_table(table)
+    resource = document.resources[0]
+    resource.type = "results"
+    resource.infos.append(Info(name="QUERY_STATUS", value="OVERFLOW" if overflow else "OK"))
+    buffer = io.BytesIO()
+    document.to_xml(buffer)
+    return Reply(buffer.getvalue(), headers={"Content-Type": "application/x-votable+xml"})
+
+
+def observations(key: str, **names) -> dict[str, list]:
+    """Five synthetic observations in an archive's own column names."""
+    values = {
+        "target_name": [f"synthetic star {i}" for i in range(5)],
+        "ra_deg": [10.0 * i for i in range(5)], "dec_deg": [-20.0 + i for i in range(5)],
+        "start_mjd": [58000.0 + i for i in range(5)], "exposure_s": [100.0 * (i + 1) for i in range(5)],
+        "wavelength_min_um": [0.4] * 5, "wavelength_max_um": [0.8] * 5, "instrument": ["synthetic"] * 5}
+    columns = {key: [f"obs.{i:03d}" for i in range(5)]}
+    for ours, (theirs, factor) in names.items():
+        columns[theirs] = [value * factor for value in values[ours]] if factor != 1 else values[ours]
+    return columns
+
+
+_OBSCORE = {"target_name": ("target_name", 1), "ra_deg": ("s_ra", 1), "dec_deg": ("s_dec", 1),
+            "start_mjd": ("t_min", 1), "exposure_s": ("t_exptime", 1), "wavelength_min_um": ("em_min", 1e-6),
+            "wavelength_max_um": ("em_max", 1e-6), "instrument": ("instrument_name", 1)}
+
+
+class FakeEso(FakeTap):
+    def __init__(self):
+        super().__init__(observations("dp_id", **_OBSCORE), "archive.eso.org")
+
+    def reply(self, request):
+        if request.host == "www.eso.org":  # astroquery's recording of the token service
+            assert request.method == "POST" and "password" in request.form and not request.query
+            return Reply(recorded_by_astroquery("eso", "oidc_token.json"))
+        return super().reply(request)
+
+
+class FakeSubaru(FakeTap):
+    def __init__(self):
+        super().__init__(observations("obs_publisher_did", **_OBSCORE), "ws.cadc-ccda.hia-iha.nrc-cnrc.gc.ca")
+
+    def reply(self, request):
+        if request.path == "/ac/login":
+            assert "password" in request.form and not request.query
+            return Reply(b"synthetic-sso-cookie")
+        return super().reply(request)
+
+
+def keck() -> FakeTap:
+    names = {"target_name": ("targname", 1), "ra_deg": ("ra", 1), "dec_deg": ("dec", 1), "start_mjd": ("mjd", 1),
+             "exposure_s": ("elaptime", 1), "wavelength_min_um": ("waveblue", 1e4), "wavelength_max_um":
+             ("wavered", 1e4), "instrument": ("instrume", 1)}
+    return FakeTap(observations("koaid", **names), "koa.ipac.caltech.edu")
+
+
+def nasa() -> FakeTap:
+    """Values as published for TRAPPIST-1 and Proxima, the rest synthetic."""
+    planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e", "TRAPPIST-1 f"]
+    return FakeTap({
+        "pl_name": planets, "hostname": [name[:-2] for name in planets], "pl_letter": [name[-1] for name in planets],
+        "hd_name": [""] * 4, "hip_name": ["HIP 70890", "", "", ""], "tic_id": ["TIC 1"] * 4,
+        "ra": [217.39, 346.62, 346.62, 346.62], "dec": [-62.68, -5.04, -5.04, -5.04],
+        "st_teff": [2900.0, 2566.0, 2566.0, 2566.0], "st_rad": [0.14, 0.12, 0.12, 0.12],
+        "st_mass": [0.12, 0.09, 0.09, 0.09], "st_lum": [-2.8, -3.26, -3.26, -3.26], "sy_jmag": [5.36] + [11.35] * 3,
+        "pl_rade": [1.03, 1.12, 0.92, 1.05], "pl_bmasse": [1.07, 1.37, 0.69, 1.04],
+        "pl_bmassprov": ["Msini", "Mass", "Mass", "Mass"], "pl_orbper": [11.19, 1.51, 6.10, 9.21],
+        "pl_orbsmax": [0.0486, 0.0115, 0.0293, 0.0385], "pl_orbeccen": [0.0, 0.006, 0.005, 0.01],
+        "pl_insol": [0.65, 4.15, 0.646, 0.373]}, "exoplanetarchive.ipac.caltech.edu")
+
+
+def exoplanet_eu() -> FakeTap:
+    planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e"]
+    return FakeTap({
+        "granule_uid": ["1", "2", "3"], "target_name": planets, "alt_target_name": ["Alpha Cen C b", "", "K2-112 e"],
+        "star_name": [name[:-2] for name in planets], "planet_status": ["Confirmed"] * 3,
+        "ra": [217.4, 346.6, 346.6], "dec": [-62.7, -5.0, -5.0], "star_teff": [3042.0, 2550.0, 2550.0],
+        "star_radius": [0.14, 0.117, 0.117], "star_mass": [0.12, 0.08, 0.08], "mag_j": [5.36, 11.35, 11.35],
+        "radius": [0.1, 0.0997, 0.0819], "mass": [0.0037, 0.0043, 0.0022], "period": [11.18, 1.51, 6.10],
+        "semi_major_axis": [0.0485, 0.0115, 0.0293], "eccentricity": [0.35, 0.0, 0.0]},
+        "voparis-tap-planeto.obspm.fr")
+
+
+def gaia() -> FakeTap:
+    """Five stars of astroquery's recording of a cone search in Gaia, their parallaxes synthetic."""
+    recorded = json.loads(recorded_by_astroquery("gaia", "cone_search.json"))
+    names = [column["name"] for column in recorded["metadata"]]
+    stars = sorted((dict(zip(names, row, strict=True)) for row in recorded["data"]), key=lambda star: star["source_id"])
+    stars = [star for star in stars if star["pmra"] is not None][:5]
+    columns = {name: [star[name] for star in stars]
+               for name in ("source_id", "ra", "dec", "ref_epoch", "pmra", "pmdec", "phot_g_mean_mag")}
+    return FakeTap({**columns, "parallax": [50.0] * 5, "teff_gspphot": [3200.0] * 5}, "gea.esac.esa.int")
+
+
+class FakeMast:
+    """The MAST portal: astroquery's recordings of the columns' configuration and of 19 observations."""
+
+    then, host = "continued", "mast.stsci.edu"
+
+    def __init__(self):
+        self.rows = json.loads(recorded_by_astroquery("mast", "caom.json"))["data"]
+        # The recording has observations of one archive row twice; keys must differ.
+        self.rows = list({row["obs_id"]: row for row in self.rows}.values())
+        self.cut_short, self.executing = False, 1
+
+    def reply(self, request):
+        if "columnsconfig" in request.path:
+            return Reply(recorded_by_astroquery("mast", "columnsconfig.json"))
+        asked = json.loads(request.form["request"])
+        if self.executing:
+            self.executing -= 1
+            return Reply(json.dumps({"status": "EXECUTING", "msg": "", "data": []}).encode())
+        size = 4 if self.cut_short else asked["pagesize"]
+        start = (asked["page"] - 1) * size
+        pages = -(-len(self.rows) // size)
+        return Reply(json.dumps({
+            "status": "COMPLETE", "msg": "", "data": self.rows[start:start + size],
+            "paging": {"page": asked["page"], "pageSize": size, "pagesFiltered": pages,
+                       "rowsFiltered": len(self.rows), "rowsTotal": len(self.rows)}}).encode())
+
+    def empty(self):
+        self.rows = []
+
+    def expected(self, field):
+        return [row[field.column] for row in self.rows]
+
+
+class FakeGemini:
+    """astroquery's recording of 250 files around M 101, spread over synthetic days."""
+
+    then, host = "continued", "archive.gemini.edu"
+
+    def __init__(self):
+        # Over the archive's limit only when it is cut short: then the same rows come under three names each.
+        self.rows = json.loads(recorded_by_astroquery("gemini", "m101.json"))
+        self.cut_short = False
+
+    def reply(self, request):
+        if request.path == "/login/":
+            assert "password" in request.form and not request.query
+            return Reply(b"<P>Welcome", headers={"Set-Cookie": "gemini_archive_session=synthetic-session"})
+        first, last = re.search(r"/(\d{8})-(\d{8})", request.path).groups()
+        rows = [row for row in self._all() if first <= row["day"] <= last]
+        return Reply(json.dumps(rows[:500]).encode())
+
+    def empty(self):
+        self.rows = []
+
+    def expected(self, field):
+        return [row[field.column] for row in self._all()]
+
+    def _all(self):
+        days = [date(2014, 1, 1).toordinal() + 40 * i for i in range(100)]
+        rows = [{**row, "name": f"{copy}-{row['name']}"} for copy in range(3 if self.cut_short else 1)
+                for row in self.rows]
+        rows = list({row["name"]: row for row in rows}.values())
+        for number, row in enumerate(rows):
+            row["day"] = date.fromordinal(days[number * len(days) // len(rows)]).strftime("%Y%m%d")
+        return rows
+
+
+class FakeGenBank:
+    """GenBank records recorded by Biopython; the search's answer is synthetic."""
+
+    then, host = "refused", "eutils.ncbi.nlm.nih.gov"
+    names = {"AL109817.1": "iro.gb", "EU851978.1": "EU851978.gbk", "KF527485.1": "KF527485.gbk"}
+
+    def __init__(self):
+        self.found, self.cut_short = list(self.names), False
+
+    def reply(self, request):
+        asked = {**request.query, **request.form}
+        if request.path.endswith("esearch.fcgi"):
+            found = self.found[int(asked["retstart"]):][:2]
+            ids = "".join(f"<Id>{name}</Id>" for name in found)
+            return Reply(f"""<?xml version="1.0" encoding="UTF-8" ?>
+<!DOCTYPE eSearchResult PUBLIC "-//NLM//DTD esearch 20060628//EN" "https://eutils.ncbi.nlm.nih.gov/eutils/dtd/20060628/esearch.dtd">
+<eSearchResult><Count>{len(self.found)}</Count><RetMax>{len(found)}</RetMax><RetStart>{asked["retstart"]}</RetStart>
+<IdList>{ids}</IdList><TranslationSet/><QueryTranslation>synthetic</QueryTranslation></eSearchResult>""".encode(),
+                         headers={"Content-Type": "text/xml; charset=UTF-8"})  # noqa: E501
+        names = asked["id"].split(",")[:1 if self.cut_short else None]
+        text = "".join((RECORDINGS / self.names[name]).read_text() for name in names)
+        return Reply(text.encode(), headers={"Content-Type": "text/plain"})
+
+    def empty(self):
+        self.found = []
+
+    def expected(self, field):
+        from Bio import SeqIO
+
+        records = [SeqIO.read(RECORDINGS / self.names[name], "genbank") for name in self.found]
+        known = {"accession": [record.id for record in records], "length_bp": [len(record) for record in records],
+                 "organism": [record.annotations["organism"] for record in records]}
+        return known.get(field.name)
+
+
+class FakeKegg:
+    """Synthetic entries in KEGG's flat format: its own may not be passed on."""
+
+    then, host = "refused", "rest.kegg.jp"
+
+    def __init__(self):
+        self.compounds, self.cut_short = [f"C9{i:04d}" for i in range(12)], False
+
+    def reply(self, request):
+        operation, rest = request.path.lstrip("/").split("/", 1)
+        if operation == "link":
+            return Reply("".join(f"path:map01100\tcpd:{name}\n" for name in self.compounds).encode() or b"\n")
+        asked = [entry.removeprefix("cpd:") for entry in rest.split("+")][:5 if self.cut_short else 10]
+        return Reply("".join(f"""ENTRY       {name}                      Compound
+NAME        synthetic {name}
+FORMULA     C6H12O6
+EXACT_MASS  180.0634
+MOL_WEIGHT  180.1559
+PATHWAY     map00010  Glycolysis
+///
+""" for name in asked).encode())
+
+    def empty(self):
+        self.compounds = []
+
+    def expected(self, field):
+        return {"compound": self.compounds, "name": [f"synthetic {name}" for name in self.compounds],
+                "pathways": ["map00010"] * len(self.compounds)}.get(field.name)
+
+
+class FakeEnsembl:
+    """Synthetic genomes, in the form of the service."""
+
+    then, host = "continued", "rest.ensembl.org"
+
+    def __init__(self):
+        self.genomes = [{"name": f"synthetic_genome_{i}", "display_name": f"Synthetic genome {i}", "taxonomy_id":
+                         str(2190 + i), "assembly_accession": f"GCA_00000{i}.1", "base_count": str(10**6 + i)}
+                        for i in range(3)]
+        self.cut_short = False
+
+    def reply(self, request):
+        body = json.dumps(self.genomes if request.path.endswith("/Methanococcus") else []).encode()
+        cut, self.cut_short = (10 if self.cut_short else None), False
+        return Reply(body, cut=cut)
+
+    def empty(self):
+        self.genomes = []
+
+    def expected(self, field):
+        return [genome[field.column] if field.dtype == "string" else int(genome[field.column])
+                for genome in self.genomes]
+
+
+class FakeUniProt:
+    """Synthetic entries, two a page, along a cursor."""
+
+    then, host = "refused", "rest.uniprot.org"
+
+    def __init__(self):
+        self.rows = [{"Entry": f"Q0000{i}", "Organism": "synthetic archaeon", "Organism (ID)": "2190",
+                      "EC number": "1.1.1.1", "Length": "4", "Mass": "480", "Sequence": "MKVL"} for i in range(5)]
+        self.names = list(self.rows[0])
+        self.cut_short = False
+
+    def reply(self, request):
+        start = int(request.query.get("cursor", 0))
+        lines = ["\t".join(self.names), *("\t".join(row.values()) for row in self.rows[start:start + 2])]
+        headers = {"x-total-results": str(len(self.rows))}
+        if start + 2 < len(self.rows) and not (self.cut_short and start):
+            headers["Link"] = f'<https://rest.uniprot.org/uniprotkb/search?cursor={start + 2}>; rel="next"'
+        return Reply(("\n".join(lines) + "\n").encode(), headers=headers)
+
+    def empty(self):
+        self.rows = []
+
+    def expected(self, field):
+        kind = {"string": str, "int64": int, "float64": float}[field.dtype]
+        return [kind(row[field.column]) for row in self.rows]
+
+
+class FakeGtdb:
+    """A synthetic release of four genomes."""
+
+    then, host = "refused", "data.gtdb.ecogenomic.org"
+
+    def __init__(self):
+        self.rows = [{"accession": f"RS_GCF_00000{i}.1", "gtdb_taxonomy": "d__Archaea;p__synthetic", "genome_size":
+                      str(2 * 10**6 + i), "gc_percentage": "41.5", "protein_count": "2100", "checkm_completeness":
+                      "99.1"} for i in range(4)]
+        self.names = [*self.rows[0], "ncbi_date"]
+        self.cut_short = False
+
+    def reply(self, request):
+        lines = ["\t".join(self.names), *("\t".join([*row.values(), "none"]) for row in self.rows)]
+        packed = gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+        if request.path.endswith("MD5SUM.txt"):
+            return Reply(f"{hashlib.md5(packed).hexdigest()}  ./ar53_metadata_r220.tsv.gz\n".encode())
+        return Reply(packed[:-20] if self.cut_short else packed)
+
+    def empty(self):
+        self.rows = []
+
+    def expected(self, field):
+        kind = {"string": str, "int64": int, "float64": float}[field.dtype]
+        return [kind(row[field.column]) for row in self.rows]
+
+
+def netcdf(path: Path, name: str, times: int) -> bytes:
+    """A synthetic file with one temperature field a time."""
+    import xarray
+
+    latitude, longitude = np.linspace(-88, 88, 12), np.arange(0, 360, 15.0)
+    field = 250 + 40 * np.cos(np.deg2rad(latitude))[None, :, None] + np.zeros((times, 12, 24)) \
+        + np.arange(times)[:, None, None]
+    xarray.Dataset({name: (("time", "lat", "lon"), field.astype("f4"), {"units": "K"})},
+                   {"time": np.arange(times), "lat": latitude, "lon": longitude},
+                   {"title": "synthetic"}).to_netcdf(path, engine="h5netcdf")
+    return path.read_bytes()
+
+
+class FakeCopernicus:
+    """The data store: a job that is accepted, then successful, then a synthetic file for each year."""
+
+    then, host = "refused", "cds.climate.copernicus.eu"
+
+    def __init__(self, folder: Path):
+        self.months, self.polls, self.cut_short = 12, {}, False
+        self.file = {count: netcdf(folder / f"{count}.nc", "t2m", count) for count in (11, 12)}
+
+    def reply(self, request):
+        root = "https://cds.climate.copernicus.eu/api/retrieve/v1"
+        if request.host == "object-store.synthetic":
+            assert "private-token" not in request.headers  # the token is for the data store alone
+            return Reply(self.file[11 if self.cut_short else self.months])
+        if request.path.endswith("/execution"):
+            number = "job-" + json.loads(request.body)["inputs"]["year"][0]
+            return Reply(self.job(root, number, "accepted"), 201)
+        number = re.search(r"/jobs/(job-\d+)", request.path)
+        if number and request.path.endswith("/results"):
+            size = len(self.file[11 if self.cut_short else self.months])
+            return Reply(json.dumps({"asset": {"value": {
+                "type": "application/netcdf", "href": f"https://object-store.synthetic/{number[1]}.nc",
+                "file:size": size, "file:checksum": "0"}}}).encode())
+        if number:
+            self.polls[number[1]] = self.polls.get(number[1], 0) + 1
+            return Reply(self.job(root, number[1], "successful"))
+        return Reply(json.dumps({"messages": []}).encode())
+
+    def job(self, root, number, status):
+        return json.dumps({"processID": "reanalysis", "type": "process", "jobID": number, "status": status,
+                           "created": "2025-01-01T00:00:00", "updated": "2025-01-01T00:00:00", "links": [
+                               {"href": f"{root}/jobs/{number}", "rel": "monitor"},
+                               {"href": f"{root}/jobs/{number}/results", "rel": "results"}],
+                           "metadata": {"datasetMetadata": {"messages": []}}}).encode()
+
+    def expected(self, field):
+        return {"unit": ["K"] * 48, "missing_fraction": [0.0] * 48}.get(field.name)
+
+
+class FakeRocke3d:
+    """A folder page with one folder, and a synthetic file in each."""
+
+    then, host = "refused", "portal.nccs.nasa.gov"
+    root = "/GISS_modelE/ROCKE-3D/publication-supplements/"
+
+    def __init__(self, folder: Path):
+        self.file, self.is_empty, self.cut_short = netcdf(folder / "rocke.nc", "tsurf", 2), False, False
+
+    def reply(self, request):
+        if request.path.endswith(".nc"):
+            return Reply(self.file[:5000] if self.cut_short else self.file)
+        links = "" if self.is_empty else '<a href="synthetic.nc">a</a>'
+        if request.path == self.root:
+            links += '<a href="../">up</a><a href="?C=M">sorted</a><a href="inner/">inner</a>'
+        return Reply(f"<html><body>{links}</body></html>".encode())
+
+    def empty(self):
+        self.is_empty = True
+
+    def expected(self, field):
+        names = [] if self.is_empty else ["synthetic.nc", "synthetic.nc", "inner/synthetic.nc", "inner/synthetic.nc"]
+        return {"field_id": [f"{name}:surface_temperature:{i % 2:06d}" for i, name in enumerate(names)],
+                "variable": ["surface_temperature"] * len(names)}.get(field.name)
+
+
+def fake(name: str, folder: Path):
+    """The stand-in for an archive of the registry."""
+    made = {"nasa_pscomppars": nasa, "exoplanet_eu": exoplanet_eu, "gaia": gaia, "jwst": FakeMast, "kepler": FakeMast,
+            "tess": FakeMast, "eso": FakeEso, "keck": keck, "subaru": FakeSubaru, "gemini": FakeGemini,
+            "genbank": FakeGenBank, "ensembl": FakeEnsembl, "uniprot": FakeUniProt, "gtdb": FakeGtdb, "kegg": FakeKegg,
+            "copernicus": lambda: FakeCopernicus(folder), "rocke3d": lambda: FakeRocke3d(folder)}
+    return made[name]()

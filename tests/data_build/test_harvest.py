@@ -1,0 +1,234 @@
+"""An archive's rows become a checked stage: quarantine with reasons, completeness, limits, kills at every moment."""
+
+import json
+import os
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from archive_server import ArchiveServer, Reply
+from fake_archives import RECORDINGS, FakeGtdb, FakeRocke3d, fake
+
+from data_build import harvest as harvest_module
+from data_build import store, work
+from data_build.cache import DataError
+from data_build.fetch import Policy, RateLimit
+from data_build.harvest import harvest, harvest_all
+from data_build.rows import row_problems
+from data_build.sources import ARCHIVES
+from data_build.sources.base import Field, SourceInfo
+from data_build.sources.netcdf import regridded
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(RateLimit, "wait", lambda self: None)
+
+
+class Plain:
+    """An archive that needs no network."""
+
+    info = SourceInfo(name="plain", title="Plain", modality="planet", version="1", licence="none", citation="none",
+                      kind="synthetic", fields=(Field("name", "string", required=True),
+                                                Field("mass", "float64", "kg", 0, 100),
+                                                Field("count", "int64", "1", 0, 10)))
+
+    def __init__(self, rows):
+        self._rows = rows
+
+    def rows(self, session) -> Iterator[dict]:
+        yield from self._rows
+
+
+def harvested(rows, tmp_path, limit=1000):
+    made = harvest(Plain(rows), tmp_path / "plain", Policy(root=tmp_path / "cache"), limit)
+    quarantine = [json.loads(line) for line in (made.folder / "quarantine.jsonl").read_text().splitlines()]
+    return made, {entry["name"]: entry["reasons"] for entry in quarantine}
+
+
+GOOD = {"name": "a", "mass": 1.0, "count": 2}
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"mass": 1e36}, "mass is the fill value 1e+36, not masked"),
+    ({"mass": 9.969209968386869e36}, "mass is the fill value 9.969e+36, not masked"),
+    ({"mass": 101.0}, "mass is outside [0, 100] kg"),
+    ({"mass": float("inf")}, "mass is the fill value inf, not masked"),
+    ({"mass": "heavy"}, "mass is no float64 but str"),
+    ({"count": 2.5}, "count is no int64 but float"),
+    ({"count": 11}, "count is outside [0, 10] 1"),
+])
+def test_a_bad_value_is_quarantined_with_the_reason(tmp_path, change, reason):
+    made, reasons = harvested([GOOD, {**GOOD, "name": "b", **change}], tmp_path)
+    assert reasons == {"b": [reason]}
+    assert [row["name"] for row in made.rows()] == ["a"] and made.manifest["quarantined"] == {reason: 1}
+
+
+def test_a_key_that_comes_twice_is_quarantined(tmp_path):
+    made, reasons = harvested([GOOD, {**GOOD, "mass": 2.0}], tmp_path)
+    assert reasons == {"a": ["name is there twice"]} and len(list(made.rows())) == 1
+
+
+def test_too_many_rows_without_a_required_field_are_an_error(tmp_path):
+    rows = [{**GOOD, "name": f"n{i}" if i < 90 else None} for i in range(100)]
+    with pytest.raises(DataError, match=r"name \(90%\).*95% are needed"):
+        harvested(rows, tmp_path)
+    assert not (tmp_path / "plain").exists()
+
+
+def test_completeness_counts_every_row(tmp_path):
+    rows = [{"name": f"n{i}", "mass": 1.0 if i % 4 else None, "count": None} for i in range(100)]
+    made, _ = harvested(rows, tmp_path)
+    assert made.manifest["completeness"] == {"name": 1.0, "mass": 0.75, "count": 0.0}
+
+
+def test_a_limit_is_told(tmp_path):
+    rows = [{**GOOD, "name": str(i)} for i in range(10)]
+    assert harvested(rows, tmp_path / "a", limit=4)[0].manifest["complete"] is False
+    assert harvested(rows, tmp_path / "b", limit=10)[0].manifest["complete"] is True
+    assert len(list(harvested(rows, tmp_path / "c", limit=4)[0].rows())) == 4
+
+
+def test_values_come_back_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(harvest_module, "CHUNK", 3)
+    rows = [{"name": f"n{i}", "mass": 0.1 * i, "count": i} for i in range(10)]
+    made, _ = harvested(rows, tmp_path)
+    assert list(made.rows()) == rows and len(list(made.folder.glob("*.parquet"))) == 4
+    schema = pq.read_schema(made.folder / "rows-00000.parquet")
+    assert schema.field("mass").metadata == {b"unit": b"kg"}
+
+
+def test_ten_times_the_rows_need_no_more_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(harvest_module, "CHUNK", 100)
+
+    class Endless(Plain):
+        def rows(self, session):
+            yield from ({"name": f"n{i:06d}" * 20, "mass": 1.0, "count": 1} for i in range(self._rows))
+
+    def peak(rows: int) -> int:
+        tracemalloc.start()
+        harvest(Endless(rows), tmp_path / str(rows), Policy(root=tmp_path / "cache"), 10**9)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(100)  # what is imported and compiled on first use
+    assert peak(10_000) <= 1.10 * peak(1000)
+
+
+def test_a_finished_stage_is_not_read_again_and_a_damaged_one_is(tmp_path):
+    harvested([GOOD], tmp_path)
+    made, _ = harvested([], tmp_path)  # an empty archive now: the stage must come from the disk
+    assert len(list(made.rows())) == 1
+    (made.folder / "rows-00000.parquet").write_bytes(b"damaged")
+    assert list(harvested([], tmp_path)[0].rows()) == []
+
+
+class Killed(BaseException):
+    """What no handler catches, as kill -9 would be."""
+
+
+def test_a_harvest_killed_at_any_step_ends_the_same(tmp_path, monkeypatch):
+    """The process dies before the k-th rename, for every k."""
+    stand_in = FakeGtdb()
+    monkeypatch.setattr(harvest_module, "CHUNK", 1)
+    steps, die_at = [0], [None]
+
+    def counted(function):
+        def step(*arguments, **keywords):
+            steps[0] += 1
+            if steps[0] == die_at[0]:
+                raise Killed
+            return function(*arguments, **keywords)
+        return step
+
+    for module, name in ((os, "replace"), (os, "rename"), (pq, "write_table")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    assert store.os is os and work.os is os and harvest_module.pq is pq
+
+    def build(folder):
+        policy = Policy(mirror=server.url, root=folder / "cache", backoff_s=0)
+        return harvest(ARCHIVES["gtdb"](), folder / "gtdb", policy, 100)
+
+    with ArchiveServer(stand_in.reply) as server:
+        undisturbed = build(tmp_path / "undisturbed").manifest["files"]
+        total = steps[0]
+        assert total > 8
+        for step in range(1, total + 1):
+            steps[0], die_at[0] = 0, step
+            with pytest.raises(Killed):
+                build(tmp_path / str(step))
+            die_at[0] = None
+            assert build(tmp_path / str(step)).manifest["files"] == undisturbed, step
+
+
+def test_what_was_answered_is_not_asked_again_after_a_kill(tmp_path, monkeypatch):
+    stand_in = FakeGtdb()
+    write = pq.write_table
+    monkeypatch.setattr(pq, "write_table", lambda *arguments: (_ for _ in ()).throw(Killed))
+    with ArchiveServer(stand_in.reply) as server:
+        policy = Policy(mirror=server.url, root=tmp_path / "cache")
+        with pytest.raises(Killed):
+            harvest(ARCHIVES["gtdb"](), tmp_path / "gtdb", policy, 100)
+        asked = len(server.requests)
+        monkeypatch.setattr(pq, "write_table", write)
+        harvest(ARCHIVES["gtdb"](), tmp_path / "gtdb", policy, 100)
+        assert len(server.requests) == asked == 2
+
+
+def test_several_archives_at_once_and_every_failure_is_told(tmp_path):
+    stand_ins = {name: fake(name, tmp_path) for name in ("ensembl", "uniprot", "keck", "gtdb")}
+
+    def script(request):
+        for name, stand_in in stand_ins.items():
+            if request.host == stand_in.host:
+                return Reply(b"", 500) if name in failing else stand_in.reply(request)
+        return Reply(b"", 404)
+
+    failing = {"uniprot", "keck"}
+    most = dict.fromkeys(stand_ins, 100)
+    with ArchiveServer(script) as server:
+        policy = Policy(tries=1, mirror=server.url, root=tmp_path / "cache")
+        with pytest.raises(DataError) as caught:
+            harvest_all(most, tmp_path / "stages", policy)
+        told = [line.split(":")[0] for line in str(caught.value).splitlines()]
+        assert told == ["UniProt", "Keck Observatory Archive"]
+        failing.clear()
+        before = len(server.requests)
+        made = harvest_all(most, tmp_path / "stages", policy)
+        assert {request.host for request in server.requests[before:]} == {"rest.uniprot.org", "koa.ipac.caltech.edu"}
+    assert {name: entry.manifest["rows"] for name, entry in made.items()} \
+        == {"ensembl": 3, "uniprot": 5, "keck": 5, "gtdb": 4}
+
+
+def test_a_cmip6_file_with_unmasked_fill_values_is_quarantined_with_that_reason(tmp_path):
+    """A real file of CMIP6 (see recordings/README.md), served as ROCKE-3D's would be."""
+    stand_in = FakeRocke3d(tmp_path)
+    stand_in.file = next(RECORDINGS.glob("ta_Amon_FGOALS*.nc")).read_bytes()
+    with ArchiveServer(stand_in.reply) as server:
+        made = harvest(ARCHIVES["rocke3d"](), tmp_path / "rocke3d", Policy(mirror=server.url, root=tmp_path / "cache"),
+                       10_000)
+    reasons = [json.loads(line)["reasons"] for line in (made.folder / "quarantine.jsonl").read_text().splitlines()]
+    filled = [entry for entry in reasons if any("the fill value 9.969e+36, not masked" in text for text in entry)]
+    assert filled and len(filled) == len(reasons) < made.manifest["rows"]
+    good = list(made.rows())
+    assert good and all(150 < row["minimum"] <= row["maximum"] < 330 for row in good)
+
+
+def test_a_field_on_another_grid_keeps_its_shape():
+    latitude, longitude = np.linspace(88, -88, 45), np.arange(-180, 180, 4.0)
+    field = np.cos(np.deg2rad(latitude))[:, None] * (2 + np.sin(np.deg2rad(longitude))[None, :])
+    new = regridded(field, latitude, longitude)
+    new_latitude, new_longitude = np.arange(32) * 5.625 - 87.1875, np.arange(64) * 5.625 + 2.8125
+    expected = np.cos(np.deg2rad(new_latitude))[:, None] * (2 + np.sin(np.deg2rad(new_longitude))[None, :])
+    np.testing.assert_allclose(new, expected, atol=0.01)
+
+
+def test_a_wrong_unit_of_a_climate_is_named():
+    row = {"field_id": "f", "variable": "surface_temperature", "unit": "degC", "time": "0", "missing_fraction": 0.0,
+           "minimum": 270.0, "maximum": 300.0, "values": [280.0] * 2048}
+    assert row_problems(row, ARCHIVES["rocke3d"]()) == ["unit is 'degC', it must be K"]
+    assert row_problems({**row, "unit": "K", "maximum": 5000.0}, ARCHIVES["rocke3d"]()) \
+        == ["surface_temperature is outside [30, 2000] K"]
