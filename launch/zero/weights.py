@@ -147,6 +147,9 @@ def shard(stack: AstrobioStack, put_off: PutOff, ds_config: dict) -> None:
         init._convert_to_deepspeed_param(parameter)
         parameter.partition()
         parameter.data = parameter.data.to(init.local_device)  # empty by now; says where the whole one is to be
+    for module in stack.modules():  # DeepSpeed leaves buffers of a sharded model where they are
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(init.local_device))
 
 
 def load_whole(stack: AstrobioStack) -> None:
