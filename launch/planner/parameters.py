@@ -89,8 +89,10 @@ class WithoutData(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if any(isinstance(t, Tensor) and t.device.type == "meta" for t in tree_leaves((args, kwargs))):
-            args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
+        without = [t.device.type == "meta" for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if any(without):
+            if not all(without):
+                args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
             if func is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype is torch.bool:
                 values, (mask,) = args
                 return values.flatten(0, mask.dim() - 1).clone()
