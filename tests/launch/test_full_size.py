@@ -1,6 +1,7 @@
 """The full-size run, at a small size: what it measures, and that it leaves no swap files behind."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -50,7 +51,7 @@ def test_an_interrupted_run_cleans_up(sample_dataset, tmp_path):
     while not list(tmp_path.glob("nvme/zero_stage_3/**/*.swp")):
         assert time.monotonic() < deadline and process.poll() is None, "it never wrote to NVMe"
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     assert finish(process).status != 0
     deadline = time.monotonic() + 60  # the launcher may leave before its rank
     while (tmp_path / "nvme").exists() and time.monotonic() < deadline:
