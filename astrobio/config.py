@@ -147,7 +147,7 @@ class StackConfig:
                 raise ValueError(f"freeze names {name!r}, which is no part of this stack{suggestion(name, parts)}")
         if set(parts) <= set(self.freeze) and self.language.lora is None:
             raise ValueError("freeze names every part: nothing is left to train")
-        encoders = [name for name in ("planet", "climate", "metabolism", "spectrum") if getattr(self, name)]
+        encoders = [name for name in parts if name not in ("language", "fusion")]
         if encoders and self.fusion is None:
             raise ValueError(f"fusion is missing, but {', '.join(encoders)} must be fused: add a fusion section, or "
                              "leave the encoders out for a plain causal language model")

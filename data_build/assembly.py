@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import datasets
 
+from astrobio.files import sync
 from astrobio.schema import HABITABILITY_RULE, SCHEMA_VERSION, SPLITS, sha256_of
 from data_build.cache import DataError
 from data_build.card import write_card
@@ -130,11 +130,7 @@ def _write_records(made: Iterable[tuple[tuple[Run, ...], list[dict]]], planets_a
 
 def _sync(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from astrobio.files import sync
 from astrobio.schema import sha256_of
 from data_build.cache import DataError
 from data_build.fetch import Policy
 from data_build.rows import RowQuality, row_problems
 from data_build.sources import ARCHIVES
 from data_build.sources.base import DTYPES, Archive, SourceInfo, connect, read
-from data_build.store import AnswerStore, sync, write_whole
+from data_build.store import AnswerStore, write_whole
 
 CHUNK, VECTOR_CHUNK = 1000, 50  # rows in memory at a time, and in a file
 MANIFEST = "stage.json"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from astrobio.files import sync
 from astrobio.schema import HABITABILITY_RULE
 from data_build.assembly import assemble, records_of, versions
 from data_build.cache import DataError
@@ -31,7 +32,6 @@ from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
 from data_build.selection import Candidate, select_runs
 from data_build.sources import CATALOGUES, SOURCES
-from data_build.store import sync
 from data_build.validation import validate
 from data_build.work import WorkFolder
 from data_build.workers import (

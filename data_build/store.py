@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from astrobio import files
 from astrobio.schema import sha256_of
 from data_build.cache import DataError, cache_root
 
@@ -68,7 +69,7 @@ class AnswerStore:
         """Take a received body over from ``partial/`` and index it."""
         answer = Answer(method, url, status, dict(headers), sha256_of(received), received.stat().st_size)
         self.blobs.mkdir(parents=True, exist_ok=True)
-        sync(received)
+        files.sync(received)
         os.replace(received, self.body(answer))
         write_whole(self.index / f"{key}.json", json.dumps(asdict(answer), indent=1, sort_keys=True) + "\n")
         return answer
@@ -95,23 +96,9 @@ def key_of(*parts: str | bytes) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever kills the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """`astrobio.files.write_whole`, with a `DataError` that says what to do where there is no room."""
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync(temporary)
-        os.replace(temporary, path)
+        files.write_whole(path, content)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}; free some space, or set ASTROBIO_CACHE or --out "
                         "to another disk") from error
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import astrobio.schema
+from astrobio.files import sync
 from astrobio.schema import sha256_of
-from data_build.store import sync, write_whole
+from data_build.store import write_whole
 
 _PLAN, MANIFEST = "plan.json", "stage.json"
 

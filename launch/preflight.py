@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from astrobio.config import SIZES, ConfigError, StackConfig, load_preset
 from astrobio.dataset import dataset_problems, load_tokenizer
+from astrobio.files import write_whole
 from astrobio.language import language_config
 from astrobio.pretrained import Pretrained
 from astrobio.stack import AstrobioStack
@@ -45,6 +46,8 @@ class RunPlan:
     stack: StackConfig
     ds_config: dict
     train: TrainConfig
+    parameters: int
+    trainable: int  # of them
     attention: str  # the language model's attention implementation
     data: Path
     tokenizer: Path
@@ -82,6 +85,7 @@ def preflight(options: Options) -> RunPlan:
     network = _build_on_meta(stack, name)
     _check_pretrained(network)
     sizes = [parameter.numel() for parameter in network.parameters()]
+    trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     resume, run = _run_and_resume(options, stack.name)
 
     data = options.data or DEFAULT_DATA
@@ -103,7 +107,7 @@ def preflight(options: Options) -> RunPlan:
     ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=max(sizes),
                         total_steps=math.ceil(train.epochs * steps_per_epoch))
     problems = nvme_problems(ds_config)
-    if not all(parameter.requires_grad for parameter in network.parameters()):
+    if trainable < sum(sizes):
         problems += frozen_problems(ds_config)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -115,10 +119,10 @@ def preflight(options: Options) -> RunPlan:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run {run}: cannot be made ({error.strerror})") from None
-    return RunPlan(stack=stack, ds_config=ds_config, train=train, attention=network.language.attention, data=data,
-                   tokenizer=tokenizer, run=run, swap=swap, resume=resume, max_steps=options.max_steps,
-                   micro_batch=micro, accumulation=accumulation, world_size=world_size,
-                   steps_per_epoch=steps_per_epoch,
+    return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=sum(sizes), trainable=trainable,
+                   attention=network.language.attention, data=data, tokenizer=tokenizer, run=run, swap=swap,
+                   resume=resume, max_steps=options.max_steps, micro_batch=micro, accumulation=accumulation,
+                   world_size=world_size, steps_per_epoch=steps_per_epoch,
                    model_reason=f"{name} ({sum(sizes) / 1e6:,.1f} M parameters): {reason}")
 
 
@@ -278,4 +282,4 @@ def write_config(plan: RunPlan) -> None:
         "git": commit.stdout.strip() or None,
     }
     text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
-    checkpoint.write_atomically(plan.run / "config.yaml", text)
+    write_whole(plan.run / "config.yaml", text)

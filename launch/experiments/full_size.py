@@ -30,13 +30,13 @@ import torch
 
 from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
+from astrobio.files import write_whole
 from launch.options import parse_arguments
 from launch.preflight import RunPlan, preflight, user_errors, write_config
 from launch.train import quiet_libraries, removed_at_end
 from launch.zero.accelerator import prepare_accelerator
-from launch.zero.checkpoint import write_atomically
 from launch.zero.ds_config import nvme_paths, strategy
-from launch.zero.engine import build_engine, device, meta_stack
+from launch.zero.engine import build_engine, device
 
 GB = 1e9
 
@@ -45,16 +45,14 @@ def main(argv: list[str] | None = None) -> None:
     prepare_accelerator()
     with user_errors():
         plan = preflight(parse_arguments(argv))
-        parameters = list(meta_stack(plan.stack).parameters())
-        need = check_room(plan, sum(p.numel() for p in parameters),
-                          sum(p.numel() for p in parameters if p.requires_grad))
+        need = check_room(plan, plan.parameters, plan.trainable)
     quiet_libraries()
     for number in (signal.SIGTERM, signal.SIGINT):  # leave by the same door as always: the swap files go
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with removed_at_end(plan.swap):
         report = run(plan, need)
         if report is not None:
-            write_atomically(plan.run / "report.json", json.dumps(report, indent=2) + "\n")
+            write_whole(plan.run / "report.json", json.dumps(report, indent=2) + "\n")
             print_report(report, plan.run / "report.json")
         dist.barrier()
         dist.destroy_process_group()
@@ -103,13 +101,11 @@ class Phases:
         before, started = psutil.Process().io_counters(), time.monotonic()
         result = function()
         after = psutil.Process().io_counters()
-        slowest = torch.tensor([time.monotonic() - started], dtype=torch.float64)
-        moved = torch.tensor([after.read_bytes - before.read_bytes, after.write_bytes - before.write_bytes],
-                             dtype=torch.float64)
-        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-        dist.all_reduce(moved)
-        self.found[name] = {"seconds": round(slowest.item(), 2), "read_bytes": int(moved[0]),
-                            "written_bytes": int(moved[1]), "host_peak_bytes": peak_resident_bytes()}
+        seconds = over_ranks(time.monotonic() - started, dist.ReduceOp.MAX)
+        self.found[name] = {"seconds": round(seconds, 2),
+                            "read_bytes": int(over_ranks(after.read_bytes - before.read_bytes)),
+                            "written_bytes": int(over_ranks(after.write_bytes - before.write_bytes)),
+                            "host_peak_bytes": int(over_ranks(peak_resident_bytes()))}
         if dist.get_rank() == 0:
             print(phase_line(name, self.found[name]), flush=True)
         return result
@@ -147,14 +143,13 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
         losses.append(out.loss.item())
         phases.measure(f"step {number}: optimizer", engine.step)
     after = phases.measure("read some weights", lambda: {name: fingerprint(p) for name, p in watched.items()})
-    parameters = sum(p.ds_numel for p in engine.module.parameters())
     changed = {name: before[name] != after[name] for name in watched}
     steps = engine.global_steps - engine.skipped_steps
     engine.destroy()
     if dist.get_rank():
         return None
-    read_once = 2 * parameters / bandwidth["read_bytes_per_s"]
-    return {"model": plan.stack.name, "parameters": parameters, "ranks": plan.world_size,
+    read_once = 2 * plan.parameters / bandwidth["read_bytes_per_s"]
+    return {"model": plan.stack.name, "parameters": plan.parameters, "ranks": plan.world_size,
             "tokens": int(batch.real.sum()) * plan.world_size, "precision": strategy(plan.ds_config).precision,
             "device": "cpu" if device().type == "cpu" else torch.cuda.get_device_name(), "disk": bandwidth, **need,
             "phases": phases.found, "losses": losses, "finite": all(map(math.isfinite, losses)), "updates": steps,
@@ -219,11 +214,15 @@ def fingerprint(parameter: torch.nn.Parameter) -> str:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident memory each rank has had so far, summed over all ranks."""
-    own = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-    total = torch.tensor([own], dtype=torch.float64)
-    dist.all_reduce(total)
-    return int(total.item())
+    """Largest resident memory this rank has had so far."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def over_ranks(number: float, operation=dist.ReduceOp.SUM) -> float:
+    """The ranks' numbers, summed or otherwise made one; on the device, which is all that NCCL can reach."""
+    total = torch.tensor([number], dtype=torch.float64, device=device())
+    dist.all_reduce(total, op=operation)
+    return total.item()
 
 
 HEADING = f"{'':22s} {'seconds':>9s} {'NVMe read':>12s} {'written':>12s} {'host peak so far':>18s}"

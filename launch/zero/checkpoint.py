@@ -18,24 +18,12 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import ConfigError, StackConfig
+from astrobio.files import sync, write_whole
 from launch.zero.ds_config import strategy
 
 STATE = "run_state.json"
 BEST = "best"
 PARTIAL = ".partial"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either all of it or what it held before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def folder_of(run: Path) -> Path:
@@ -77,13 +65,13 @@ def save(engine, run: Path, state: dict[str, Any], best: bool = False) -> Path:
         if dist.get_rank() == 0:
             for path in partial.rglob("*"):
                 if path.is_file():
-                    _fsync(path)
-            write_atomically(partial / STATE, json.dumps(state, indent=2))
-            _fsync(partial)
+                    sync(path)
+            write_whole(partial / STATE, json.dumps(state, indent=2))
+            sync(partial)
             os.rename(partial, target)
-            _fsync(target.parent)
+            sync(target.parent)
     if best and dist.get_rank() == 0:
-        write_atomically(folder_of(run) / BEST, target.name + "\n")
+        write_whole(folder_of(run) / BEST, target.name + "\n")
     dist.barrier()
     return target
 
@@ -177,11 +165,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     get_accelerator().set_rng_state(state["device"])
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
