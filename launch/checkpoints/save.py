@@ -117,7 +117,7 @@ def _entries(state: EngineState) -> list[Entry]:
         for kind, dtype in ((MASTER, master), *sorted(moments.items())):
             entries += [Entry(f"{kind}/{part.name}", dtype, (part.stop - part.start,)) for part in group.parts
                         if part.stop > part.start]
-    entries += [Entry(f"buffer.{dist.get_rank()}/{name}", buffer.dtype, tuple(buffer.shape))
+    entries += [Entry(f"buffer.{dist.get_rank()}/{name}", buffer.dtype, (buffer.numel(),))
                 for name, buffer in state.buffers().items()]
     return entries
 
@@ -160,8 +160,8 @@ def _write_rank(state: EngineState, partial: Path, share: Share) -> None:
         for buffer_name, buffer in state.buffers().items():
             key = f"buffer.{dist.get_rank()}/{buffer_name}"
             share.parts.append(Written(key, tuple(buffer.shape), DTYPES[buffer.dtype], name, 0, buffer.numel(),
-                                       writer.write(key, buffer)))
-        share.files[name] = SavedFile(writer.nbytes, writer.close())
+                                       writer.write(key, buffer.detach().reshape(-1))))
+        share.files[name] = SavedFile(*writer.close())
     finally:
         writer.abandon()
 
@@ -182,7 +182,7 @@ def _write_frozen(state: EngineState, partial: Path, share: Share) -> None:
                     writer.wait()
                 share.parts.append(Written(f"{FROZEN}/{part.name}", state.parameter_shape(parameter),
                                            DTYPES[parameter.dtype], name, part.start, part.stop, found))
-        share.files[name] = SavedFile(writer.nbytes, writer.close())
+        share.files[name] = SavedFile(*writer.close())
     finally:
         writer.abandon()
 

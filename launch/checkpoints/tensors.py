@@ -59,7 +59,7 @@ class TensorWriter:
         self._waiting = list(reversed(entries))
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._last: concurrent.futures.Future | None = None
-        self.nbytes = 0
+        self._nbytes = 0
         self._put(header(entries))
 
     def write(self, key: str, tensor: Tensor, start: int = 0) -> Fingerprint:
@@ -80,7 +80,7 @@ class TensorWriter:
 
     def _put(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
-        self.nbytes += len(data)
+        self._nbytes += len(data)
         left = memoryview(data)
         while left:
             left = left[self._file.write(left):]
@@ -95,8 +95,8 @@ class TensorWriter:
             self._last.result()
             self._last = None
 
-    def close(self) -> str:
-        """Bring the file to the disk; returns its hash."""
+    def close(self) -> tuple[int, str]:
+        """Bring the file to the disk; returns its bytes and their hash."""
         try:
             self.wait()
             if self._waiting:
@@ -104,7 +104,7 @@ class TensorWriter:
             os.fsync(self._file.fileno())
         finally:
             self.abandon()
-        return self._hash.hexdigest()
+        return self._nbytes, self._hash.hexdigest()
 
     def abandon(self) -> None:
         """Close a file that is not to be finished."""

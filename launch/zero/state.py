@@ -172,6 +172,14 @@ class EngineState:
             self.optimizer.checkpoint_event_epilogue()
         else:
             self.optimizer.update_lp_params()
+            self.link_fragments()
+
+    def link_fragments(self) -> None:
+        """Let DeepSpeed's ``safe_get_…`` functions find the moments of all param groups: it links them after the first
+        group's first step, when the others have none yet (deepspeed 0.19.8, stage_1_and_2.py `_optimizer_step`)."""
+        if not self.sharded and all(self.layout(group)[1] for group in self.groups):
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     # Parameters that are not trained
 
