@@ -27,7 +27,7 @@ from astrobio.pretrained import Pretrained
 from astrobio.stack import AstrobioStack
 from launch.checkpoints.compatibility import changes, dataset_hash, refusals
 from launch.checkpoints.folder import LATEST, checkpoints, damage_of, is_checkpoint, pointer_problem
-from launch.checkpoints.manifest import MANIFEST, Damaged, Manifest, check_sizes
+from launch.checkpoints.manifest import MANIFEST, Manifest, check_sizes
 from launch.options import Options, TrainConfig
 from launch.zero import ops
 from launch.zero.accelerator import on_cpu
@@ -136,10 +136,10 @@ def preflight(options: Options) -> RunPlan:
 
 @contextlib.contextmanager
 def user_errors():
-    """Turn `ConfigError`, and a broken checkpoint, into its message on stderr (once a machine) and exit status 2."""
+    """Turn `ConfigError` into its message on stderr (once a machine) and exit status 2."""
     try:
         yield
-    except (ConfigError, Damaged) as error:
+    except ConfigError as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             print(f"error: {error}".replace("\n", "\nerror: "), file=sys.stderr, flush=True)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import xxhash
 
+from astrobio.config import ConfigError
 from launch.checkpoints.fingerprint import Fingerprint
 from launch.checkpoints.tensors import TORCH_DTYPES, hash_file
 
@@ -16,7 +17,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-class Damaged(Exception):
+class Damaged(ConfigError):
     """A checkpoint that is not what was saved; ``problems`` name the files and tensors, a line each."""
 
     def __init__(self, checkpoint: Path, problems: list[str]):

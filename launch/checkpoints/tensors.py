@@ -34,9 +34,9 @@ class Entry:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-def header(entries: Sequence[Entry]) -> bytes:
+def header(entries: Sequence[Entry], metadata: dict[str, str] | None = None) -> bytes:
     """What a safetensors file of these entries, in this order, begins with."""
-    table, end = {}, 0
+    table, end = {"__metadata__": metadata} if metadata else {}, 0
     for entry in entries:
         table[entry.key] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape),
                             "data_offsets": [end, end + entry.nbytes]}
@@ -53,14 +53,14 @@ class TensorWriter:
     have. Writing and hashing go on in a thread, beside the fingerprints.
     """
 
-    def __init__(self, path: Path, entries: Sequence[Entry]):
+    def __init__(self, path: Path, entries: Sequence[Entry], metadata: dict[str, str] | None = None):
         self._file = path.open("wb", buffering=0)
         self._hash = xxhash.xxh3_128()
         self._waiting = list(reversed(entries))
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._last: concurrent.futures.Future | None = None
         self._nbytes = 0
-        self._put(header(entries))
+        self._put(header(entries, metadata))
 
     def write(self, key: str, tensor: Tensor, start: int = 0) -> Fingerprint:
         """Append ``tensor``; returns its fingerprint as the elements ``start`` and on of a larger one.

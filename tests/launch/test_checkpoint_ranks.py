@@ -1,18 +1,10 @@
 """Checkpoints between all ds_configs, numbers of ranks and kinds of model; through kills and full disks."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from launching import ROOT, finish, start
-
-from launch.checkpoints.folder import checkpoints, valid_checkpoints
-from launch.checkpoints.manifest import verify
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 SCRIPT = Path(__file__).with_name("checkpoint_ranks.py")
