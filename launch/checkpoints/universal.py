@@ -47,12 +47,12 @@ def convert(checkpoint: Path, out: Path, progress: Callable[[list], Iterable] = 
             if f"{kind}/{name}" in manifest.tensors:
                 files += _save(where / f"{kind}.pt", {"param": source.read(f"{kind}/{name}")})
         if name in manifest.scalars:
-            files += _save(where / "step.pt", torch.tensor(manifest.scalars[name]["step"]))
+            files += _save(where / "step.pt", int(manifest.scalars[name]["step"]))
     ds_config = manifest.about["ds_config"]
     steps = max(scalars["step"] for scalars in manifest.scalars.values())
     settings = [{**group["settings"], "params": [index]} for index, group in enumerate(manifest.param_groups)]
     optimizer = {"zero_stage": strategy(ds_config).stage, "dynamic_loss_scale": manifest.loss_scale is not None,
-                 "overflow": False, "partition_count": manifest.world_size,
+                 "overflow": False, "ds_version": deepspeed.__version__, "partition_count": manifest.world_size,
                  "base_optimizer_state": {"state": {}, "param_groups": settings},
                  "optimizer_state_dict": {"state": {0: {"step": int(steps)}}, "param_groups": settings},
                  "param_groups": settings}

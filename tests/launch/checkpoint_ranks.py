@@ -1,6 +1,7 @@
 """What ranks save and load, many cases in one launch, like ranks.py; test_checkpoint_ranks.py asserts on it."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from launch.checkpoints.folder import valid_checkpoints
 from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.manifest import Manifest
 from launch.checkpoints.save import SaveFailed
+from launch.checkpoints.universal import convert
 from launch.zero.ds_config import load_ds_config, resolve, strategy
 from launch.zero.state import EngineState
 
@@ -237,7 +239,7 @@ def small_disk() -> dict:
     """Into a folder whose disk is too small, and onto one that fills up while files are written."""
     engine = Variant("groups").engine("zero3_offload")
     small_steps(engine, 1)
-    run = ranks.OUT / "disk"
+    run = ranks.OUT / "disk/run"
     checkpoints = Checkpoints(engine, run, engine.config)
     first = checkpoints.save(about(engine))
     found = {}
@@ -262,6 +264,50 @@ def small_disk() -> dict:
         filler.unlink()
     dist.barrier()
     found["after room was made"] = "saved" if checkpoints.save(about(engine)).is_dir() else "not saved"
+    return found
+
+
+EXPORTS = {"tiny": {}, "adapters": {"language.lora": {"rank": 4}}}
+
+
+@ranks.case
+def trained_for_export() -> dict:
+    """Stacks trained in fp32 with all of their state on NVMe, saved, and what they make of a batch."""
+    for name, changes in EXPORTS.items():
+        engine = make_engine("zero3_nvme", {**COMMON, "fp16": {"enabled": False}, "scheduler.params.cycle_min_lr": 1e-2,
+                                            "scheduler.params.cycle_max_lr": 2e-2}, stack=load_preset("tiny", changes))
+        stack_steps(engine, 3)
+        Checkpoints(engine, ranks.OUT / name, engine.config).save(
+            {**about(engine), "stack": dataclasses.asdict(engine.module.config)})
+        engine.eval()
+        batch = batch_of(range(4))
+        with torch.no_grad():
+            out = engine(batch)
+            text = engine.module.language(None, batch.tokens, batch.real)[1]
+        if dist.get_rank() == 0:
+            torch.save({"logits": out.logits, "text": text}, ranks.OUT / name / "logits.pt")
+        engine.destroy()
+    return {}
+
+
+@ranks.case
+def universal() -> dict:
+    """What bare DeepSpeed makes of a checkpoint that was converted to its universal format."""
+    engine = Variant("groups").engine("zero3_nvme")
+    small_steps(engine, 3)
+    path = Checkpoints(engine, ranks.OUT / "universal", engine.config).save(about(engine))
+    before, out = contents(engine), ranks.OUT / "converted"
+    engine.destroy()
+    if dist.get_rank() == 0:
+        convert(path, out)
+    dist.barrier()
+    found = {}
+    for config in ("zero3_offload", "zero2_offload"):
+        bare = Variant("groups").engine(config, again=True, **{"checkpoint": {"load_universal": True}})
+        bare.load_checkpoint(str(out), tag="universal")
+        found[config] = [key for key in differences(before, contents(bare)) if not key.startswith("buffer/")]
+        found[f"{config}, steps"] = bare.global_steps
+        bare.destroy()
     return found
 
 

@@ -104,6 +104,7 @@ def test_an_nvme_optimizer_resumes_past_a_broken_checkpoint(saved, mini_dataset,
     assert [line["loss"] for line in again[2:]] == pytest.approx([line["loss"] for line in again[:2]], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_that_is_asked_for_is_refused(saved, mini_dataset, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(saved.run, run)
