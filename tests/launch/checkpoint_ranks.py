@@ -18,7 +18,7 @@ from torch import nn
 from astrobio.config import load_preset
 from launch.checkpoints.folder import valid_checkpoints
 from launch.checkpoints.keeper import Checkpoints
-from launch.checkpoints.manifest import Manifest
+from launch.checkpoints.manifest import Manifest, verify
 from launch.checkpoints.save import SaveFailed
 from launch.checkpoints.universal import convert
 from launch.zero.ds_config import load_ds_config, resolve, strategy
@@ -288,6 +288,25 @@ def trained_for_export() -> dict:
             torch.save({"logits": out.logits, "text": text}, ranks.OUT / name / "logits.pt")
         engine.destroy()
     return {}
+
+
+@ranks.case
+def frozen_twice() -> dict:
+    """Two checkpoints of a partly frozen model: how many names the frozen parameters' file has, and what loads."""
+    variant, run = Variant("frozen"), ranks.OUT / "frozen_twice"
+    engine = variant.engine("zero3_nvme")
+    checkpoints = Checkpoints(engine, run, engine.config)
+    found = {}
+    for _ in range(2):
+        variant.steps(engine, 1)
+        path = checkpoints.save(about(engine))
+    found["names"] = [(path / f"frozen_0000{rank}.safetensors").stat().st_nlink for rank in range(2)]
+    found["verified"] = verify(path).step
+    found["resumed"] = checkpoints.resume([path])[1].step
+    variant.steps(engine, 1)
+    found["after a resume"] = (checkpoints.save(about(engine)) / "frozen_00000.safetensors").stat().st_nlink
+    engine.destroy()
+    return found
 
 
 @ranks.case

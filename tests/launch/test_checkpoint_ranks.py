@@ -72,7 +72,7 @@ def test_any_number_of_ranks_resumes_any_other(variant, sample_dataset, tmp_path
     assert pairs == {(a, b) for a in (1, 2, 4) for b in (1, 2, 4)}
 
 
-FAST = ["trained_for_export", "universal"]
+FAST = ["trained_for_export", "universal", "frozen_twice"]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,13 @@ def test_exports_give_the_logits_of_the_trained_engine(name, results, out, sampl
     torch.testing.assert_close(logits[seen], expected["text"][seen], rtol=1e-4, atol=1e-4)
     assert AutoTokenizer.from_pretrained(out / f"{name}_language").vocab_size > 100
     assert main(["checkpoint", "verify", str(run)]) == 0
+
+
+@pytest.mark.nvme
+def test_frozen_parameters_are_written_once(results):
+    """A second name for the same file, as long as both checkpoints are there; also after a resume."""
+    for seen in results["frozen_twice"]:
+        assert seen == {"names": [2, 2], "verified": 2, "resumed": 2, "after a resume": 2}
 
 
 @pytest.mark.nvme
