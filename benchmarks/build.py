@@ -21,7 +21,7 @@ import deepspeed.comm as dist  # noqa: E402
 
 from astrobio.config import load_preset  # noqa: E402
 from astrobio.stack import AstrobioStack  # noqa: E402
-from launch.zero.accelerator import prepare_accelerator  # noqa: E402
+from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
 from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
 from launch.zero.engine import build_stack  # noqa: E402
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int)
     args = parser.parse_args()
     prepare_accelerator()
-    deepspeed.init_distributed()
+    join_ranks()
     config = load_preset(args.model)
     ds_config = resolve(load_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json"), world_size=dist.get_world_size(),
                         nvme_folder=ROOT, total_steps=10, largest_parameter=1)

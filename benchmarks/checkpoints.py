@@ -19,7 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import deepspeed  # noqa: E402
 import deepspeed.comm as dist  # noqa: E402
 import torch  # noqa: E402
 import xxhash  # noqa: E402
@@ -28,7 +27,7 @@ from astrobio.config import load_preset  # noqa: E402
 from astrobio.files import sync  # noqa: E402
 from launch.checkpoints.keeper import Checkpoints  # noqa: E402
 from launch.checkpoints.load import fingerprints  # noqa: E402
-from launch.zero.accelerator import prepare_accelerator  # noqa: E402
+from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
 from launch.zero.ds_config import load_ds_config, resolve, strategy  # noqa: E402
 from launch.zero.engine import build_engine  # noqa: E402
 from launch.zero.state import EngineState  # noqa: E402
@@ -94,7 +93,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int)
     args = parser.parse_args()
     prepare_accelerator()
-    deepspeed.init_distributed()
+    join_ranks()
     ds_config = resolve(load_ds_config(args.ds_config, {"gradient_accumulation_steps": 1,
                                                         "fp16.initial_scale_power": 4}),
                         world_size=dist.get_world_size(), nvme_folder=args.folder / "nvme", total_steps=10,

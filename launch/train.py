@@ -25,7 +25,7 @@ from launch.loop import Trainer
 from launch.options import parse_arguments
 from launch.preflight import RunPlan, preflight, user_errors, write_config
 from launch.report import print_plan, print_test
-from launch.zero.accelerator import prepare_accelerator
+from launch.zero.accelerator import join_ranks, prepare_accelerator
 from launch.zero.engine import build_engine
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         plan = preflight(parse_arguments(argv))
     quiet_libraries()
     # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
-    deepspeed.init_distributed()
+    join_ranks()
     if deepspeed.comm.get_rank() == 0:
         print_plan(plan)
         write_config(plan)

@@ -34,7 +34,7 @@ from astrobio.files import write_whole
 from launch.options import parse_arguments
 from launch.preflight import RunPlan, preflight, user_errors, write_config
 from launch.train import quiet_libraries, removed_at_end
-from launch.zero.accelerator import prepare_accelerator
+from launch.zero.accelerator import join_ranks, prepare_accelerator
 from launch.zero.ds_config import nvme_paths, strategy
 from launch.zero.engine import build_engine, device
 
@@ -113,7 +113,7 @@ class Phases:
 
 def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
     """All phases; the report on rank 0."""
-    deepspeed.init_distributed()
+    join_ranks()
     if dist.get_rank() == 0:
         write_config(plan)
         print(f"{plan.model_reason}, {plan.world_size} rank(s), {need['nvme_bytes'] / GB:.1f} GB on "

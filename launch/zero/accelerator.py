@@ -4,7 +4,9 @@ import ctypes
 import functools
 import os
 import warnings
+from pathlib import Path
 
+import deepspeed
 import psutil
 import torch
 from deepspeed.accelerator import get_accelerator, set_accelerator
@@ -36,6 +38,20 @@ def prepare_accelerator():
         _compute_fp16_in_fp32()
         _share_cores()
     return get_accelerator()
+
+
+def join_ranks() -> None:
+    """`deepspeed.init_distributed`, which on a CPU leaves nothing behind.
+
+    There the ranks of a machine reduce through shared memory, 66 MB each, in files that deepspeed 0.19.8 removes only
+    at a clean end (csrc/cpu/comm/shm.cpp): every killed run would keep its share of the memory until the next boot, and
+    the next run at the same port would find its counters. Once all ranks have the memory nobody needs its name.
+    """
+    deepspeed.init_distributed()
+    deepspeed.comm.barrier()
+    address, port, rank = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"]
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{address}_{port}_{rank}"):
+        path.unlink(missing_ok=True)
 
 
 def _give_freed_memory_back() -> None:

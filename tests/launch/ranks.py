@@ -7,6 +7,7 @@ import argparse
 import functools
 import gc
 import json
+import os
 import sys
 import traceback
 import weakref
@@ -28,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from astrobio.config import StackConfig, load_preset  # noqa: E402
 from astrobio.dataset import AstrobioDataset  # noqa: E402
 from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
-from launch.zero.accelerator import prepare_accelerator  # noqa: E402
+from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
 from launch.zero.activation import checkpoint  # noqa: E402
 from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
 from launch.zero.engine import build_engine, build_stack, device  # noqa: E402
@@ -284,6 +285,12 @@ def activation_checkpointing() -> dict:
 
 
 @case
+def shared_memory() -> dict:
+    """What of this launch has a name in shared memory, where a killed run would leave it."""
+    return {"left": [path.name for path in Path("/dev/shm").glob(f"deepspeed_*_{os.environ['MASTER_PORT']}_*")]}
+
+
+@case
 def nonfinite() -> dict:
     """A weight that is not a number, found in the forward pass and in the backward pass."""
     engine = make_engine("zero3_offload", {"gradient_accumulation_steps": 1, "fp16.initial_scale_power": 8})
@@ -397,7 +404,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int)
     args = parser.parse_args()
     prepare_accelerator()
-    deepspeed.init_distributed()
+    join_ranks()
     mend_prefetch()
     DATA, OUT = AstrobioDataset(args.data, "train", 64), args.out
     for name in args.cases or CASES:

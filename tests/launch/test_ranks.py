@@ -11,7 +11,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 
 
 FAST = [*(f"ds_config:{config}" for config in CONFIGS), "gradients:adapters", "language_models", "pretrained",
-        "climate_on_one_rank", "activation_checkpointing", "nonfinite", "upstream", "upstream_nvme_prefetch",
+        "climate_on_one_rank", "activation_checkpointing", "nonfinite", "shared_memory", "upstream", "upstream_nvme_prefetch",
         "same_weights_whatever_the_stage"]
 SLOW = [f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube")]
 
@@ -129,6 +129,11 @@ def test_activation_checkpointing_follows_the_json(results):
             assert rank[name]["loss"] == pytest.approx(rank["without"]["loss"], rel=1e-5)
             assert rank[name]["grad_norm"] == pytest.approx(rank["without"]["grad_norm"], rel=2e-3)
             assert rank[name]["kept_bytes"] < 0.6 * rank["without"]["kept_bytes"]
+
+
+def test_a_killed_run_would_leave_no_shared_memory(results):
+    for rank in seen(results, "shared_memory"):
+        assert rank["left"] == []
 
 
 def test_a_number_that_is_not_finite_is_traced_to_its_module(results):
