@@ -1,6 +1,7 @@
 """The `astrobio` command."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("data", help="sources | build | fetch | validate: datasets", add_help=False)
     check = commands.add_parser("check", help="name every problem of a ds_config")
     check.add_argument("--ds_config", required=True, type=Path)
+    check.add_argument("--model", help="also check it against this preset")
+    check.add_argument("--ranks", type=int, help="devices it will run on (default: this machine's)")
+    check.add_argument("--json", action="store_true", help="one JSON object on stdout")
     check.set_defaults(run=_check)
     params = commands.add_parser("params", help="count parameters and arithmetic of a model")
     params.add_argument("--model", required=True, help=f"{', '.join(preset_names())}, or a YAML file")
@@ -33,10 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(args) -> int:
-    from launch.zero.ds_config import batch_sizes, load_ds_config
-    batch_sizes(load_ds_config(args.ds_config), world_size=1)
-    print(f"{args.ds_config}: no problem found")
-    return 0
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs to stdout
+        from launch.check import run
+    return run(args.ds_config, args.model, args.ranks, args.json)
 
 
 def _params(args) -> int:
