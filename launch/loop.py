@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import deepspeed.comm as dist
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from astrobio.dataset import AstrobioDataset, Batch
 from astrobio.metrics import baselines
 from astrobio.sampler import SampleOrder
+from launch import blackbox
 from launch.callbacks import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit, ignore_stop_signals
 from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.evaluate import evaluate, masked_figures
@@ -60,7 +62,9 @@ class Trainer:
         self.cut_short = False  # by --max_steps, before every record was seen once
         if self.rank == 0:
             checkpoint.remove_partial(plan.run)
+        blackbox.watch(self._where)
         if plan.resume is not None:
+            blackbox.phase("load")
             self._restore(checkpoint.load(engine, plan.resume))
         self.monitor = Monitor(plan.run, self.rank, dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
                                train.wandb_project, self.wandb_id)
@@ -74,6 +78,11 @@ class Trainer:
     @property
     def epoch(self) -> float:
         return self.order.consumed_global / self.order.size
+
+    def _where(self) -> dict:
+        """For the black box; must not wait for anything."""
+        return {"step": self.step, "loss_scale": self._loss_scale(), "overflows": self.overflows,
+                "stop": self.stop.reason}
 
     def state(self) -> dict:
         return {"step": self.step, "model": self.plan.stack.name, "dataset": checkpoint.dataset_hash(self.plan.data),
@@ -125,21 +134,31 @@ class Trainer:
         micro_batches: list[Batch] = []
         losses: list[torch.Tensor] = []
         parts: dict[str, torch.Tensor] = {}
+        blackbox.take_seconds()
         for micro_step in range(plan.accumulation):
+            blackbox.phase("data")
             batch = next(batches)
             micro_batches.append(batch)
             batch = batch.to(device())
+            blackbox.phase("forward")
             out = engine(batch)
+            self._wait()
+            blackbox.phase("backward")
             engine.backward(out.loss)
+            self._wait()
             losses.append(out.loss.detach())
             for name, part in out.parts.items():
                 parts[name] = parts.get(name, 0.0) + part / plan.accumulation
             if micro_step < plan.accumulation - 1:
                 engine.step()
+        blackbox.phase("reduce")
         result = self._agree(losses, parts, micro_batches)
         if not math.isfinite(result.loss):
             self._report_nonfinite(result, micro_batches)
+        blackbox.phase("optimizer")
         engine.step()  # after all ranks know that the numbers are sound
+        self._wait()
+        blackbox.phase("report")
         ids = self._consume(micro_batches)
         overflow = bool(getattr(engine.optimizer, "overflow", False))
         self._watch_overflows(overflow)
@@ -150,8 +169,14 @@ class Trainer:
             "lr": engine.get_lr()[0], "loss_scale": self._loss_scale(), "overflow": overflow,
             "grad_norm": None if norm is None or not math.isfinite(norm) else float(norm),
             "samples_per_s": plan.global_batch / elapsed, "tokens_per_s": result.tokens / elapsed, "step_s": elapsed,
-            "left_s": elapsed * (last - self.step), **usage(plan.ds_config), "sample_ids_hash": ids})
+            "left_s": elapsed * (last - self.step), **usage(plan.ds_config), "sample_ids_hash": ids,
+            "phase_s": {name: round(seconds, 6) for name, seconds in blackbox.take_seconds().items()}})
         return result
+
+    def _wait(self) -> None:
+        """For the device, where phases are to be timed: its work is done later than it is asked for."""
+        if self.plan.ds_config.get("wall_clock_breakdown"):
+            get_accelerator().synchronize()
 
     def _agree(self, losses, parts: dict[str, torch.Tensor], micro_batches: list[Batch]) -> StepResult:
         """One all-reduce of all that the ranks must know of each other's step."""
@@ -206,6 +231,7 @@ class Trainer:
         return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
     def _validate(self) -> None:
+        blackbox.phase("eval")
         result = evaluate(self.engine, self.splits["validation"], self.plan.train.eval_micro_batch)
         better = self.early_stop.better(self._criterion(result))
         self.monitor.evaluation({"step": self.step, "epoch": round(self.epoch, 4), "split": "validation", **result})
@@ -224,6 +250,7 @@ class Trainer:
         return bool(due)
 
     def _save(self, best: bool = False) -> None:
+        blackbox.phase("save")
         path = checkpoint.save(self.engine, self.plan.run, self.state(), best)
         self.policy.saved()
         if self.rank == 0:
@@ -246,6 +273,7 @@ class Trainer:
 
     def test(self) -> dict:
         """Test the best model: figures for real and drawn planets, with each modality masked, beside baselines."""
+        blackbox.phase("test")
         best = checkpoint.best_checkpoint(self.plan.run)
         which = f"the weights of step {self.step}"
         if best is not None and best.name != f"step_{self.step:08d}" and checkpoint.can_load(self.plan.ds_config):

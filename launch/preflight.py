@@ -29,7 +29,7 @@ from launch.check import check
 from launch.options import Options, TrainConfig
 from launch.zero import checkpoint, ops
 from launch.zero.accelerator import on_cpu
-from launch.zero.ds_config import batch_sizes, read_ds_config, resolve, strategy
+from launch.zero.ds_config import batch_sizes, nvme_paths, read_ds_config, resolve, strategy
 from launch.zero.engine import meta_stack
 from launch.zero.facts import facts_of
 from launch.zero.finding import raise_problems
@@ -68,6 +68,11 @@ class RunPlan:
     @property
     def global_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def disks(self) -> list[Path]:
+        """Folders that the run writes to, beside its own."""
+        return [Path(path) for _, path in nvme_paths(self.ds_config)]
 
     @property
     def total_steps(self) -> int:

@@ -21,6 +21,7 @@ import deepspeed
 
 from astrobio.dataset import AstrobioDataset
 from astrobio.schema import SPLITS
+from launch import blackbox
 from launch.loop import Trainer
 from launch.options import parse_arguments
 from launch.preflight import RunPlan, preflight, user_errors, write_config
@@ -34,12 +35,14 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         plan = preflight(parse_arguments(argv))
     quiet_libraries()
-    # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
-    deepspeed.init_distributed()
-    if deepspeed.comm.get_rank() == 0:
-        print_plan(plan)
-        write_config(plan)
-    with removed_at_end(plan.swap):
+    with removed_at_end(plan.swap), blackbox.recording(plan.run, plan.disks):
+        # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
+        blackbox.phase("init")
+        deepspeed.init_distributed()
+        blackbox.record_collectives()
+        if deepspeed.comm.get_rank() == 0:
+            print_plan(plan)
+            write_config(plan)
         trainer = Trainer(plan, build_engine(plan.stack, plan.ds_config, plan.train.seed), open_splits(plan))
         with contextlib.closing(trainer.monitor):
             trainer.fit()
