@@ -7,6 +7,7 @@ builds the stack under ZeRO, trains, and tests the best model. Exit status 0: do
 checkpoint; 2: a mistake in the options, named; 1: anything else.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -22,6 +23,7 @@ import deepspeed
 from astrobio.dataset import AstrobioDataset
 from astrobio.schema import SPLITS
 from launch import blackbox
+from launch.callbacks import end_readers
 from launch.loop import Trainer
 from launch.options import parse_arguments
 from launch.preflight import RunPlan, preflight, user_errors, write_config
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         plan = preflight(parse_arguments(argv))
     quiet_libraries()
+    atexit.register(end_readers)
     with removed_at_end(plan.swap), blackbox.recording(plan.run, plan.disks):
         # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
         blackbox.phase("init")

@@ -183,9 +183,10 @@ def test_an_address_space_that_is_too_small(running):
 def test_the_minimum_loss_scale(mini_dataset, tmp_path):
     run = tmp_path / "run"
     finish(start_training("zero3_offload", mini_dataset, run, "--max_steps", 20, *FAST, "ds_config.fp16.hysteresis=1",
-                          "ds_config.fp16.initial_scale_power=40", f"ds_config.fp16.min_loss_scale={2**39}", **QUIET))
+                          "ds_config.fp16.initial_scale_power=40", f"ds_config.fp16.min_loss_scale={2**39}", **QUIET),
+           timeout=120)  # ranks that end by an error must not wait for their helpers
     found = explain(run)
-    assert found.cause == "minimum loss scale", found
+    assert found.cause == "minimum loss scale" and all(rank["process"] is None for rank in found.ranks), found
     assert any("skipped for overflow" in line for line in found.evidence), found
 
 
