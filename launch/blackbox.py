@@ -67,7 +67,8 @@ class BlackBox:
         self._fixed = {
             "pid": os.getpid(), "started": psutil.Process().create_time(), "rank": rank,
             "world_size": int(os.environ.get("WORLD_SIZE", 1)), "boot": boot_id(), "host": os.uname().nodename,
-            "memory_limit": memory_limit(), "oom_kills_at_start": oom_kills()}
+            "memory_limit": memory_limit(), "rss_at_start": psutil.Process().memory_info().rss,
+            "oom_kills_at_start": oom_kills()}
         every = os.environ.get(TRACE)
         self._every = float(every) if every else EVERY_S
         self._trace = path.with_suffix(".samples.jsonl").open("a") if every else None

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds between looks at memory: 1% of a core.
 LOOK_S = 0.05
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "report")
+FEW = 6  # keys are named in one sentence; the page lists all
 #: Columns of the CSV: the key in a row's ``measured`` or ``predicted``.
 FIGURES = ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "device_peak_bytes", "host_peak_bytes",
            "nvme_bytes", "nvme_read_bytes", "nvme_written_bytes")
@@ -139,13 +140,15 @@ def headline(names: list[str], different: dict[str, list[Any]]) -> str:
         (key, values), = different.items()
         told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in zip(names, values, strict=True))
         return f"they differ in one key, {key} ({told})"
-    return f"they differ in {len(different)} keys: {', '.join(different)}"
+    keys = list(different)
+    more = f" and {len(keys) - FEW} more" if len(keys) > FEW else ""
+    return f"they differ in {len(keys)} keys: {', '.join(keys[:FEW])}{more}"
 
 
 def predict(model: str, ds_config: Path, ranks: int) -> tuple[dict | None, str | None]:
     """What `astrobio plan` says of this machine, or why it says nothing."""
     command = [sys.executable, "-m", "launch.cli", "plan", "--model", model, "--ds_config", str(ds_config),
-               "--hardware", "this", "--json"]
+               "--hardware", "this", "--ranks", str(ranks), "--json"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
@@ -221,6 +224,7 @@ def _measure(row: Row, run: Path, ranks: int, device: str) -> None:
         limit, _ = boxes[0]["memory_limit"]
         row.limits["host"] = limit
         row.measured["host_peak_bytes"] = sum(box["peaks"]["rss"] for box in boxes)
+        row.measured["host_at_start_bytes"] = sum(box["rss_at_start"] for box in boxes)
         if device != "cpu" and "device_bytes" in boxes[0]["peaks"]:
             row.measured["device_peak_bytes"] = max(box["peaks"]["device_bytes"] for box in boxes)
             row.limits["gpu"] = boxes[0]["last"]["device_total"]

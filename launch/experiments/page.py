@@ -13,6 +13,8 @@ WIDTH, LABEL, RIGHT = 940, 190, 90
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
 PHASE_COLOURS = {"data": PALETTE[7], "forward": PALETTE[0], "backward": PALETTE[1], "reduce": PALETTE[3],
                  "optimizer": PALETTE[2], "report": PALETTE[4], "other": "#cccccc"}
+#: Parts of what is measured: what each rank held before its model was built, and the rest. The first `plan` has too.
+LIBRARIES, MEASURED = "Python and libraries", "everything else, as measured"
 #: Rows of the table: key, heading, unit.
 TABLE = (("step_s", "step", "s"), ("forward_s", "forward", "s"), ("backward_s", "backward", "s"),
          ("optimizer_s", "optimizer", "s"), ("tokens_per_s", "text tokens", "/s"),
@@ -34,7 +36,16 @@ def write_page(found, path: Path, predicted: dict[str, dict[str, float]]) -> Non
         found=found, done=done, table=_table(found.rows, predicted), memory=memory,
         time=time_bars(found.rows, predicted),
         timelines=[(row.name, timeline(row.timeline)) for row in done if row.timeline], phases=PHASE_COLOURS,
-        timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card"))
+        silent=_reasons(found.rows), timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card"))
+
+
+def _reasons(rows) -> list[tuple[str, str]]:
+    """Why there are no predictions, and for which rows."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.no_prediction:
+            found.setdefault(row.no_prediction, []).append(row.name)
+    return [(", ".join(names), why) for why, names in found.items()]
 
 
 def _table(rows, predicted) -> list[dict[str, Any]]:
@@ -72,9 +83,9 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
     for row in rows:
         plan = (row.predicted or {}).get(place) or {}
         if key in row.measured:
-            bars.append((f"{row.name}", [("measured", row.measured[key])], "measured"))
-        elif row.status != "done":
-            bars.append((row.name, [], f"failed: {row.cause}"))
+            start = row.measured.get("host_at_start_bytes", 0) if place == "host" else 0
+            parts = [(LIBRARIES, start), (MEASURED, row.measured[key] - start)]
+            bars.append((row.name, [part for part in parts if part[1] > 0], "measured"))
         if plan.get("peak_bytes"):
             parts = {name: size for name, size in (plan.get("parts") or {}).items()
                      if isinstance(size, int | float) and size > 0}
@@ -85,8 +96,9 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
     if not any(parts for _, parts, _ in bars):
         return None
     limits = [row.limits[place] for row in rows if place in row.limits]
-    names = list(dict.fromkeys(name for _, parts, _ in bars for name, _ in parts if name != "measured"))
-    colours = {"measured": "#444444", **{name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}}
+    names = list(dict.fromkeys(name for _, parts, _ in bars for name, _ in parts if name not in (MEASURED, LIBRARIES)))
+    colours = {MEASURED: "#444444", LIBRARIES: PALETTE[7],
+               **{name: PALETTE[i % (len(PALETTE) - 1)] for i, name in enumerate(names)}}
     return _bars(bars, colours, lambda value: told(value, "B"), limits[0] if limits else None)
 
 
