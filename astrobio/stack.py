@@ -1,19 +1,26 @@
 """The whole stack: a batch in, a loss and habitability logits out."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from astrobio import losses
 from astrobio.blocks import Absent, Checkpoint, Checkpointed
-from astrobio.config import StackConfig
+from astrobio.config import ConfigError, StackConfig, parse
 from astrobio.datacube import DatacubeEncoder
 from astrobio.dataset import Batch
 from astrobio.fusion import Fusion
 from astrobio.graph_vae import GraphVAE
-from astrobio.language import Language
+from astrobio.language import Language, language_config
 from astrobio.planet import PlanetEncoder
+from astrobio.pretrained import CONFIG
 from astrobio.schema import CLIMATE_SURFACE_VARIABLES, MODALITIES
 from astrobio.spectrum import SpectrumEncoder
 
@@ -56,6 +63,37 @@ class AstrobioStack(nn.Module):
                                  [getattr(config, name).tokens for name in self.modalities])
         self._freeze()
         self.train()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "AstrobioStack":
+        """The stack that ``astrobio checkpoint export`` wrote into ``folder``, ready to be used, not trained.
+
+        Args:
+            dtype: of the parameters; None takes that of the files.
+
+        Raises:
+            ConfigError: a file is missing, or the weights are not those of the configuration beside them.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"{folder / CONFIG} is missing: not an exported stack")
+        content = json.loads((folder / CONFIG).read_text())
+        if "astrobio_stack" not in content:
+            raise ConfigError(f"{folder / CONFIG}: not of an exported stack; a language model alone is read by "
+                              "transformers.AutoModelForCausalLM.from_pretrained")
+        with init_empty_weights(include_buffers=False):
+            stack = cls(parse(StackConfig, content["astrobio_stack"], str(folder / CONFIG)))
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}
+            unknown = stack.load_state_dict(weights, strict=False, assign=True).unexpected_keys
+            if unknown:
+                raise ConfigError(f"{path}: holds {unknown[0]}, which the stack has not")
+        stack.language.model.tie_weights()
+        empty = [name for name, parameter in stack.named_parameters() if parameter.is_meta]
+        if empty:
+            raise ConfigError(f"{folder}: lacks {empty[0]}" + (f" and {len(empty) - 1} more" if empty[1:] else ""))
+        return (stack if dtype is None else stack.to(dtype)).eval()
 
     def _freeze(self) -> None:
         for name in self.config.freeze:
@@ -137,3 +175,16 @@ class AstrobioStack(nn.Module):
         """What an encoder makes of its modality; a frozen one without a graph that nobody would go back through."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.config.freeze):
             return getattr(self, name)(*inputs)
+
+
+def exported_config(config: StackConfig, dtype: str) -> dict[str, Any]:
+    """``config.json`` of an exported stack: all that `AstrobioStack.from_pretrained` needs, whatever the language model
+    was started from."""
+    content = dataclasses.asdict(config)
+    built = language_config(config.language)
+    known = type(built)()
+    content["language"] |= {
+        "init_from": None, "model_type": built.model_type,
+        "config": {key: value for key, value in built.to_diff_dict().items()
+                   if hasattr(known, key) and key not in ("model_type", "dtype", "architectures")}}
+    return {"architectures": ["AstrobioStack"], "dtype": dtype, "astrobio_stack": content}

@@ -133,6 +133,8 @@ class BlackBox:
         if error is None or isinstance(error, SystemExit) and not error.code:
             words = {"ended": {"time": time.time(), "error": None}}
         else:
+            if isinstance(error, SystemExit) and error.__context__ is not None:
+                error = error.__context__  # what it was raised for
             told = "".join(traceback.format_exception_only(error)).strip()
             where = traceback.extract_tb(error.__traceback__)[-1:]
             words = {"ended": {"time": time.time(), "error": type(error).__name__, "message": told[-2000:],

@@ -63,22 +63,30 @@ class CheckpointPolicy:
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGINT or SIGUSR1, or when the `deepspeed` command has gone; read at each step boundary.
+    """Set by SIGTERM, SIGINT or SIGUSR1, or when the `deepspeed` command has gone; read at each step boundary. A second
+    signal ends the rank at once.
 
     The launcher passes SIGTERM on to its ranks, but its own parent, the `deepspeed` command, does not: killed, it
     leaves ranks behind that nobody sees.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    #: One Ctrl-C reaches a rank more than once, from the terminal and through the launcher.
+    SAME_REQUEST_S = 2.0
 
     def __init__(self):
         self.reason: str | None = None
+        self._since = 0.0
         self._command = _deepspeed_command()
         for number in self.SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame) -> None:
-        self.reason = signal.Signals(number).name
+        if self.reason is None:
+            self.reason, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._since > self.SAME_REQUEST_S:
+            os.write(2, f"{signal.Signals(number).name} again: ending at once, without a checkpoint\n".encode())
+            os._exit(128 + number)
 
     @property
     def asked(self) -> bool:

@@ -43,6 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     params.add_argument("--model", required=True, help=f"{', '.join(preset_names())}, or a YAML file")
     params.add_argument("--json", action="store_true", help="one JSON object on stdout")
     params.set_defaults(run=_params)
+    if arguments[:1] == ["checkpoint"]:  # DeepSpeed takes seconds to import
+        from launch.checkpoints.command import add_commands
+        add_commands(commands)
+    else:
+        commands.add_parser("checkpoint", help="list | verify | convert | export: a run's checkpoints", add_help=False)
     args = parser.parse_args(arguments)
     try:
         return args.run(args)

@@ -110,6 +110,10 @@ def _cause(boxes: list[dict]) -> Explanation:
         return Explanation("lost another rank", box["rank"], f"rank {box['rank']} lost the others in "
                            f"{_doing(box)}: {_words(box)}",
                            cure="look at the other machines' ranks, and at the network between them")
+    if (box := next((box for box in boxes if box["last"].get("unsaved")), None)) is not None:
+        kind = _kind_of(box["last"]["unsaved"])
+        return Explanation("not saved" if kind == "error" else kind, box["rank"], "the run ended by itself, but its "
+                           f"last step could not be saved: {box['last']['unsaved'][:300]}", _of_the_limits(box, kind))
     stop = next((box["last"].get("stop") for box in boxes if box["last"].get("stop")), None)
     return Explanation("stopped" if stop else "finished", None, f"the run stopped as asked ({stop}), with a checkpoint"
                        if stop else "the run ended by itself, without an error",
@@ -120,12 +124,15 @@ def _kind(box: dict) -> str:
     message = box["ended"]["message"]
     if box["ended"].get("errno") == 28:
         return "disk full"
-    for kind, words in ERRORS:
-        if re.search(words, message):
-            return kind
+    if (kind := _kind_of(message)) != "error":
+        return kind
     if _full_disk(box) and re.search(r"OSError|RuntimeError|writ|[Ee]rrno|AssertionError", message):
         return "disk full"
     return "error"
+
+
+def _kind_of(message: str) -> str:
+    return next((kind for kind, words in ERRORS if re.search(words, message)), "error")
 
 
 def _killed(boxes: list[dict], vanished: list[dict]) -> Explanation:

@@ -16,11 +16,13 @@ from astrobio.metrics import baselines
 from astrobio.sampler import SampleOrder
 from launch import blackbox
 from launch.callbacks import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit, ignore_stop_signals
+from launch.checkpoints.compatibility import dataset_hash
+from launch.checkpoints.keeper import Checkpoints
+from launch.checkpoints.save import SaveFailed
 from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.evaluate import evaluate, masked_figures
 from launch.monitor import Monitor, usage
 from launch.preflight import RunPlan
-from launch.zero import checkpoint
 from launch.zero.ds_config import strategy
 from launch.zero.engine import device
 
@@ -60,15 +62,17 @@ class Trainer:
         self.stop = StopRequest()
         self.interrupted = False  # agreed by all ranks, unlike what a signal tells one of them
         self.cut_short = False  # by --max_steps, before every record was seen once
-        if self.rank == 0:
-            checkpoint.remove_partial(plan.run)
+        self.unsaved: str | None = None  # why the last step could not be saved
+        self.checkpoints = Checkpoints(engine, plan.run, plan.ds_config, train.seed, train.keep_last,
+                                       train.keep_every_h)
         blackbox.watch(self._where)
-        if plan.resume is not None:
-            blackbox.phase("load")
-            self._restore(checkpoint.load(engine, plan.resume))
+        blackbox.phase("load" if plan.resume else "start")
+        resumed = self._resume() if plan.resume else []
         self.monitor = Monitor(plan.run, self.rank, dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
                                train.wandb_project, self.wandb_id)
         self.wandb_id = self.monitor.wandb_id
+        for message in resumed:
+            self.monitor.event(self.step, "resume", message)
 
     @property
     def step(self) -> int:
@@ -82,14 +86,21 @@ class Trainer:
     def _where(self) -> dict:
         """For the black box; must not wait for anything."""
         return {"step": self.step, "loss_scale": self._loss_scale(), "overflows": self.overflows,
-                "stop": self.stop.reason}
+                "stop": self.stop.reason, "unsaved": self.unsaved}
 
     def state(self) -> dict:
-        return {"step": self.step, "model": self.plan.stack.name, "dataset": checkpoint.dataset_hash(self.plan.data),
-                "layout": checkpoint.layout_of(self.plan.ds_config), "global_batch": self.plan.global_batch,
+        """All that a checkpoint must hold besides the engine's state, and of what run it is."""
+        return {"model": self.plan.stack.name, "stack": dataclasses.asdict(self.plan.stack),
+                "dataset": dataset_hash(self.plan.data), "global_batch": self.plan.global_batch,
                 "order": self.order.state_dict(), "elapsed_s": self.time_limit.elapsed_s, "wandb_id": self.wandb_id,
                 "early_stop": {"best": self.early_stop.best if math.isfinite(self.early_stop.best) else None,
                                "since_best": self.early_stop.since_best}}
+
+    def _resume(self) -> list[str]:
+        """Go on from the newest checkpoint that is sound; what is to be said of it."""
+        path, manifest, broken = self.checkpoints.resume(self.plan.resume)
+        self._restore(manifest.about)
+        return [*self.plan.resume_notes, *broken, f"resumed from {path} at step {self.step}"]
 
     def _restore(self, state: dict) -> None:
         self.order.load_state_dict(state["order"])
@@ -104,8 +115,6 @@ class Trainer:
         plan, last = self.plan, self.plan.total_steps
         if plan.max_steps is not None:
             last = min(last, plan.max_steps)
-        if plan.resume is not None:
-            self.monitor.event(self.step, "resume", f"resumed from {plan.resume} at step {self.step}")
         self.monitor.start_bar(last, self.step)
         batches = iter(self._loader())
         reason = self._reason_to_stop(last, stop_asked=False)
@@ -125,6 +134,7 @@ class Trainer:
         return torch.utils.data.DataLoader(
             self.splits["train"], collate_fn=self.splits["train"].collate, num_workers=workers,
             batch_sampler=self.order.micro_batches(self.plan.micro_batch, self.rank, self.plan.world_size),
+            generator=torch.Generator(),  # else it draws from the model's random numbers at each start
             worker_init_fn=ignore_stop_signals if workers else None)
 
     def _train_step(self, batches, last: int) -> StepResult:
@@ -250,12 +260,17 @@ class Trainer:
         return bool(due)
 
     def _save(self, best: bool = False) -> None:
+        """A checkpoint that cannot be written is reported, and training goes on."""
         blackbox.phase("save")
-        path = checkpoint.save(self.engine, self.plan.run, self.state(), best)
+        try:
+            path = self.checkpoints.save(self.state(), best)
+        except SaveFailed as failed:
+            self.unsaved = str(failed)
+            self.monitor.event(self.step, "save_failed", self.unsaved, logging.WARNING)
+        else:
+            self.unsaved = None
+            self.monitor.event(self.step, "checkpoint", f"saved {path}{' (best so far)' if best else ''}", best=best)
         self.policy.saved()
-        if self.rank == 0:
-            checkpoint.remove_old(self.plan.run, self.plan.train.keep_last)
-        self.monitor.event(self.step, "checkpoint", f"saved {path}{' (best so far)' if best else ''}", best=best)
 
     def _reason_to_stop(self, last: int, stop_asked: bool) -> str | None:
         if stop_asked:
@@ -274,10 +289,9 @@ class Trainer:
     def test(self) -> dict:
         """Test the best model: figures for real and drawn planets, with each modality masked, beside baselines."""
         blackbox.phase("test")
-        best = checkpoint.best_checkpoint(self.plan.run)
         which = f"the weights of step {self.step}"
-        if best is not None and best.name != f"step_{self.step:08d}" and checkpoint.can_load(self.plan.ds_config):
-            checkpoint.load_weights(self.engine, best)
+        best = self.checkpoints.load_best()
+        if best is not None:
             which = f"the best weights, {best.name}"
         size, test = self.plan.train.eval_micro_batch, self.splits["test"]
         result = {"step": self.step, "epoch": round(self.epoch, 4), "split": "test", "weights": which,

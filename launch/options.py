@@ -26,6 +26,7 @@ class TrainConfig:
     checkpoint_every_steps: int = Field(default=500, ge=1)
     checkpoint_every_h: float = Field(default=2.0, gt=0)
     keep_last: int = Field(default=2, ge=1)  # checkpoints; the best one is kept besides
+    keep_every_h: float | None = Field(default=None, gt=0)  # and the first of every so many hours
     eval_micro_batch: int = Field(default=8, ge=1)
     data_workers: int = Field(default=1, ge=0)  # processes that read ahead, for each rank
     report_overflows_after: int = Field(default=3, ge=1)  # skipped steps in a row
@@ -64,8 +65,8 @@ def parse_arguments(argv: list[str] | None = None) -> Options:
                         help="a built dataset (default: data/sample, built on first need)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run's folder (default: a dated one under runs/)")
     parser.add_argument("--resume", metavar="auto|DIR",
-                        help="auto: the newest checkpoint of --run (without --run: of the newest run), or a fresh "
-                             "start where there is none; DIR: a run's folder or one checkpoint")
+                        help="auto: the newest valid checkpoint of --run (without --run: of the newest run), or a "
+                             "fresh start where there is none; DIR: a run's folder or one checkpoint")
     parser.add_argument("--max_steps", type=int, metavar="N",
                         help="stop after N optimizer steps in all; a run stopped within its first epoch is not tested")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",

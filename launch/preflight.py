@@ -26,8 +26,11 @@ from astrobio.language import language_config
 from astrobio.pretrained import Pretrained
 from astrobio.stack import AstrobioStack
 from launch.check import check
+from launch.checkpoints.compatibility import changes, dataset_hash, refusals
+from launch.checkpoints.folder import LATEST, checkpoints, damage_of, is_checkpoint, pointer_problem
+from launch.checkpoints.manifest import MANIFEST, Manifest, check_sizes
 from launch.options import Options, TrainConfig
-from launch.zero import checkpoint, ops
+from launch.zero import ops
 from launch.zero.accelerator import on_cpu
 from launch.zero.ds_config import batch_sizes, nvme_paths, read_ds_config, resolve, strategy
 from launch.zero.engine import meta_stack
@@ -56,7 +59,8 @@ class RunPlan:
     tokenizer: Path
     run: Path
     swap: Path  # where an nvme_path of "auto" puts swap files; removed at the end
-    resume: Path | None  # the checkpoint to continue from
+    resume: list[Path]  # the checkpoints to continue from, the newest first: the others in case it is broken
+    resume_notes: list[str]  # what is otherwise than in the run that was saved, and what was found broken
     max_steps: int | None
     micro_batch: int
     accumulation: int
@@ -97,10 +101,11 @@ def preflight(options: Options) -> RunPlan:
     network = _build_on_meta(stack, name)
     _check_pretrained(network)
     facts = facts_of(network)
-    resume, run = _run_and_resume(options, stack.name)
+    resume, run, resume_notes = _run_and_resume(options, stack.name)
     swap = Path(os.environ["ASTROBIO_NVME"], run.name) if os.environ.get("ASTROBIO_NVME") else run / "nvme"
     findings = check(raw, world_size=world_size, facts=facts, nvme_folder=swap)
     raise_problems(findings, named)
+    saved = check_sizes(resume[0]) if resume else None
 
     data = options.data or DEFAULT_DATA
     if options.data is None:
@@ -112,15 +117,18 @@ def preflight(options: Options) -> RunPlan:
     records = len(datasets.load_from_disk(str(data / "train")))
 
     micro, accumulation = batch_sizes(raw, world_size)
-    if resume is not None:
-        accumulation = _keep_global_batch(resume, micro, accumulation, world_size)
+    if saved is not None:
+        accumulation = _keep_global_batch(resume[0], saved, micro, world_size)
         raw["gradient_accumulation_steps"] = accumulation
         raw.pop("train_batch_size", None)
     steps_per_epoch = records / (micro * accumulation * world_size)
     ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=facts.largest,
                         hidden_size=facts.hidden_size, total_steps=math.ceil(train.epochs * steps_per_epoch))
-    if resume is not None:
-        checkpoint.check_compatible(resume, stack, ds_config, data)
+    if saved is not None:
+        problems = refusals(saved, network, stack.name, data)
+        if problems:
+            raise ConfigError("\n".join(f"--resume {resume[0]}: {problem}" for problem in problems))
+        resume_notes += changes(saved, network, ds_config, world_size)
     ops.build(ops.needed(ds_config))
     _check_port()
     try:
@@ -130,8 +138,8 @@ def preflight(options: Options) -> RunPlan:
     return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=facts.parameters,
                    trainable=facts.trainable,
                    attention=network.language.attention, data=data, tokenizer=tokenizer, run=run, swap=swap,
-                   resume=resume, max_steps=options.max_steps, micro_batch=micro, accumulation=accumulation,
-                   world_size=world_size, steps_per_epoch=steps_per_epoch,
+                   resume=resume, resume_notes=resume_notes, max_steps=options.max_steps, micro_batch=micro,
+                   accumulation=accumulation, world_size=world_size, steps_per_epoch=steps_per_epoch,
                    model_reason=f"{name} ({facts.parameters / 1e6:,.1f} M parameters): {reason}",
                    remarks=[str(finding) for finding in findings if not finding.problem])
 
@@ -236,27 +244,52 @@ def _tokenizer(data: Path, stack: StackConfig) -> Path:
     return folder
 
 
-def _run_and_resume(options: Options, model: str) -> tuple[Path | None, Path]:
-    """The checkpoint to resume from, if any, and the run's folder."""
+def _run_and_resume(options: Options, model: str) -> tuple[list[Path], Path, list[str]]:
+    """The checkpoints to resume from, the newest first, the run's folder, and what is to be said of them."""
     fresh = options.run or RUNS / f"{_launch_time():%Y%m%d-%H%M%S}-{model}-{options.ds_config.stem}"
     if options.resume is None:
-        if options.run and checkpoint.complete_checkpoints(options.run):
+        if options.run and checkpoints(options.run):
             raise ConfigError(f"--run {options.run}: holds checkpoints of an earlier run: continue it with --resume "
                               "auto, or give another folder")
-        return None, fresh
+        return [], fresh, []
     if options.resume == "auto":
-        runs = [options.run] if options.run else sorted(RUNS.glob("*"), reverse=True)
-        for run in runs:
-            found = checkpoint.complete_checkpoints(run)
-            if found:
-                return found[-1], run
-        return None, fresh
-    folder = Path(options.resume)
-    found = [folder] if checkpoint.is_complete(folder) else checkpoint.complete_checkpoints(folder)
+        for run in [options.run] if options.run else sorted(RUNS.glob("*"), reverse=True):
+            if checkpoints(run):
+                found, notes = _valid_of(run)
+                return found, run, notes
+        return [], fresh, []
+    given = Path(options.resume)
+    if is_checkpoint(given) or given.name.startswith("step_"):
+        damage = damage_of(given)
+        if damage is not None:
+            raise ConfigError(f"--resume {damage}".replace("\n", "\n--resume "))
+        return [given], options.run or given.parent.parent, []
+    if not checkpoints(given):
+        raise ConfigError(f"--resume {given}: neither a checkpoint nor a run's folder with one; a checkpoint is a "
+                          f"folder like RUN/checkpoints/step_00000500 with {MANIFEST}")
+    found, notes = _valid_of(given)
+    return found, options.run or given, notes
+
+
+def _valid_of(run: Path) -> tuple[list[Path], list[str]]:
+    """The run's valid checkpoints, the newest first, and what is wrong with newer ones.
+
+    Raises:
+        ConfigError: all are broken.
+    """
+    found, broken = [], []
+    for path in reversed(checkpoints(run)):
+        damage = damage_of(path)
+        if damage is None:
+            found.append(path)
+        elif not found:
+            broken += [f"{path}: {problem}" for problem in damage.problems]
     if not found:
-        raise ConfigError(f"--resume {folder}: neither a checkpoint nor a run's folder with one; a checkpoint is a "
-                          f"folder like RUN/checkpoints/step_00000500 with {checkpoint.STATE}")
-    return found[-1], options.run or found[-1].parent.parent
+        raise ConfigError("\n".join([*(f"--resume {problem}" for problem in broken),
+                                     f"--resume: no checkpoint of {run} is valid: begin anew with another --run"]))
+    pointer = pointer_problem(run, LATEST)
+    notes = [f"{problem}; {found[0].name} is taken" for problem in ([pointer] if pointer else []) + broken]
+    return found, notes
 
 
 def _launch_time() -> datetime:
@@ -266,14 +299,14 @@ def _launch_time() -> datetime:
                                   else time.time())
 
 
-def _keep_global_batch(resume: Path, micro: int, accumulation: int, world_size: int) -> int:
+def _keep_global_batch(resume: Path, saved: Manifest, micro: int, world_size: int) -> int:
     """Accumulation steps that keep the checkpoint's global batch under this number of ranks."""
-    saved = json.loads((resume / checkpoint.STATE).read_text())["global_batch"]
-    if saved % (micro * world_size):
-        raise ConfigError(f"--resume {resume}: its global batch of {saved} samples cannot be made of {world_size} "
+    batch = saved.about["global_batch"]
+    if batch % (micro * world_size):
+        raise ConfigError(f"--resume {resume}: its global batch of {batch} samples cannot be made of {world_size} "
                           f"ranks × train_micro_batch_size_per_gpu {micro}: choose a number of ranks and a micro-batch "
-                          f"whose product divides {saved}")
-    return saved // (micro * world_size)
+                          f"whose product divides {batch}")
+    return batch // (micro * world_size)
 
 
 def write_config(plan: RunPlan) -> None:
@@ -285,7 +318,7 @@ def write_config(plan: RunPlan) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     content = {
         "model": dataclasses.asdict(plan.stack), "ds_config": plan.ds_config, "train": dataclasses.asdict(plan.train),
-        "data": {"folder": str(plan.data), "content_sha256": checkpoint.dataset_hash(plan.data)},
+        "data": {"folder": str(plan.data), "content_sha256": dataset_hash(plan.data)},
         "world_size": plan.world_size, "global_batch": plan.global_batch, "model_choice": plan.model_reason,
         "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__,
                      "transformers": transformers.__version__, "python": sys.version.split()[0]},

@@ -18,8 +18,10 @@ def print_plan(plan: RunPlan) -> None:
           f"{f', stopping after {plan.max_steps}' if plan.max_steps else ''}; at most "
           f"{duration(3600 * plan.train.time_limit_h)}\n"
           f"data       {plan.data}\n"
-          f"run        {plan.run}{f', resumed from {plan.resume.name}' if plan.resume else ''}",
-          *(f"remark     {remark}" for remark in plan.remarks), sep="\n", flush=True)
+          f"run        {plan.run}{f', resumed from {plan.resume[0].name}' if plan.resume else ''}", flush=True)
+    for kind, lines in (("resume", plan.resume_notes), ("remark", plan.remarks)):
+        for line in lines:
+            print(f"{kind:10s} {line}", flush=True)
 
 
 def _place(name: str) -> str:

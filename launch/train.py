@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
         if deepspeed.comm.get_rank() == 0:
             print_plan(plan)
             write_config(plan)
-        trainer = Trainer(plan, build_engine(plan.stack, plan.ds_config, plan.train.seed), open_splits(plan))
+        engine = build_engine(plan.stack, plan.ds_config, plan.train.seed)
+        with user_errors():  # a checkpoint whose files turn out to be broken
+            trainer = Trainer(plan, engine, open_splits(plan))
         with contextlib.closing(trainer.monitor):
             trainer.fit()
             if not (trainer.interrupted or trainer.cut_short):
@@ -56,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         deepspeed.comm.barrier()
         trainer.engine.destroy()
         deepspeed.comm.destroy_process_group()
+    if trainer.unsaved:
+        sys.exit(f"error: {trainer.unsaved}" if trainer.rank == 0 else 1)
 
 
 def open_splits(plan: RunPlan) -> dict[str, AstrobioDataset]:

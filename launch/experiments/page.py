@@ -36,7 +36,8 @@ def write_page(found, path: Path, predicted: dict[str, dict[str, float]]) -> Non
         found=found, done=done, table=_table(found.rows, predicted), memory=memory,
         time=time_bars(found.rows, predicted),
         timelines=[(row.name, timeline(row.timeline)) for row in done if row.timeline], phases=PHASE_COLOURS,
-        silent=_reasons(found.rows), timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card"))
+        silent=_reasons(found.rows),
+        timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card"))
 
 
 def _reasons(rows) -> list[tuple[str, str]]:
@@ -96,7 +97,8 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
     if not any(parts for _, parts, _ in bars):
         return None
     limits = [row.limits[place] for row in rows if place in row.limits]
-    names = list(dict.fromkeys(name for _, parts, _ in bars for name, _ in parts if name not in (MEASURED, LIBRARIES)))
+    names = list(dict.fromkeys(name for _, parts, _ in bars for name, _ in parts))
+    names = [name for name in names if name not in (MEASURED, LIBRARIES)]
     colours = {MEASURED: "#444444", LIBRARIES: PALETTE[7],
                **{name: PALETTE[i % (len(PALETTE) - 1)] for i, name in enumerate(names)}}
     return _bars(bars, colours, lambda value: told(value, "B"), limits[0] if limits else None)

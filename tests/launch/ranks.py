@@ -70,14 +70,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 def make_engine(config: str, changes: dict | None = None, without: tuple[str, ...] = (),
-                stack: StackConfig | None = None):
+                stack: StackConfig | None = None, seed: int = 0):
     raw = load_ds_config(ROOT / "ds_configs" / f"{config}.json",
                          {"gradient_accumulation_steps": 2, **(changes or {})})
     for block in without:
         raw.pop(block, None)
     ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=OUT / "nvme", total_steps=100,
                         largest_parameter=1 << 20)
-    return build_engine(stack or load_preset("tiny"), ds_config, seed=0)
+    return build_engine(stack or load_preset("tiny"), ds_config, seed)
 
 
 def batch_of(indices):
@@ -405,6 +405,7 @@ def main() -> None:
             result = CASES[name]()
         except Exception:
             result = {"error": traceback.format_exc()}
+            print(result["error"], flush=True)  # at once: the other ranks may wait for this one
         gathered: list = [None] * dist.get_world_size()
         torch.distributed.all_gather_object(gathered, result)
         if dist.get_rank() == 0:

@@ -72,7 +72,8 @@ def test_the_timeline_is_that_of_the_last_whole_step():
 def page(tmp_path):
     """A page of three rows, one failed; a config's name and a reason that are markup."""
     measured = {"step_s": 2.0, "forward_s": 0.5, "backward_s": 1.0, "optimizer_s": 0.4, "tokens_per_s": 123.0,
-                "host_peak_bytes": 4.5e9, "host_at_start_bytes": 1e9, "nvme_bytes": 1e9, "nvme_read_bytes": 2e9, "nvme_written_bytes": 1e8}
+                "host_peak_bytes": 4.5e9, "host_at_start_bytes": 1e9, "nvme_bytes": 1e9, "nvme_read_bytes": 2e9,
+                "nvme_written_bytes": 1e8}
     points = [(i / 10, 10**9 + 10**7 * i, "forward" if i < 5 else "backward") for i in range(20)]
     rows = [Row("zero3_offload", "a.json", steps=3, losses=[3.0, 2.5], measured=measured, predicted=PLAN,
                 limits={"host": 24 * 10**9, "nvme": 10**11}, timeline=points),
@@ -91,7 +92,8 @@ def test_the_page_stands_alone_and_has_everything(page):
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)
     for words in ("They differ in one key, fp16.", "failed: host memory", "rank 1 was killed &lt;script&gt;",
                   "zero3 &lt;b&gt;", "predicted 2.2 s (+10%)", "predicted 5.00 GB (+11%)", "optimizer state",
-                  "limit 24.00 GB", "No prediction for zero3 &lt;b&gt;: no such command", "polyline", "<code>fp16.enabled</code>"):
+                  "limit 24.00 GB",
+                  "No prediction for zero3 &lt;b&gt;: no such command", "polyline", "<code>fp16.enabled</code>"):
         assert words in text, words
 
 

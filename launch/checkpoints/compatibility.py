@@ -1,0 +1,135 @@
+"""What a run may change against the checkpoint it resumes from, and what that means."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from astrobio.stack import AstrobioStack
+from launch.checkpoints.manifest import Manifest
+from launch.zero.ds_config import strategy
+
+#: Optimizers whose state means the same.
+SAME_STATE = ({"adam", "adamw"},)
+
+
+def dataset_hash(data: Path) -> str:
+    return json.loads((data / "manifest.json").read_text())["content_sha256"]
+
+
+def refusals(manifest: Manifest, network: AstrobioStack, model: str, data: Path) -> list[str]:
+    """Why the run cannot go on from the checkpoint: it is of another model, or of another dataset."""
+    shapes = {name: list(parameter.shape) for name, parameter in network.named_parameters()}
+    saved = {name: tensor.shape for kind in ("fp32", "frozen") for name, tensor in manifest.of_kind(kind).items()}
+    problems = []
+    if saved != shapes:
+        examples = [*(f"{name} is {saved[name]} there and {shape} here" for name, shape in shapes.items()
+                      if name in saved and saved[name] != shape),
+                    *(f"{name} is not in it" for name in shapes if name not in saved),
+                    *(f"{name} is only in it" for name in saved if name not in shapes)]
+        problems.append(f"it was saved from model {manifest.about['model']!r}, whose network is not that of "
+                        f"{model!r}: {examples[0]}"
+                        f"{f', and {len(examples) - 1} more differences' if len(examples) > 1 else ''}")
+    before, now = manifest.about["dataset"], dataset_hash(data)
+    if before != now:
+        problems.append(f"it was trained on a dataset of content_sha256 {before[:12]}…, {data} has {now[:12]}…")
+    return problems
+
+
+def changes(manifest: Manifest, network: AstrobioStack, ds_config: dict, world_size: int) -> list[str]:
+    """What this run does otherwise than the one that was saved, a line each; where that cannot be exact, how far."""
+    before, lines = manifest.about["ds_config"], []
+    old, new = strategy(before), strategy(ds_config)
+
+    def differs(what: str, was: Any, now: Any, means: str = "") -> None:
+        if was != now:
+            lines.append(f"{what}: {was} before, {now} now{f'; {means}' if means else ''}")
+
+    differs("ZeRO stage", old.stage, new.stage)
+    differs("optimizer on", old.optimizer_device, new.optimizer_device)
+    differs("parameters on", old.param_device, new.param_device)
+    differs("ranks", manifest.world_size, world_size, "new ranks draw random numbers of their own" if
+            world_size > manifest.world_size else "")
+    if world_size != manifest.world_size and len(_buffers(manifest)) > len(_distinct_buffers(manifest)):
+        lines.append("buffers that differed between the ranks: new ranks take those of rank 0")
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        differs(key, before.get(key), ds_config.get(key))
+    differs("sub_group_size", *(config.get("zero_optimization", {}).get("sub_group_size")
+                                for config in (before, ds_config)))
+    differs("precision", old.precision, new.precision, _precision(manifest, old.precision, new.precision))
+    differs("moments", _moment_dtype(before), _moment_dtype(ds_config),
+            "rounded, or no finer than they were saved")
+    if not keeps_moments(before, ds_config):
+        differs("optimizer", before["optimizer"]["type"], ds_config["optimizer"]["type"],
+                "the moments of the one mean nothing to the other: they begin at zero")
+    for key in sorted(new_settings(before, ds_config)):
+        differs(f"optimizer.params.{key}", *(config["optimizer"].get("params", {}).get(key)
+                                             for config in (before, ds_config)))
+    if not same_scheduler(before, ds_config):
+        lines.append(f"scheduler: {_scheduler(before)} before, {_scheduler(ds_config)} now; it goes on at step "
+                     f"{manifest.step} of the new one")
+    return lines + _thawed(manifest, network)
+
+
+def _precision(manifest: Manifest, old: str, new: str) -> str:
+    notes = []
+    if new == "fp16" and old != "fp16":
+        notes.append("the loss scale begins anew")
+    elif old == "fp16":
+        notes.append("the loss scale is dropped")
+    if manifest.of_kind("frozen"):
+        notes.append("frozen parameters are rounded to it, which cannot be undone")
+    return "; ".join(notes)
+
+
+def _thawed(manifest: Manifest, network: AstrobioStack) -> list[str]:
+    trained, frozen = manifest.of_kind("fp32"), manifest.of_kind("frozen")
+    now = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    lines = []
+    cold = [name for name in trained if not now.get(name, True)]
+    if cold:
+        lines.append(f"{len(cold)} parameters ({cold[0]}, …) are frozen now: their moments are dropped")
+    warm = [name for name in frozen if now.get(name, False)]
+    if warm:
+        lines.append(f"{len(warm)} parameters ({warm[0]}, …) are trained now: their moments begin at zero")
+    return lines
+
+
+def keeps_moments(before: dict, now: dict) -> bool:
+    """Whether the optimizers' states mean the same."""
+    kinds = {str(config.get("optimizer", {}).get("type", "")).lower() for config in (before, now)}
+    return len(kinds) == 1 or any(kinds <= family for family in SAME_STATE)
+
+
+def new_settings(before: dict, now: dict) -> set[str]:
+    """Keys of ``optimizer.params`` that the ds_config sets otherwise than the one that was saved."""
+    old, new = (config.get("optimizer", {}).get("params", {}) for config in (before, now))
+    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
+
+
+def same_scheduler(before: dict, now: dict) -> bool:
+    return before.get("scheduler") == now.get("scheduler")
+
+
+def _scheduler(config: dict) -> str:
+    scheduler = config.get("scheduler")
+    if scheduler is None:
+        return "none"
+    return f"{scheduler['type']}({', '.join(f'{key}={value}' for key, value in scheduler.get('params', {}).items())})"
+
+
+def _moment_dtype(config: dict) -> str:
+    """What a ds_config makes of Adam's moments."""
+    for precision in ("fp16", "bf16"):
+        block = config.get(precision, {})
+        if block.get("enabled") and (block.get(f"{precision}_optimizer_states")
+                                     or block.get(f"{precision}_master_weights_and_grads")):
+            return precision
+    return "fp32"
+
+
+def _buffers(manifest: Manifest) -> list[str]:
+    return [key for key in manifest.tensors if key.startswith("buffer.")]
+
+
+def _distinct_buffers(manifest: Manifest) -> set[tuple[str, str]]:
+    return {(key.partition("/")[2], manifest.tensors[key].fingerprint) for key in _buffers(manifest)}
