@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import load_preset
 from launch.zero.contradictions import contradictions
-from launch.zero.ds_auto import auto_values
+from launch.zero.ds_auto import auto_findings, auto_values
 from launch.zero.ds_config import read_ds_config
 from launch.zero.ds_keys import key_findings
 from launch.zero.facts import ModelFacts, model_facts
@@ -29,6 +29,7 @@ def check(config: dict, *, world_size: int, facts: ModelFacts | None = None, nvm
         machine: also look at this machine.
     """
     found = key_findings(config)
+    found += auto_findings(_sound(config, {finding.key for finding in found if finding.problem}))
     broken = {finding.key for finding in found if finding.problem}
     sound = _sound(config, broken)
     if "zero_optimization.stage" in broken:

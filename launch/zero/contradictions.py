@@ -1,9 +1,12 @@
 """Values that are right one by one and wrong together, or wrong for the model or the number of ranks."""
 
+import importlib.util
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
+
 from astrobio.config import ConfigError
-from launch.zero.ds_auto import OPTIMIZER, auto_keys, auto_values
+from launch.zero.ds_auto import OPTIMIZER
 from launch.zero.facts import ModelFacts
 from launch.zero.finding import ABSENT, Finding, remark
 from launch.zero.strategy import AUTO, batch_sizes, precision, strategy
@@ -18,7 +21,7 @@ OPTIMIZER_BUFFERS, PARAM_BUFFERS, PARAM_BUFFER = 4, 5, 100_000_000
 def contradictions(config: dict, world_size: int, facts: ModelFacts | None = None) -> list[Finding]:
     """Of a config whose keys are sound; those of a model only where ``facts`` are given."""
     zero = config.get(ZERO) or {}
-    found = [*_auto(config), *_batches(config, world_size), *_precisions(config), *_stage(config, zero),
+    found = [*_absent(config), *_batches(config, world_size), *_precisions(config), *_stage(config, zero),
              *_offload(config, zero), *_reduction(config, zero, world_size), *_activations(config),
              *_checkpoints(config), *_elsewhere(config)]
     if facts is not None:
@@ -30,10 +33,8 @@ def _number(value: Any, default: float) -> float:
     return value if isinstance(value, int | float) else default
 
 
-def _auto(config: dict) -> list[Finding]:
-    known = auto_values(config)
-    found = [Finding(key, AUTO, "neither the launcher nor DeepSpeed knows a value for it", "give one")
-             for key in auto_keys(config) if key not in known]
+def _absent(config: dict) -> list[Finding]:
+    found = []
     if not config.get("optimizer"):
         found.append(remark("optimizer", ABSENT, "the launcher takes the optimizer from here, and else "
                             f"{OPTIMIZER['type']} with {OPTIMIZER['params']}"))
@@ -87,7 +88,9 @@ def _precisions(config: dict) -> list[Finding]:
                              "which the fp16 and bf16 blocks ask for", "leave it out"))
     stage = strategy(config).stage
     for key, needs in (("fp16.fp16_master_weights_and_grads", None), ("bf16.bf16_master_weights_and_grads", None),
-                       ("bf16.bf16_optimizer_states", "bf16_master_weights_and_grads")):
+                       ("bf16.bf16_optimizer_states", "bf16_master_weights_and_grads"),
+                       ("bfloat16.bf16_master_weights_and_grads", None),
+                       ("bfloat16.bf16_optimizer_states", "bf16_master_weights_and_grads")):
         block, name = key.split(".")
         if (config.get(block) or {}).get(name) is True:
             if stage == 0:
@@ -237,7 +240,6 @@ def _checkpoints(config: dict) -> list[Finding]:
 
 def _elsewhere(config: dict) -> list[Finding]:
     """Blocks that DeepSpeed knows and the launcher's stack has no use for, and packages that a block needs."""
-    import importlib.util
     found = []
     for key, why in (("tensor_parallel.autotp_size", "the stack is not split over tensors"),
                      ("sequence_parallel_size", "the stack is not split over sequences"),
@@ -252,6 +254,14 @@ def _elsewhere(config: dict) -> list[Finding]:
             found.append(remark(key, value, f"has no effect here: {why}", "leave it out"))
         elif value is True:
             found.append(remark(key, value, f"has no effect here: {why}", "leave it out"))
+    sampling = (config.get("data_efficiency") or {}).get("data_sampling") or {}
+    for block, needs in (("curriculum_learning", "curriculum_metrics"), ("dynamic_batching", "max_tokens")):
+        values = sampling.get(block) or {}
+        if values.get("enabled") and needs not in values:
+            found.append(Finding(f"data_efficiency.data_sampling.{block}.{needs}", ABSENT, f"{block} needs it",
+                                 "give it, or set enabled to false"))
+    if (config.get("aio") or {}).get("use_gds") and get_accelerator().device_name() != "cuda":
+        found.append(Finding("aio.use_gds", True, "GPUDirect storage needs a CUDA device", "set it to false"))
     for block, module in (("tensorboard", "tensorboard"), ("comet", "comet_ml"), ("wandb", "wandb")):
         if (config.get(block) or {}).get("enabled") is True and importlib.util.find_spec(module) is None:
             found.append(Finding(f"{block}.enabled", True, f"needs the package {module}, which is not installed",

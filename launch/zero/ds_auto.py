@@ -9,6 +9,7 @@ from typing import Any
 
 from astrobio.config import ConfigError, set_dotted
 from launch.zero.ds_keys import AUTO_IS_MEANT
+from launch.zero.finding import Finding
 from launch.zero.strategy import ACCUMULATION, AUTO, MICRO_BATCH, batch_sizes, precision
 
 LEARNING_RATE = 1e-4
@@ -64,6 +65,13 @@ def auto_values(config: dict, *, world_size: int = 1, nvme_folder: Any = None, t
         "zero_optimization.offload_param.buffer_size": None if part is None else max(1 << 20, -(-part // 1024) * 1024),
     }
     return {key: rules[key] for key in auto_keys(config) if key in rules}
+
+
+def auto_findings(config: dict) -> list[Finding]:
+    """Each ``"auto"`` that no rule is known for."""
+    known = auto_values(config)
+    return [Finding(key, AUTO, "neither the launcher nor DeepSpeed knows a value for it", "give one")
+            for key in auto_keys(config) if key not in known]
 
 
 def resolve(config: dict, *, world_size: int, nvme_folder: Any, total_steps: int, largest_parameter: int,

@@ -27,6 +27,10 @@ AUTO_IS_MEANT = frozenset((
     "zero_optimization.zenflow.update_interval", "data_types.keep_in_fp32_modules", "pipeline.stages",
     *(f"expert_parallel.{key}" for key in ("score_apply", "combine_impl", "row_weighting_impl", "score_func", "top_k",
                                            "routed_scaling_factor"))))
+#: Blocks that may be null; all others break DeepSpeed's parser.
+NULL_IS_NOTHING = ("optimizer", "aio", "bf16", "expert_parallel", "checkpoint.writer", "autotuning.model_info",
+                   "data_efficiency.data_routing.random_ltd.random_ltd_schedule",
+                   "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule")
 #: Whole numbers that DeepSpeed and the launcher use as they stand, where 1e3 is a float.
 STRICTLY_WHOLE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
                   "activation_checkpointing.number_checkpoints", "aio.block_size", "aio.queue_depth",
@@ -46,6 +50,7 @@ def key_findings(config: dict) -> list[Finding]:
             wrong.add(path)
     sound = _without(config, wrong)
     found += _range_findings(config, sound)
+    sound = _without(sound, {tuple(finding.key.split(".")) for finding in found if finding.problem})
     found += optimizer_findings(sound)
     found += scheduler_findings(sound)
     return found
@@ -65,7 +70,7 @@ def _walk(model: type[BaseModel], values: dict, above: tuple[str, ...]
             yield path, Finding(dotted, value, "a stale name, which has no effect", f"write {STALE[dotted]}")
         elif key not in fields:
             yield path, _unknown(model, key, value, above, fields)
-        elif value == AUTO and dotted not in AUTO_IS_MEANT:
+        elif value == AUTO and dotted not in AUTO_IS_MEANT and not _holds_keys(fields[key].annotation):
             yield path, None
         else:
             if dotted in TRANSLATED:
@@ -104,6 +109,8 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
     if inner is not None:
         if isinstance(value, dict):
             yield from _walk(inner, value, path)
+        elif value is None and dotted not in NULL_IS_NOTHING and not dotted.startswith("zero_optimization."):
+            yield path, Finding(dotted, value, "DeepSpeed breaks off at null in place of a block", "leave it out")
         elif value is not None:
             yield path, Finding(dotted, value, f"must be an object, is {_name_of(value)}",
                                 'write {"stage": 1}' if dotted == "zero_optimization" and value is True else "")
@@ -111,11 +118,11 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
         for name, each in value.items():
             if isinstance(each, dict):
                 yield from _walk(of_each, each, (*path, name))
-    elif isinstance(value, str) and kinds <= {int, float}:
+    elif isinstance(value, str) and kinds and kinds <= {int, float}:
         yield path, Finding(dotted, value, "must be a number, is text", _number_without_quotes(value))
     elif isinstance(value, str) and kinds == {bool}:
         yield path, Finding(dotted, value, "must be true or false, is text", "write it without quotes")
-    elif isinstance(value, bool) and kinds <= {int, float}:
+    elif isinstance(value, bool) and kinds and kinds <= {int, float}:
         yield path, Finding(dotted, value, "must be a number, is true or false", "write the number")
     elif isinstance(value, int | float) and kinds == {bool} and not isinstance(value, bool):
         limit = "must be true or false, is a number"
@@ -161,10 +168,14 @@ def _model_of(annotation) -> type[BaseModel] | None:
     return next((part for part in _parts(annotation) if inspect.isclass(part) and issubclass(part, BaseModel)), None)
 
 
+def _holds_keys(annotation) -> bool:
+    return _model_of(annotation) is not None or any(typing.get_origin(part) is dict for part in _parts(annotation))
+
+
 def _model_of_values(annotation) -> type[BaseModel] | None:
     """Of a mapping from free names to models."""
     for part in _parts(annotation):
-        if typing.get_origin(part) is dict:
+        if typing.get_origin(part) is dict and typing.get_args(part):
             return _model_of(typing.get_args(part)[1])
     return None
 

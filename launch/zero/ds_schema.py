@@ -79,8 +79,8 @@ class DataTypes(Block):  # runtime/config.py:624-639
 
 class TorchAutocast(Block):  # runtime/config.py:179-208
     enabled: bool = False
-    dtype: Dtype | None = None
-    lower_precision_safe_modules: list[str] | None = None
+    dtype: Dtype = "bf16"
+    lower_precision_safe_modules: list[str] = []
 
 
 class FlopsProfiler(Block):  # profiling/config.py:28
@@ -164,7 +164,7 @@ class DynamicBatching(Block):  # runtime/data_pipeline/config.py:106
     metrics_path: str | None = None
     lr_scaling_method: Literal["linear", "sqrt", "none"] = "linear"
     min_batch_size: int = Field(1, gt=0)
-    max_batch_size: int | None = None
+    max_batch_size: int = Field(1 << 30, gt=0)
     sequence_picking_order: Literal["random", "seqlen", "dataloader"] = "dataloader"
     max_tokens: int | None = None
     verbose: bool = False
@@ -254,7 +254,7 @@ class ExpertParallel(Block):  # module_inject/auto_ep_config.py:40; the ends of 
     num_limited_groups: Any = None
     score_func: Any = "auto"
     top_k: Any = "auto"
-    load_balance_coeff: Any = None
+    load_balance_coeff: None = None
     routed_scaling_factor: Any = "auto"
     expert_w1: Any = None
     expert_w2: Any = None

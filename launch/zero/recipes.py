@@ -36,14 +36,14 @@ def optimizer_findings(config: dict) -> list[Finding]:
                         "give one, as AdamW")]
     if kind.lower() in ONE_BIT:
         return [Finding("optimizer.type", kind, "removed from DeepSpeed", "take AdamW")]
-    known, left_out = _arguments(kind, block.get("params") or {}, _offloads(config))
+    params = block.get("params")
+    known, left_out = _arguments(kind, params if isinstance(params, dict) else {}, _offloads(config))
     if known is None:
         names = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
         return [Finding("optimizer.type", kind, "neither DeepSpeed nor torch.optim has such an optimizer",
                         suggestion(kind, names).removeprefix("; "))]
     found = _zero_findings(config, kind) + _lamb_findings(config, kind)
-    params = block.get("params")
-    if params is None:
+    if not isinstance(params, dict):
         return found
     for key, value in params.items():
         if key == "max_grad_norm":

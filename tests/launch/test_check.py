@@ -318,3 +318,40 @@ def test_buckets_that_a_card_cannot_hold():
     found = machine.bucket_findings({"stage": 3, "reduce_bucket_size": 1e10, "allgather_bucket_size": 5e8}, 24 << 30, 2)
     assert [finding.key for finding in found] == [f"{Z}.reduce_bucket_size"]
     assert "37.3 GiB" in str(found[0]) and "24.0" in str(found[0])
+
+
+# Values nobody thought of
+
+def every_key(model, above=""):
+    """Dotted keys of all blocks that have names of their own."""
+    from launch.zero.ds_keys import _model_of
+    for key, field in model.model_fields.items():
+        dotted = f"{above}.{field.alias or key}" if above else key
+        yield dotted
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            yield from every_key(inner, dotted)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x", "auto", 1.5, True, -1, 0, 10**30], ids=repr)
+def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
+    """Each key in turn with an odd value: the check never breaks off, and what passes it DeepSpeed's parser takes."""
+    import logging
+
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    from launch.zero.ds_schema import DsConfig
+    logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)
+    missed = []
+    for key in every_key(DsConfig):
+        config = changed({})
+        set_dotted(config, key, value)
+        if [finding for finding in check(config, world_size=1, facts=MODEL, machine=False) if finding.problem]:
+            continue
+        resolved = ds.resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
+                              hidden_size=64)
+        try:
+            DeepSpeedConfig(resolved)
+        except Exception as error:
+            missed.append(f"{key}: {type(error).__name__}: {str(error)[:150]}")
+    assert not missed, "\n".join(missed)
