@@ -23,7 +23,8 @@ FULL, DISK_LEFT = 0.93, 16 << 20
 #: Words of an error, and what it then is. The first that fits counts.
 ERRORS = (
     ("minimum loss scale", r"loss scale already at minimum"),
-    ("disk full", r"No space left on device|\[Errno 28\]|errno: ?28|Disk quota exceeded|ENOSPC"),
+    ("disk full", r"No space left on device|\[Errno 28\]|errno: ?28|Disk quota exceeded|ENOSPC|"
+                  r"is not saved: it takes .* GB free"),
     ("file size limit", r"File too large|\[Errno 27\]"),
     ("device memory", r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|out of memory on device"),
     ("host memory", r"can't allocate memory|Cannot allocate memory|MemoryError|std::bad_alloc|\[Errno 12\]|"

@@ -298,8 +298,8 @@ def predicted_figures(row: Row) -> dict[str, float]:
     for place, key in (("gpu", "device_peak_bytes"), ("host", "host_peak_bytes"), ("nvme", "nvme_bytes")):
         found[key] = (plan.get(place) or {}).get("peak_bytes")
     for key in ("read_bytes", "written_bytes"):
-        found[f"nvme_{key}"] = (plan.get("nvme") or {}).get(key)
-    return {key: value for key, value in found.items() if value is not None}
+        found[f"nvme_{key}"] = (plan.get("nvme") or {}).get(f"{key}_per_step")
+    return {key: value for key, value in found.items() if value or value == 0 and not key.startswith("nvme")}
 
 
 def line(row: Row) -> str:

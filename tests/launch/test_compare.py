@@ -26,7 +26,7 @@ OFFLOAD = json.loads((ROOT / "ds_configs/zero3_offload.json").read_text())
 PLAN = {"fits": True, "time": {"step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5},
         "host": {"peak_bytes": 5 * 10**9, "limit_bytes": 24 * 10**9, "phase": "optimizer",
                  "parts": {"optimizer state": 3 * 10**9, "parameters": 10**9}},
-        "nvme": {"peak_bytes": 10**9, "read_bytes": 2 * 10**9, "parts": {"parameters": 10**9}}}
+        "nvme": {"peak_bytes": 10**9, "read_bytes_per_step": 2 * 10**9, "parts": {"parameters": 10**9}}}
 
 
 def config(**changes):

@@ -205,7 +205,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk(small_disk, mini_dataset):
     run = small_disk / "run"
-    done = finish(start_training("zero3_offload", mini_dataset, run, "--max_steps", 50, *FAST, LIVELY,
+    done = finish(start_training("zero3_offload", mini_dataset, run, "--max_steps", 8, *FAST, LIVELY,
                                  "train.checkpoint_every_steps=1", "train.keep_last=50", **QUIET))
     assert done.status != 0
     found = explain(run)
