@@ -244,7 +244,7 @@ def small_disk() -> dict:
     small_steps(engine, 1)
     filler = run / "filler"
     if dist.get_rank() == 0:
-        filler.write_bytes(bytes(30_000_000))
+        filler.write_bytes(bytes(60_000_000))
     dist.barrier()
     for name in ("refused beforehand", "in the middle"):
         if name == "in the middle":  # as if another process had filled it after the check
@@ -257,6 +257,11 @@ def small_disk() -> dict:
         found[f"{name}, left"] = sorted(path.name for path in (run / "checkpoints").glob("step_*"))
         found[f"{name}, valid"] = valid_checkpoints(run) == [first]
         small_steps(engine, 1)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        filler.unlink()
+    dist.barrier()
+    found["after room was made"] = "saved" if checkpoints.save(about(engine)).is_dir() else "not saved"
     return found
 
 

@@ -10,12 +10,16 @@ import pytest
 from launching import ROOT, train
 from torch.utils.file_baton import FileBaton
 
-from astrobio.config import ConfigError
+from astrobio.config import ConfigError, load_preset
+from launch.checkpoints.compatibility import dataset_hash
+from launch.checkpoints.folder import path_of
+from launch.checkpoints.manifest import MANIFEST, Manifest, SavedTensor
 from launch.options import parse_arguments
 from launch.preflight import choose_model, preflight, user_errors
 from launch.zero import ds_config as ds
 from launch.zero import ops
 from launch.zero.accelerator import prepare_accelerator
+from launch.zero.engine import meta_stack
 
 OFFLOAD = ROOT / "ds_configs/zero3_offload.json"
 NVME = ROOT / "ds_configs/zero3_nvme.json"
@@ -142,24 +146,30 @@ def test_resume_from_a_folder_without_a_checkpoint(check, tmp_path):
 
 
 def test_resume_auto_starts_afresh_where_there_is_nothing(check):
-    assert check("--resume", "auto").resume is None
+    assert check("--resume", "auto").resume == []
 
 
-def checkpoint_of(plan, **changes):
-    """A checkpoint's folder that says it was saved by this plan."""
-    from launch.zero import checkpoint
-    folder = plan.run / "checkpoints/step_00000005"
-    folder.mkdir(parents=True)
-    state = {"step": 5, "model": "tiny", "dataset": checkpoint.dataset_hash(plan.data), "global_batch": 32,
-             "layout": checkpoint.layout_of(plan.ds_config)}
-    (folder / checkpoint.STATE).write_text(json.dumps(state | changes))
-    return folder
+def checkpoint_of(plan, step=5, ranks=2, stack="tiny", **about):
+    """A checkpoint that says it was saved by this plan; without the numbers."""
+    saved = path_of(plan.run, step)
+    saved.mkdir(parents=True)
+    tensors = {f"fp32/{name}": SavedTensor(list(parameter.shape), "F32", "0" * 32, [])
+               for name, parameter in meta_stack(load_preset(stack)).named_parameters()}
+    about = {"model": stack, "dataset": dataset_hash(plan.data), "global_batch": 32, "ds_config": plan.ds_config,
+             **about}
+    manifest = Manifest(step=step, about=about, tensors=tensors, scalars={}, param_groups=[], counters={},
+                        scheduler=None, loss_scale=None, random=[{}] * ranks, files={})
+    (saved / MANIFEST).write_text(manifest.text())
+    return saved
 
 
 def test_resume_keeps_the_global_batch(check):
-    folder = checkpoint_of(check(), global_batch=64)
+    saved = checkpoint_of(check(), global_batch=64)
     plan = check("--resume", "auto")
-    assert plan.resume == folder and plan.accumulation == 64 and plan.global_batch == 64
+    assert plan.resume == [saved] and plan.accumulation == 64 and plan.global_batch == 64
+    assert "gradient_accumulation_steps: 32 before, 64 now" in plan.resume_notes
+    refused(check, "global batch of 64", "divides 64",
+            arguments=["--resume", "auto", "--set", "ds_config.train_micro_batch_size_per_gpu=3"])
 
 
 def test_a_run_is_not_begun_over_another(check):
@@ -167,19 +177,47 @@ def test_a_run_is_not_begun_over_another(check):
     refused(check, "--resume auto")
 
 
-def test_resume_of_another_model_or_dataset_or_strategy(check):
+def test_resume_of_another_model_or_dataset(check):
     plan = check()
-    checkpoint_of(plan, model="17b", dataset="0" * 64)
-    refused(check, "'17b'", "content_sha256", arguments=["--resume", plan.run])
-    refused(check, "precision", "fp16", "bf16", arguments=["--resume", plan.run],
-            config=OFFLOAD.with_name("zero3_offload_bf16.json"))
+    saved = checkpoint_of(plan, stack="small", dataset="0" * 64)
+    refused(check, str(saved), "'small'", "'tiny'", "more differences", "content_sha256",
+            arguments=["--resume", plan.run])
 
 
-@pytest.mark.nvme
-def test_resume_with_an_optimizer_on_nvme_is_refused_rather_than_wrong(check):
-    plan = check(config=NVME)
-    checkpoint_of(plan)
-    refused(check, "NVMe", "loses", arguments=["--resume", plan.run], config=NVME)
+def test_resume_says_what_is_otherwise_than_it_was(check):
+    plan = check()
+    checkpoint_of(plan, ranks=1)
+    notes = check("--resume", plan.run, "--set", "ds_config.optimizer.params.weight_decay=0.5",
+                  "ds_config.scheduler.params.cycle_max_lr=0.5", "train.epochs=7",
+                  config=OFFLOAD.with_name("zero2_offload.json")).resume_notes
+    for words in ("ZeRO stage: 3 before, 2 now", "parameters on: cpu before, none now",
+                  "optimizer.params.weight_decay: 1e-05 before, 0.5 now", "cycle_max_lr=0.5"):
+        assert any(words in note for note in notes), (words, notes)
+    notes = check("--resume", plan.run, config=OFFLOAD.with_name("zero3_offload_bf16.json")).resume_notes
+    assert any("precision: fp16 before, bf16 now; the loss scale is dropped" in note for note in notes)
+    notes = check("--resume", plan.run, "--set", 'model.freeze=["language"]').resume_notes
+    assert any("are frozen now: their moments are dropped" in note for note in notes)
+
+
+def test_a_resume_that_changes_nothing_says_nothing(check):
+    plan = check()
+    checkpoint_of(plan, ranks=1)
+    assert check("--resume", plan.run).resume_notes == []
+
+
+def test_resume_auto_takes_the_newest_that_is_valid_and_says_so(check):
+    plan = check()
+    good, broken = checkpoint_of(plan, step=5, ranks=1), checkpoint_of(plan, step=10, ranks=1)
+    (broken / MANIFEST).write_text("{}")
+    found = check("--resume", "auto")
+    assert found.resume == [good]
+    assert any(MANIFEST in note and str(broken) in note and "step_00000005 is taken" in note
+               for note in found.resume_notes)
+    (plan.run / "checkpoints/latest").write_text("")
+    assert any("latest is empty" in note for note in check("--resume", "auto").resume_notes)
+    refused(check, str(broken), MANIFEST, arguments=["--resume", broken])
+    (good / MANIFEST).unlink()
+    refused(check, str(good), str(broken), "no checkpoint of", "is valid", arguments=["--resume", "auto"])
 
 
 def test_a_port_that_another_run_uses(check, monkeypatch):

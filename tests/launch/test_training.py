@@ -1,12 +1,13 @@
 """The training script under the real launcher: a whole run, an overflow, a stop and its resume."""
 
-import json
 import os
 import signal
 
 import pytest
 import yaml
 from launching import FAST, ROOT, Finished, finish, ranks_of, start, start_training, train, wait_for_step
+
+from launch.checkpoints.manifest import verify
 
 STEPS = 4
 
@@ -94,9 +95,9 @@ def test_resume_keeps_the_order_of_the_samples_and_the_wandb_run(resumed, uninte
 def test_no_half_written_checkpoint_is_left(resumed):
     _, continued = resumed
     folders = list((continued.run / "checkpoints").glob("step_*"))
-    assert folders and all((folder / "run_state.json").is_file() for folder in folders)
-    state = json.loads((sorted(folders)[-1] / "run_state.json").read_text())
-    assert state["step"] == continued.metrics("train")[-1]["step"]
+    assert folders and [verify(folder).step for folder in sorted(folders)][-1] == \
+        continued.metrics("train")[-1]["step"]
+    assert (continued.run / "checkpoints/latest").read_text().strip() == sorted(folders)[-1].name
 
 
 def test_mistakes_end_before_the_ranks_meet(tmp_path):
@@ -124,7 +125,7 @@ def test_sigterm_to_the_launcher_saves_too(running):
     done.run = run
     assert "SIGTERM" in done.events("stop")[0]["message"]
     saved = sorted((run / "checkpoints").glob("step_*"))[-1]
-    assert saved.name == f"step_{done.metrics('train')[-1]['step']:08d}" and (saved / "run_state.json").is_file()
+    assert saved.name == f"step_{done.metrics('train')[-1]['step']:08d}" and verify(saved)
 
 
 @pytest.mark.slow
