@@ -6,6 +6,7 @@ writes once a second what the process and its machine have used. `launch.explain
 """
 
 import contextlib
+import faulthandler
 import functools
 import json
 import mmap
@@ -39,6 +40,10 @@ EVERY_S, TRACE = 1.0, "ASTROBIO_TRACE_S"
 
 def box_of(run: Path, rank: int) -> Path:
     return run / "ranks" / f"rank_{rank:05d}.box"
+
+
+def fault_of(run: Path, rank: int) -> Path:
+    return run / "ranks" / f"rank_{rank:05d}.fault"
 
 
 class BlackBox:
@@ -242,6 +247,8 @@ def recording(run: Path, disks: list[Path]) -> Iterator[None]:
     """Record this rank, and how it ends."""
     global _box
     _box = box = BlackBox(run, int(os.environ.get("RANK", 0)), disks)
+    faults = fault_of(run, box.rank).open("w")
+    faulthandler.enable(faults)  # where compiled code faults, Python leaves the stack there
     try:
         yield
     except BaseException as error:
@@ -250,6 +257,8 @@ def recording(run: Path, disks: list[Path]) -> Iterator[None]:
     finally:
         box.end(None)
         _box = None
+        faulthandler.enable()
+        faults.close()
 
 
 def record_collectives() -> None:

@@ -1,5 +1,6 @@
 """Why a run ended, or stands still: from what its ranks left behind (`launch.blackbox`), its metrics and its log."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 
 from astrobio.config import ConfigError
-from launch.blackbox import boot_id, oom_kills, read_box
+from launch.blackbox import boot_id, fault_of, oom_kills, read_box
 
 GIB = 2**30
 #: A rank is behind the others if its last sign of life is older than theirs by so many seconds; the launcher notices
@@ -45,6 +46,8 @@ CURES = {
                    "on NVMe, smaller swap buffers; or raise the limit",
     "killed": "nothing in the run asked for it: look for who sent SIGKILL (a scheduler, a time limit, a person); then "
               "--resume auto",
+    "fault": "ranks/*.fault has the whole stack; a stale compiled op is often to blame: remove "
+             "~/.cache/torch_extensions and run again",
     "a rank fell behind": "look at what that rank's process does (py-spy dump --pid PID), at its disk and its card; "
                           "kill the run, then --resume auto",
     "non-finite numbers": "the message names the part and the module; lower the learning rate, or look at the data",
@@ -71,11 +74,19 @@ def explain(run: Path) -> Explanation:
                           "ended before it began")
     for box in boxes:
         box["alive"] = _process(box)
+        box["fault"] = _fault(run, box["rank"])
     found = _cause(boxes)
     found.evidence += _marks(boxes, found) + _metrics(run) + _log(run)
     found.cure = found.cure or CURES.get(found.cause, "")
     found.ranks = [_line(box) for box in boxes]
     return found
+
+
+def _fault(run: Path, rank: int) -> list[str]:
+    """The stack that a fault in compiled code has left, the innermost call first."""
+    with contextlib.suppress(OSError):
+        return [line.strip() for line in fault_of(run, rank).read_text().splitlines() if line.strip()]
+    return []
 
 
 def _process(box: dict) -> str | None:
@@ -141,6 +152,11 @@ def _killed(boxes: list[dict], vanished: list[dict]) -> Explanation:
     first = min(vanished, key=lambda box: box["last_sign_of_life"])
     life = first["last_sign_of_life"]
     for box in vanished:
+        if box["fault"]:
+            current = next((i for i, line in enumerate(box["fault"]) if line.startswith("Current thread")), 0)
+            where = next((line for line in box["fault"][current:] if line.startswith("File ")), "")
+            return Explanation("fault", box["rank"], f"rank {box['rank']} crashed in compiled code in {_doing(box)}: "
+                               f"{box['fault'][0]}", [f"the stack begins at {where}"] if where else [])
         if told := _memory_kill(box):
             return Explanation("host memory", box["rank"], f"rank {box['rank']} was killed in {_doing(box)} for "
                                "want of host memory", told)

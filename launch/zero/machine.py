@@ -39,7 +39,8 @@ def memory_limit() -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class CgroupMemory:
-    """Bytes that this process's control group uses, and may use; None where there is no such group or no limit."""
+    """Bytes that this process's control group uses, without the file cache that the kernel would give up first, and
+    may use; None where there is no such group or no limit."""
 
     used: int | None
     limit: int | None
@@ -51,12 +52,21 @@ def cgroup_memory(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     for folder, use, limit in _memory_files(proc, root):
         try:
             used, most = int((folder / use).read_text()), (folder / limit).read_text().strip()
+            used -= _inactive_cache(folder)
         except (OSError, ValueError):
             continue
         most = None if most == "max" or int(most) >= 1 << 60 else int(most)
         if found.used is None or most is not None and (found.limit is None or most < found.limit):
             found = CgroupMemory(used, most)
     return found
+
+
+def _inactive_cache(folder: Path) -> int:
+    try:
+        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))
 
 
 def _memory_files(proc: Path, root: Path):

@@ -269,7 +269,8 @@ def test_file_systems_are_told_apart(tmp_path):
 @pytest.mark.parametrize(("lines", "files", "expected"), [
     ("0::/job\n", {"job/memory.current": "5", "job/memory.max": "max", "memory.current": "9", "memory.max": "100"},
      (9, 100)),
-    ("0::/job\n", {"job/memory.current": "5", "job/memory.max": "50"}, (5, 50)),
+    ("0::/job\n", {"job/memory.current": "5", "job/memory.max": "50", "job/memory.stat": "anon 3\ninactive_file 2"},
+     (3, 50)),
     ("4:memory:/a/b\n0::/\n", {"memory/a/b/memory.usage_in_bytes": "7", "memory/a/b/memory.limit_in_bytes": str(2**63),
                                "memory/a/memory.usage_in_bytes": "8", "memory/a/memory.limit_in_bytes": "70"}, (8, 70)),
     ("4:memory:/on/the/host\n", {"memory/memory.usage_in_bytes": "3", "memory/memory.limit_in_bytes": "30"}, (3, 30)),

@@ -51,6 +51,13 @@ def test_a_killed_process_leaves_its_last_state_behind(tmp_path):
     assert (found.cause, found.rank) == ("killed", 0) and "phase 'backward' of step 8" in found.summary
 
 
+def test_a_fault_in_compiled_code_leaves_its_stack(tmp_path):
+    done = recorded(tmp_path, "import ctypes; ctypes.string_at(0)")
+    assert done.returncode == -signal.SIGSEGV
+    found = explain(tmp_path)
+    assert found.cause == "fault" and "Segmentation fault" in found.summary and "string_at" in found.evidence[0]
+
+
 @pytest.mark.parametrize(("end", "cause"), [
     ("raise MemoryError", "host memory"),
     ("raise OSError(28, 'No space left on device')", "disk full"),
