@@ -151,6 +151,9 @@ def _killed(boxes: list[dict], vanished: list[dict]) -> Explanation:
     """Ranks that left no last word: killed by what no process can catch, or by a fault in compiled code."""
     first = min(vanished, key=lambda box: box["last_sign_of_life"])
     life = first["last_sign_of_life"]
+    aborted = any("Aborted" in line for box in vanished for line in box["fault"][:1])
+    if aborted and (behind := _behind(boxes)) is not None:
+        return behind  # NCCL's watchdog aborts a rank that has waited too long for another
     for box in vanished:
         if box["fault"]:
             current = next((i for i, line in enumerate(box["fault"]) if line.startswith("Current thread")), 0)

@@ -116,6 +116,12 @@ def test_a_rank_that_entered_fewer_collectives_fell_behind(tmp_path):
     assert "phase 'data'" in found.summary and "rank 0 waits in all_reduce" in found.evidence[0]
 
 
+def test_a_watchdog_that_aborts_points_to_the_rank_it_waited_for(tmp_path):
+    test_a_rank_that_entered_fewer_collectives_fell_behind(tmp_path)
+    blackbox.fault_of(tmp_path, 0).write_text("Fatal Python error: Aborted\n\nCurrent thread 0x1:\n  File x\n")
+    assert (explain(tmp_path).cause, explain(tmp_path).rank) == ("a rank fell behind", 1)
+
+
 def test_memory_near_the_limit_of_the_control_group_explains_a_kill(tmp_path, monkeypatch):
     monkeypatch.setattr(blackbox, "cgroup_memory", lambda: CgroupMemory(99 << 20, 100 << 20))
     left_behind(tmp_path, 0, _phase="optimizer")
