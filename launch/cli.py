@@ -1,6 +1,7 @@
 """The `astrobio` command."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,25 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("data", help="sources | build | fetch | validate: datasets", add_help=False)
     check = commands.add_parser("check", help="name every problem of a ds_config")
     check.add_argument("--ds_config", required=True, type=Path)
+    check.add_argument("--model", help="also check it against this preset")
+    check.add_argument("--ranks", type=int, help="devices it will run on (default: this machine's)")
+    check.add_argument("--json", action="store_true", help="one JSON object on stdout")
     check.set_defaults(run=_check)
+    compare = commands.add_parser("compare", help="run several ds_configs, and put what they take side by side")
+    compare.add_argument("--model", required=True, help="preset that all of them train")
+    compare.add_argument("--ds_configs", required=True, nargs="+", type=Path, metavar="FILE")
+    compare.add_argument("--steps", type=int, default=5, metavar="N", help="optimizer steps of each (default: 5)")
+    compare.add_argument("--out", required=True, type=Path, metavar="DIR", help="for the page, the table and the runs")
+    compare.add_argument("--data", type=Path, metavar="DIR", help="a built dataset (default: data/sample)")
+    compare.add_argument("--ranks", type=int, metavar="N", help="default: this machine's devices; 2 on a CPU")
+    compare.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                         help="as launch/train.py takes it, for all of them")
+    compare.add_argument("--timeout_s", type=float, default=3600, help="after which a run is killed (default: 3600)")
+    compare.set_defaults(run=_compare)
+    explain = commands.add_parser("explain", help="say why a run ended, or stands still")
+    explain.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    explain.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    explain.set_defaults(run=_explain)
     params = commands.add_parser("params", help="count parameters and arithmetic of a model")
     params.add_argument("--model", required=True, help=f"{', '.join(preset_names())}, or a YAML file")
     params.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -38,10 +57,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(args) -> int:
-    from launch.zero.ds_config import batch_sizes, load_ds_config
-    batch_sizes(load_ds_config(args.ds_config), world_size=1)
-    print(f"{args.ds_config}: no problem found")
-    return 0
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs to stdout
+        from launch.check import run
+    return run(args.ds_config, args.model, args.ranks, args.json)
+
+
+def _compare(args) -> int:
+    from launch.experiments.compare import run_command
+    return run_command(args)
+
+
+def _explain(args) -> int:
+    with contextlib.redirect_stdout(sys.stderr):
+        from launch.explain import run_command
+    return run_command(args.folder, args.json)
 
 
 def _params(args) -> int:

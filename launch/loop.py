@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import deepspeed.comm as dist
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from astrobio.dataset import AstrobioDataset, Batch
 from astrobio.metrics import baselines
 from astrobio.sampler import SampleOrder
+from launch import blackbox
 from launch.callbacks import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit, ignore_stop_signals
 from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.keeper import Checkpoints
@@ -63,6 +65,8 @@ class Trainer:
         self.unsaved: str | None = None  # why the last step could not be saved
         self.checkpoints = Checkpoints(engine, plan.run, plan.ds_config, train.seed, train.keep_last,
                                        train.keep_every_h)
+        blackbox.watch(self._where)
+        blackbox.phase("load" if plan.resume else "start")
         resumed = self._resume() if plan.resume else []
         self.monitor = Monitor(plan.run, self.rank, dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
                                train.wandb_project, self.wandb_id)
@@ -78,6 +82,11 @@ class Trainer:
     @property
     def epoch(self) -> float:
         return self.order.consumed_global / self.order.size
+
+    def _where(self) -> dict:
+        """For the black box; must not wait for anything."""
+        return {"step": self.step, "loss_scale": self._loss_scale(), "overflows": self.overflows,
+                "stop": self.stop.reason, "unsaved": self.unsaved}
 
     def state(self) -> dict:
         """All that a checkpoint must hold besides the engine's state, and of what run it is."""
@@ -135,21 +144,31 @@ class Trainer:
         micro_batches: list[Batch] = []
         losses: list[torch.Tensor] = []
         parts: dict[str, torch.Tensor] = {}
+        blackbox.take_seconds()
         for micro_step in range(plan.accumulation):
+            blackbox.phase("data")
             batch = next(batches)
             micro_batches.append(batch)
             batch = batch.to(device())
+            blackbox.phase("forward")
             out = engine(batch)
+            self._wait()
+            blackbox.phase("backward")
             engine.backward(out.loss)
+            self._wait()
             losses.append(out.loss.detach())
             for name, part in out.parts.items():
                 parts[name] = parts.get(name, 0.0) + part / plan.accumulation
             if micro_step < plan.accumulation - 1:
                 engine.step()
+        blackbox.phase("reduce")
         result = self._agree(losses, parts, micro_batches)
         if not math.isfinite(result.loss):
             self._report_nonfinite(result, micro_batches)
+        blackbox.phase("optimizer")
         engine.step()  # after all ranks know that the numbers are sound
+        self._wait()
+        blackbox.phase("report")
         ids = self._consume(micro_batches)
         overflow = bool(getattr(engine.optimizer, "overflow", False))
         self._watch_overflows(overflow)
@@ -160,8 +179,14 @@ class Trainer:
             "lr": engine.get_lr()[0], "loss_scale": self._loss_scale(), "overflow": overflow,
             "grad_norm": None if norm is None or not math.isfinite(norm) else float(norm),
             "samples_per_s": plan.global_batch / elapsed, "tokens_per_s": result.tokens / elapsed, "step_s": elapsed,
-            "left_s": elapsed * (last - self.step), **usage(plan.ds_config), "sample_ids_hash": ids})
+            "left_s": elapsed * (last - self.step), **usage(plan.ds_config), "sample_ids_hash": ids,
+            "phase_s": {name: round(seconds, 6) for name, seconds in blackbox.take_seconds().items()}})
         return result
+
+    def _wait(self) -> None:
+        """For the device, where phases are to be timed: its work is done later than it is asked for."""
+        if self.plan.ds_config.get("wall_clock_breakdown"):
+            get_accelerator().synchronize()
 
     def _agree(self, losses, parts: dict[str, torch.Tensor], micro_batches: list[Batch]) -> StepResult:
         """One all-reduce of all that the ranks must know of each other's step."""
@@ -216,6 +241,7 @@ class Trainer:
         return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
     def _validate(self) -> None:
+        blackbox.phase("eval")
         result = evaluate(self.engine, self.splits["validation"], self.plan.train.eval_micro_batch)
         better = self.early_stop.better(self._criterion(result))
         self.monitor.evaluation({"step": self.step, "epoch": round(self.epoch, 4), "split": "validation", **result})
@@ -235,6 +261,7 @@ class Trainer:
 
     def _save(self, best: bool = False) -> None:
         """A checkpoint that cannot be written is reported, and training goes on."""
+        blackbox.phase("save")
         try:
             path = self.checkpoints.save(self.state(), best)
         except SaveFailed as failed:
@@ -261,6 +288,7 @@ class Trainer:
 
     def test(self) -> dict:
         """Test the best model: figures for real and drawn planets, with each modality masked, beside baselines."""
+        blackbox.phase("test")
         which = f"the weights of step {self.step}"
         best = self.checkpoints.load_best()
         if best is not None:

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl, train.log, the progress bar, Weights & Biases. Only rank 0 writes."""
 
+import contextlib
 import json
 import logging
 import os
@@ -141,7 +142,7 @@ class Monitor:
 
 
 def usage(ds_config: dict) -> dict[str, int]:
-    """Bytes of the device at its peak, of the host, and of the NVMe swap files of this machine."""
+    """Bytes of the device at its peak, of the host, of the NVMe swap files of this machine, and read and written."""
     device, resident = memory_bytes()
     record = {"device_peak_bytes": device, "host_rss_bytes": resident,
               "host_available_bytes": psutil.virtual_memory().available}
@@ -150,6 +151,9 @@ def usage(ds_config: dict) -> dict[str, int]:
         record["nvme_bytes"] = sum(file.stat().st_size for folder in folders for file in Path(folder).rglob("*")
                                    if file.is_file())
         record["nvme_free_bytes"] = min(shutil.disk_usage(folder).free for folder in folders)
+    with contextlib.suppress(OSError, psutil.Error, NotImplementedError):
+        io = psutil.Process().io_counters()  # of this rank since it began
+        record |= {"io_read_bytes": io.read_bytes, "io_written_bytes": io.write_bytes}
     return record
 
 

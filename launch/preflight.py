@@ -25,14 +25,17 @@ from astrobio.files import write_whole
 from astrobio.language import language_config
 from astrobio.pretrained import Pretrained
 from astrobio.stack import AstrobioStack
+from launch.check import check
 from launch.checkpoints.compatibility import changes, dataset_hash, refusals
 from launch.checkpoints.folder import LATEST, checkpoints, damage_of, is_checkpoint, pointer_problem
 from launch.checkpoints.manifest import MANIFEST, Manifest, check_sizes
 from launch.options import Options, TrainConfig
 from launch.zero import ops
 from launch.zero.accelerator import on_cpu
-from launch.zero.ds_config import batch_sizes, frozen_problems, load_ds_config, nvme_problems, resolve, strategy
+from launch.zero.ds_config import batch_sizes, nvme_paths, read_ds_config, resolve, strategy
 from launch.zero.engine import meta_stack
+from launch.zero.facts import facts_of
+from launch.zero.finding import raise_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT / "data" / "sample"
@@ -64,10 +67,16 @@ class RunPlan:
     world_size: int
     steps_per_epoch: float
     model_reason: str
+    remarks: list[str] = dataclasses.field(default_factory=list)  # about the ds_config
 
     @property
     def global_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def disks(self) -> list[Path]:
+        """Folders that the run writes to, beside its own."""
+        return [Path(path) for _, path in nvme_paths(self.ds_config)]
 
     @property
     def total_steps(self) -> int:
@@ -83,14 +92,19 @@ def preflight(options: Options) -> RunPlan:
     """
     world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     train = options.train_config()
-    raw = load_ds_config(options.ds_config, options.changes["ds_config"])
+    raw = read_ds_config(options.ds_config, options.changes["ds_config"])
+    named = f"--ds_config {options.ds_config}"
+    if options.model == "auto":  # the choice needs a config that is sound by itself
+        raise_problems(check(raw, world_size=world_size), named)
     name, reason = (choose_model(raw, world_size) if options.model == "auto" else (options.model, "as asked for"))
     stack = load_preset(name, options.changes["model"])
     network = _build_on_meta(stack, name)
     _check_pretrained(network)
-    sizes = [parameter.numel() for parameter in network.parameters()]
-    trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    facts = facts_of(network)
     resume, run, resume_notes = _run_and_resume(options, stack.name)
+    swap = Path(os.environ["ASTROBIO_NVME"], run.name) if os.environ.get("ASTROBIO_NVME") else run / "nvme"
+    findings = check(raw, world_size=world_size, facts=facts, nvme_folder=swap)
+    raise_problems(findings, named)
     saved = check_sizes(resume[0]) if resume else None
 
     data = options.data or DEFAULT_DATA
@@ -108,14 +122,8 @@ def preflight(options: Options) -> RunPlan:
         raw["gradient_accumulation_steps"] = accumulation
         raw.pop("train_batch_size", None)
     steps_per_epoch = records / (micro * accumulation * world_size)
-    swap = Path(os.environ["ASTROBIO_NVME"], run.name) if os.environ.get("ASTROBIO_NVME") else run / "nvme"
-    ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=max(sizes),
-                        total_steps=math.ceil(train.epochs * steps_per_epoch))
-    problems = nvme_problems(ds_config)
-    if trainable < sum(sizes):
-        problems += frozen_problems(ds_config)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=facts.largest,
+                        hidden_size=facts.hidden_size, total_steps=math.ceil(train.epochs * steps_per_epoch))
     if saved is not None:
         problems = refusals(saved, network, stack.name, data)
         if problems:
@@ -127,11 +135,13 @@ def preflight(options: Options) -> RunPlan:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run {run}: cannot be made ({error.strerror})") from None
-    return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=sum(sizes), trainable=trainable,
+    return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=facts.parameters,
+                   trainable=facts.trainable,
                    attention=network.language.attention, data=data, tokenizer=tokenizer, run=run, swap=swap,
                    resume=resume, resume_notes=resume_notes, max_steps=options.max_steps, micro_batch=micro,
                    accumulation=accumulation, world_size=world_size, steps_per_epoch=steps_per_epoch,
-                   model_reason=f"{name} ({sum(sizes) / 1e6:,.1f} M parameters): {reason}")
+                   model_reason=f"{name} ({facts.parameters / 1e6:,.1f} M parameters): {reason}",
+                   remarks=[str(finding) for finding in findings if not finding.problem])
 
 
 @contextlib.contextmanager

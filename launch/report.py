@@ -19,8 +19,9 @@ def print_plan(plan: RunPlan) -> None:
           f"{duration(3600 * plan.train.time_limit_h)}\n"
           f"data       {plan.data}\n"
           f"run        {plan.run}{f', resumed from {plan.resume[0].name}' if plan.resume else ''}", flush=True)
-    for note in plan.resume_notes:
-        print(f"resume     {note}", flush=True)
+    for kind, lines in (("resume", plan.resume_notes), ("remark", plan.remarks)):
+        for line in lines:
+            print(f"{kind:10s} {line}", flush=True)
 
 
 def _place(name: str) -> str:

@@ -7,6 +7,7 @@ builds the stack under ZeRO, trains, and tests the best model. Exit status 0: do
 checkpoint; 2: a mistake in the options, named; 1: anything else.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -21,6 +22,8 @@ import deepspeed
 
 from astrobio.dataset import AstrobioDataset
 from astrobio.schema import SPLITS
+from launch import blackbox
+from launch.callbacks import end_readers
 from launch.loop import Trainer
 from launch.options import parse_arguments
 from launch.preflight import RunPlan, preflight, user_errors, write_config
@@ -34,12 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         plan = preflight(parse_arguments(argv))
     quiet_libraries()
-    # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
-    join_ranks()
-    if deepspeed.comm.get_rank() == 0:
-        print_plan(plan)
-        write_config(plan)
-    with removed_at_end(plan.swap):
+    atexit.register(end_readers)
+    with removed_at_end(plan.swap), blackbox.recording(plan.run, plan.disks):
+        # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
+        blackbox.phase("init")
+        join_ranks()
+        blackbox.record_collectives()
+        if deepspeed.comm.get_rank() == 0:
+            print_plan(plan)
+            write_config(plan)
         engine = build_engine(plan.stack, plan.ds_config, plan.train.seed)
         with user_errors():  # a checkpoint whose files turn out to be broken
             trainer = Trainer(plan, engine, open_splits(plan))

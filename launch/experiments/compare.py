@@ -1,0 +1,330 @@
+"""Run several ds_configs one after the other, and put what they took side by side: `astrobio compare`.
+
+Each runs through the `deepspeed` launcher and launch/train.py in processes of its own, so that one that fails costs
+its row and nothing else. Beside what is measured stands what `astrobio plan` predicts.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from astrobio.config import ConfigError
+from astrobio.files import write_whole
+from launch.blackbox import TRACE, read_box
+from launch.experiments.page import write_page
+from launch.explain import explain
+from launch.options import parse_changes
+from launch.zero.ds_config import read_ds_config
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Seconds between looks at memory: 1% of a core.
+LOOK_S = 0.05
+PHASES = ("data", "forward", "backward", "reduce", "optimizer", "report")
+FEW = 6  # keys are named in one sentence; the page lists all
+#: Columns of the CSV: the key in a row's ``measured`` or ``predicted``.
+FIGURES = ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "device_peak_bytes", "host_peak_bytes",
+           "nvme_bytes", "nvme_read_bytes", "nvme_written_bytes")
+
+
+@dataclass
+class Row:
+    """One config: ``status`` done or failed, with the ``reason``; what was ``measured`` and ``predicted`` (None, with
+    ``no_prediction`` saying why); ``limits`` in bytes; ``timeline`` of memory: seconds, bytes and phase."""
+
+    name: str
+    ds_config: str
+    status: str = "done"
+    cause: str | None = None
+    reason: str | None = None
+    cure: str | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
+    predicted: dict[str, Any] | None = None
+    no_prediction: str | None = None
+    limits: dict[str, int] = field(default_factory=dict)
+    timeline: list[tuple[float, int, str]] = field(default_factory=list)
+
+
+@dataclass
+class Comparison:
+    model: str
+    ranks: int
+    steps: int
+    device: str
+    differences: dict[str, list[Any]]
+    headline: str
+    rows: list[Row]
+
+
+def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks: int, data: Path | None = None,
+            changes: list[str] | None = None, timeout_s: float = 3600.0, device: str = "cpu") -> Comparison:
+    """Run them all; writes compare.json, compare.csv and compare.html into ``out``.
+
+    Args:
+        steps: optimizer steps of each; the first one, in which ops are compiled and traces recorded, is not counted.
+        changes: ``--set`` options for all of them.
+        timeout_s: after which a run is killed.
+
+    Raises:
+        ConfigError: a file that cannot be read, or two of the same content.
+    """
+    parsed = parse_changes(changes or [])
+    configs = {name: read_ds_config(path, parsed["ds_config"]) for name, path in _names(ds_configs).items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, config in configs.items():
+        write_whole(out / "configs" / f"{name}.json", json.dumps(config, indent=2) + "\n")
+    different = differences(configs)
+    found = Comparison(model, ranks, steps, device, different, headline(list(configs), different), [])
+    print(found.headline, flush=True)
+    others = [f"{section}.{key}={json.dumps(value)}" for section in ("model", "train")
+              for key, value in parsed[section].items()]
+    for name in configs:
+        row = Row(name, str(_names(ds_configs)[name]))
+        path = out / "configs" / f"{name}.json"
+        row.predicted, row.no_prediction = predict(model, path, ranks)
+        _run(row, path, out / "runs" / name, model, steps, ranks, data, others, timeout_s, device)
+        found.rows.append(row)
+        print(line(row), flush=True)
+        _write(found, out)  # after each, so that what was measured stays whatever comes
+    return found
+
+
+def _names(paths: list[Path]) -> dict[str, Path]:
+    """A short name of each file."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        name, number = path.stem, 2
+        while name in named:
+            name, number = f"{path.stem}_{number}", number + 1
+        named[name] = path
+    return named
+
+
+def differences(configs: dict[str, dict]) -> dict[str, list[Any]]:
+    """Dotted keys whose values are not the same in all configs, with each one's value; None where it has none."""
+    flat = [dict(_flat(config)) for config in configs.values()]
+    keys = sorted({key for each in flat for key in each})
+    return {key: [each.get(key) for each in flat] for key in keys
+            if any(each.get(key, ...) != flat[0].get(key, ...) for each in flat)}
+
+
+def _flat(values: dict, above: str = ""):
+    for key, value in values.items():
+        dotted = f"{above}.{key}" if above else key
+        if isinstance(value, dict) and value:
+            yield from _flat(value, dotted)
+        else:
+            yield dotted, value
+
+
+def headline(names: list[str], different: dict[str, list[Any]]) -> str:
+    """What the configs differ in, in a sentence."""
+    if len(names) == 1:
+        return names[0]
+    if not different:
+        return f"{' and '.join(names)} are the same"
+    if len(different) == 1:
+        (key, values), = different.items()
+        told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in zip(names, values, strict=True))
+        return f"they differ in one key, {key} ({told})"
+    keys = list(different)
+    more = f" and {len(keys) - FEW} more" if len(keys) > FEW else ""
+    return f"they differ in {len(keys)} keys: {', '.join(keys[:FEW])}{more}"
+
+
+def predict(model: str, ds_config: Path, ranks: int) -> tuple[dict | None, str | None]:
+    """What `astrobio plan` says of this machine, or why it says nothing."""
+    command = [sys.executable, "-m", "launch.cli", "plan", "--model", model, "--ds_config", str(ds_config),
+               "--hardware", "this", "--ranks", str(ranks), "--json"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        return None, "no prediction within 10 minutes"
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "host" not in found:
+        last = [text for text in (done.stderr or done.stdout).splitlines() if text.strip()]
+        return None, last[-1].strip()[:300] if last else f"astrobio plan ended with status {done.returncode}"
+    return found, None
+
+
+def _run(row: Row, config: Path, run: Path, model: str, steps: int, ranks: int, data: Path | None, others: list[str],
+         timeout_s: float, device: str) -> None:
+    """One launch, and what it left behind."""
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    if device != "cpu":  # else the clock would measure how fast work is handed to the device
+        others = [*others, "ds_config.wall_clock_breakdown=true"]
+    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", ranks, "--master_port", _free_port(),
+               ROOT / "launch/train.py", "--ds_config", config, "--model", model, "--max_steps", steps, "--run", run,
+               *(["--data", data] if data else []), *(["--set", *others] if others else [])]
+    environment = {**os.environ, "WANDB_MODE": "disabled", TRACE: str(LOOK_S)}
+    started = time.monotonic()
+    with (run / "launch.log").open("w") as log:
+        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                   env=environment, start_new_session=True)
+        try:
+            status = process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    row.seconds = time.monotonic() - started
+    _measure(row, run, ranks, device)
+    if status != 0 or row.steps < steps:
+        _fail(row, run, status, timeout_s)
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _fail(row: Row, run: Path, status: int | None, timeout_s: float) -> None:
+    row.status = "failed"
+    text = (run / "launch.log").read_text(errors="replace")
+    refused = list(dict.fromkeys(re.findall(r"^error: (.*)$", text, re.MULTILINE)))
+    if status == 2 or refused and not (run / "ranks").exists():
+        row.cause, row.reason = "refused", "; ".join(refused) or f"status {status}"
+        return
+    try:
+        found = explain(run)
+        row.cause, row.reason, row.cure = found.cause, found.summary, found.cure
+    except ConfigError:
+        last = [line for line in text.splitlines() if line.strip()]
+        row.cause, row.reason = "error", last[-1][:300] if last else f"ended with status {status}"
+    if status is None:
+        row.cause, row.reason = "too slow", f"killed after {timeout_s:.0f} s; {row.reason}"
+
+
+def _measure(row: Row, run: Path, ranks: int, device: str) -> None:
+    records = _records(run / "metrics.jsonl")
+    row.steps, row.losses = len(records), [record["loss"] for record in records]
+    boxes = [box for path in sorted((run / "ranks").glob("*.box")) if (box := read_box(path))]
+    if boxes:
+        limit, _ = boxes[0]["memory_limit"]
+        row.limits["host"] = limit
+        row.measured["host_peak_bytes"] = sum(box["peaks"]["rss"] for box in boxes)
+        row.measured["host_at_start_bytes"] = sum(box["rss_at_start"] for box in boxes)
+        if device != "cpu" and "device_bytes" in boxes[0]["peaks"]:
+            row.measured["device_peak_bytes"] = max(box["peaks"]["device_bytes"] for box in boxes)
+            row.limits["gpu"] = boxes[0]["last"]["device_total"]
+    counted = records[1:] or records
+    if not counted:
+        return
+    for key in ("step_s", "tokens_per_s"):
+        row.measured[key] = statistics.median(record[key] for record in counted)
+    for phase in PHASES:
+        row.measured[f"{phase}_s"] = statistics.median(record["phase_s"].get(phase, 0.0) for record in counted)
+    if "nvme_bytes" in counted[-1]:
+        row.measured["nvme_bytes"] = max(record["nvme_bytes"] for record in counted)
+        row.limits["nvme"] = counted[-1]["nvme_free_bytes"] + counted[-1]["nvme_bytes"]
+        # The ranks hold equal shares; rank 0 writes the metrics.
+        for key, column in (("io_read_bytes", "nvme_read_bytes"), ("io_written_bytes", "nvme_written_bytes")):
+            counts = [record[key] for record in records if key in record]
+            if len(counts) > 1:
+                steps = [after - before for before, after in zip(counts, counts[1:], strict=False)]
+                row.measured[column] = ranks * statistics.median(steps)
+    row.timeline = timeline(_records(run / "ranks" / "rank_00000.samples.jsonl"), device)
+
+
+def _records(path: Path) -> list[dict]:
+    """Lines of JSON, of metrics only the training steps; a last line that was cut is left out."""
+    found = []
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            try:
+                record = json.loads(text)
+            except ValueError:
+                continue
+            if record.get("kind", "train") == "train":
+                found.append(record)
+    return found
+
+
+def timeline(samples: list[dict], device: str) -> list[tuple[float, int, str]]:
+    """Seconds, bytes and phase of one step, the last whole one; of all steps where one is too short to see."""
+    key = "rss" if device == "cpu" else "device_bytes"
+    samples = [sample for sample in samples if key in sample and sample["phase"] in PHASES and "step" in sample]
+    if not samples:
+        return []
+    last = samples[-1]["step"] - 1
+    chosen = [sample for sample in samples if sample["step"] == last]
+    if len(chosen) < 10:
+        chosen = samples
+    return [(round(sample["time"] - chosen[0]["time"], 3), sample[key], sample["phase"]) for sample in chosen]
+
+
+def _write(found: Comparison, out: Path) -> None:
+    write_whole(out / "compare.json", json.dumps(asdict(found), indent=1) + "\n")
+    with (out / "compare.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["config", "status", "reason", "steps", "loss", *FIGURES,
+                        *(f"predicted_{key}" for key in FIGURES), "no_prediction"])
+        for row in found.rows:
+            predicted = predicted_figures(row)
+            table.writerow([row.name, row.status, row.reason or "", row.steps, row.losses[-1] if row.losses else "",
+                            *(row.measured.get(key, "") for key in FIGURES),
+                            *(predicted.get(key, "") for key in FIGURES), row.no_prediction or ""])
+    write_page(found, out / "compare.html", {row.name: predicted_figures(row) for row in found.rows})
+
+
+def predicted_figures(row: Row) -> dict[str, float]:
+    """The prediction by the names of what is measured."""
+    if row.predicted is None:
+        return {}
+    plan, found = row.predicted, {}
+    for key in ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s"):
+        found[key] = (plan.get("time") or {}).get(key)
+    for place, key in (("gpu", "device_peak_bytes"), ("host", "host_peak_bytes"), ("nvme", "nvme_bytes")):
+        found[key] = (plan.get(place) or {}).get("peak_bytes")
+    for key in ("read_bytes", "written_bytes"):
+        found[f"nvme_{key}"] = (plan.get("nvme") or {}).get(f"{key}_per_step")
+    return {key: value for key, value in found.items() if value or value == 0 and not key.startswith("nvme")}
+
+
+def line(row: Row) -> str:
+    """Of the console."""
+    if row.status != "done":
+        return f"{row.name:28s} FAILED after {row.seconds:.0f} s: {row.cause}: {row.reason}"
+    told, predicted = row.measured, predicted_figures(row)
+    beside = f" (predicted {predicted['step_s']:.2f})" if "step_s" in predicted else ""
+    return (f"{row.name:28s} step {told['step_s']:.2f} s{beside}: forward {told['forward_s']:.2f}, backward "
+            f"{told['backward_s']:.2f}, optimizer {told['optimizer_s']:.2f}; host "
+            f"{told['host_peak_bytes'] / 1e9:.2f} GB"
+            + (f", device {told['device_peak_bytes'] / 1e9:.2f} GB" if "device_peak_bytes" in told else "")
+            + (f", NVMe {told['nvme_bytes'] / 1e9:.3f} GB" if "nvme_bytes" in told else "")
+            + f"; loss {row.losses[-1]:.4f}")
+
+
+def run_command(args) -> int:
+    """`astrobio compare`: 0 where at least one config ran, else 1."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    accelerator = get_accelerator()
+    on_cpu = accelerator.device_name() == "cpu"
+    ranks = args.ranks or (2 if on_cpu else accelerator.device_count())
+    device = "cpu" if on_cpu else torch.cuda.get_device_name() if torch.cuda.is_available() else "an accelerator"
+    found = compare(args.model, args.ds_configs, args.steps, args.out.resolve(), ranks=ranks,
+                    data=args.data and args.data.resolve(), changes=args.set, timeout_s=args.timeout_s, device=device)
+    print(f"page         {args.out / 'compare.html'}")
+    return 0 if any(row.status == "done" for row in found.rows) else 1

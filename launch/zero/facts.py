@@ -1,0 +1,87 @@
+"""What the checks must know of a model: a few numbers, counted on the meta device and remembered."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from astrobio.config import ConfigError, StackConfig
+from astrobio.files import write_whole
+
+if TYPE_CHECKING:  # its imports take seconds, which a remembered count saves
+    from astrobio.stack import AstrobioStack
+
+PACKAGES = ("torch", "transformers", "torch_geometric", "peft")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Elements of all ``parameters``, of those that train, of the ``largest`` tensor and of each tensor in each kind
+    of repeated layer; the language model's ``hidden_size``."""
+
+    parameters: int
+    trainable: int
+    largest: int
+    hidden_size: int
+    layers: tuple[tuple[int, ...], ...]
+
+    @property
+    def frozen(self) -> bool:
+        return self.trainable < self.parameters
+
+    def tensors_in_a_layer(self, more_than: int) -> int:
+        """The largest number of tensors of more elements than that in one repeated layer."""
+        return max((sum(size > more_than for size in layer) for layer in self.layers), default=0)
+
+
+def facts_of(network: "AstrobioStack") -> ModelFacts:
+    from torch import nn
+    sizes = [p.numel() for p in network.parameters()]
+    layers = {tuple(sorted(p.numel() for p in layer.parameters())) for module in network.modules()
+              if isinstance(module, nn.ModuleList) for layer in module}
+    return ModelFacts(sum(sizes), sum(p.numel() for p in network.parameters() if p.requires_grad), max(sizes),
+                      network.language.hidden_size, tuple(sorted(layers)))
+
+
+def model_facts(stack: StackConfig) -> ModelFacts:
+    """Of the network that ``stack`` describes. Building it, even without its numbers, takes seconds: the answer is kept
+    in ``~/.cache/astrobio`` (or ``$ASTROBIO_CACHE``) under the hash of all that it depends on.
+
+    Raises:
+        ConfigError: the network cannot be built.
+    """
+    path = _remembered(stack)
+    if path is not None and path.is_file():
+        found = json.loads(path.read_text())
+        return ModelFacts(**found | {"layers": tuple(map(tuple, found["layers"]))})
+    from launch.zero.engine import meta_stack
+    try:
+        facts = facts_of(meta_stack(stack))
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # sizes that do not fit together
+        raise ConfigError(f"--model {stack.name}: the network cannot be built: {error}") from error
+    if path is not None:
+        try:
+            write_whole(path, json.dumps(dataclasses.asdict(facts)))
+        except OSError:
+            pass  # a cache that cannot be written costs time, nothing else
+    return facts
+
+
+def _remembered(stack: StackConfig) -> Path | None:
+    """Where the facts are kept; None where files elsewhere decide them too."""
+    if stack.language.init_from:
+        return None
+    sources = [*sorted(Path(__file__).resolve().parents[2].joinpath("astrobio").glob("*.py")), Path(__file__)]
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(stack), sort_keys=True, default=str).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    for package in PACKAGES:
+        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
+    folder = Path(os.environ.get("ASTROBIO_CACHE") or Path.home() / ".cache" / "astrobio")
+    return folder / "facts" / f"{digest.hexdigest()[:32]}.json"

@@ -1,0 +1,85 @@
+"""What a ds_config comes down to: where things live, in what precision, in what batches."""
+
+from dataclasses import dataclass
+
+from deepspeed.accelerator import get_accelerator
+
+from astrobio.config import ConfigError
+
+AUTO = "auto"
+#: What an ``"auto"`` batch is, as in the shipped ds_configs.
+MICRO_BATCH, ACCUMULATION = 1, 32
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a ds_config comes down to: where things live and in what precision."""
+
+    stage: int
+    optimizer_device: str  # none, cpu, nvme
+    param_device: str
+    precision: str  # fp16, bf16, fp32
+
+    @property
+    def uses_nvme(self) -> bool:
+        return "nvme" in (self.optimizer_device, self.param_device)
+
+
+def strategy(config: dict) -> Strategy:
+    """Of a config without key problems; it may still have ``"auto"`` values."""
+    zero = config.get("zero_optimization") or {}
+    devices = []
+    for block, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
+        device = (zero.get(block) or {}).get("device", "none")
+        devices.append("cpu" if device == "none" and zero.get(old) else device)
+    return Strategy(int(zero.get("stage", 0)), *devices, precision(config))
+
+
+def precision(config: dict) -> str:
+    """fp16, bf16 or fp32. Where both blocks leave it open, bf16 if the device has it: it needs no loss scaling."""
+    wanted = {name: (config.get(block) or {}).get("enabled", False) for name, block in
+              (("bf16", "bf16" if config.get("bf16") is not None else "bfloat16"), ("fp16", "fp16"))}
+    for name in wanted:
+        if wanted[name] is True:
+            return name
+    if wanted["bf16"] == AUTO and (wanted["fp16"] != AUTO or get_accelerator().is_bf16_supported()):
+        return "bf16"
+    return "fp16" if wanted["fp16"] == AUTO else "fp32"
+
+
+def nvme_paths(config: dict) -> list[tuple[str, str]]:
+    """(key, nvme_path) of each block that offloads to NVMe."""
+    zero = config.get("zero_optimization") or {}
+    return [(f"zero_optimization.{block}.nvme_path", zero[block].get("nvme_path", ""))
+            for block in ("offload_optimizer", "offload_param")
+            if (zero.get(block) or {}).get("device") == "nvme"]
+
+
+def batch_sizes(config: dict, world_size: int) -> tuple[int, int]:
+    """(micro-batch, accumulation steps), by DeepSpeed's rule: train = micro × accumulation × ranks.
+
+    Raises:
+        ConfigError: the three that are given contradict each other, or too few are given.
+    """
+    train, micro, steps = (config.get(key) for key in
+                           ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))
+    if micro is None and train is None:
+        raise ConfigError("ds_config must give train_micro_batch_size_per_gpu or train_batch_size")
+    train = None if train == AUTO else train
+    micro = MICRO_BATCH if micro == AUTO or micro is None and train is None else micro
+    if steps == AUTO:
+        steps = ACCUMULATION if train is None else None
+    if micro is None:
+        micro = train // (world_size * (steps or 1))
+    if steps is None:
+        steps = train // (world_size * micro) if train is not None and micro else 1
+    for key, value in (("train_micro_batch_size_per_gpu", micro), ("gradient_accumulation_steps", steps)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"ds_config: {key} = {value!r}: must be a whole number of at least 1"
+                              + (f"; train_batch_size {train} is less than the {world_size} ranks take at a time"
+                                 if train is not None and value == 0 else ""))
+    if train is not None and train != micro * steps * world_size:
+        raise ConfigError(f"ds_config: train_batch_size = {train}, but train_micro_batch_size_per_gpu {micro} × "
+                          f"gradient_accumulation_steps {steps} × {world_size} ranks = {micro * steps * world_size}: "
+                          "leave one of them out")
+    return micro, steps
