@@ -1,0 +1,177 @@
+"""A ghost run: DeepSpeed's real engine, the real model and the real ds_config on a GPU that is not there.
+
+    python -m launch.planner.ghost < job.json > result.pickle
+
+`deepspeed.initialize`, forward, backward and step run on tensors that have shapes but no data
+(`launch.planner.simulated`), watched by a `Ledger`. Nothing of DeepSpeed's memory or order of work is modelled: it
+happens. `run` starts a process for it, because a simulation changes torch and DeepSpeed for good.
+"""
+
+import dataclasses
+import gc
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from astrobio.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Job:
+    """One ghost run.
+
+    ``workload`` is ``{"stack": …}``, a `StackConfig` as nested dicts, or ``{"function": "module:name", …}``: a callable
+    that takes the ds_config, the other keys and the micro-batch, and returns an engine and a function that makes a
+    batch and returns a loss.
+    """
+
+    workload: dict[str, Any]
+    ds_config: dict[str, Any]  # resolved
+    ranks: int = 1
+    micro_batch: int = 1
+    seq_length: int | None = None  # text tokens; None: as many as the model reads
+    capability: tuple[int, int] = (8, 6)
+    memory: int = 24 << 30
+    evaluate: int = 0  # micro-batch of an evaluation pass; 0: none
+
+
+@dataclass
+class Result:
+    """What a ghost run saw: `launch.planner.ledger.Ledger` says what the fields are."""
+
+    phases: list
+    trace: list[tuple]
+    blocks: list[tuple[int, int]]
+    nvme_resident: int
+    operators: int
+    parameters: int
+    trainable: int
+    tokens: int  # of one micro-batch on one rank
+    stages: dict[str, Any] = field(default_factory=dict)
+
+
+def run(job: Job, timeout: float = 600) -> Result:
+    """The job in a process of its own.
+
+    Raises:
+        ConfigError: the model or the ds_config cannot run: what DeepSpeed or torch said.
+    """
+    done = subprocess.run([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, timeout=timeout,
+                          input=json.dumps(dataclasses.asdict(job)).encode(), capture_output=True)
+    if done.returncode:
+        raise ConfigError(f"the ghost run failed: {done.stderr.decode()[-3000:].strip()}")
+    return pickle.loads(done.stdout)
+
+
+def haunt(job: Job) -> Result:
+    """Run the job in this process, which is of no other use afterwards."""
+    import torch
+
+    from launch.planner.simulated import GPU, simulate
+    mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
+    with mode, ledger:
+        engine, loss_of = _workload(job, mode)
+        _watch_modules(engine.module, ledger)
+        gc.collect()
+        accumulation = engine.gradient_accumulation_steps()
+        tokens = 0
+        for number in range(2 if accumulation == 1 else min(accumulation, 3)):
+            final = accumulation == 1 or number == min(accumulation, 3) - 1
+            engine.micro_steps = accumulation - 1 if final and accumulation > 1 else engine.micro_steps
+            ledger.begin("forward")
+            loss, tokens = loss_of(engine)
+            ledger.begin("backward")
+            engine.backward(loss)
+            del loss
+            if final:
+                ledger.begin("optimizer")
+            engine.step()
+        ledger.begin("end")
+    parameters = list(engine.module.parameters())
+    count = [getattr(p, "ds_numel", p.numel()) for p in parameters]
+    return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.nvme_resident, ledger.operators, sum(count),
+                  sum(n for n, p in zip(count, parameters, strict=True) if p.requires_grad), tokens)
+
+
+def _vocabulary(job: Job) -> int:
+    stack = job.workload.get("stack")
+    if not stack:
+        return job.workload.get("vocabulary", 0)
+    return stack["language"]["config"].get("vocab_size", 0)
+
+
+def _workload(job: Job, mode):
+    if "function" in job.workload:
+        module, _, name = job.workload["function"].partition(":")
+        return getattr(importlib.import_module(module), name)(job, mode)
+    return _stack(job, mode)
+
+
+def _stack(job: Job, mode):
+    """What launch/train.py builds, and how its loop makes a loss."""
+    from astrobio.config import StackConfig, parse
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    from launch.planner.parameters import nominal_batch
+    from launch.zero import weights
+    from launch.zero.engine import build_engine, device
+
+    weights._ahead = lambda make, items, doing: map(make, items)  # modes do not follow into threads
+    weights.Fill.draw = lambda self, out, start=0: None
+    config = parse(StackConfig, job.workload["stack"], "the model")
+    engine = build_engine(config, job.ds_config, seed=0)
+    length = job.seq_length or config.language.max_text_tokens
+
+    def loss_of(engine):
+        with _disable_current_modes():
+            batch = nominal_batch(config, job.micro_batch, length)
+        batch = _without_data(batch, mode).to(device())
+        return engine(batch).loss, job.micro_batch * length
+
+    return engine, loss_of
+
+
+def _without_data(batch, mode):
+    """The batch with fake tensors in place of real ones."""
+    def fake(value):
+        if isinstance(value, dict):
+            return {key: fake(part) for key, part in value.items()}
+        if isinstance(value, torch.Tensor):
+            return values.without_data(value, mode)
+        if hasattr(value, "apply"):  # a PyG graph
+            return value.apply(fake)
+        if dataclasses.is_dataclass(value):
+            return dataclasses.replace(value, **{f.name: fake(getattr(value, f.name))
+                                                 for f in dataclasses.fields(value)})
+        return value
+    import torch
+
+    from launch.planner import values
+    return fake(batch)
+
+
+def _watch_modules(module, ledger) -> None:
+    """Tell the ledger which module runs."""
+    def enter(name):
+        return lambda *_: ledger.enter(name)
+
+    for name, child in module.named_modules():
+        child.register_forward_pre_hook(enter(name or type(child).__name__), prepend=True)
+        child.register_forward_hook(lambda *_: ledger.leave(), always_call=True)
+
+
+if __name__ == "__main__":
+    import os
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print goes to stderr; stdout is the result
+    job = Job(**json.load(sys.stdin))
+    pickle.dump(haunt(job), out)
+    out.flush()
+    os._exit(0)  # nothing here is worth tearing down
