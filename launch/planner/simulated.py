@@ -435,6 +435,19 @@ def _keep_devices_true(ledger: Ledger) -> None:
     FakeTensor.data = property(base.__get__, set_data)
     torch.Tensor.record_stream = lambda self, stream: None
 
+    def apply(module, function, recurse=True):
+        """`Module._apply` as it treats tensors that are not fake."""
+        for child in module.children() if recurse else ():
+            child._apply(function)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter.data = function(parameter.data)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = function(buffer)
+        return module
+
+    torch.nn.Module._apply = apply
     make = torch.tensor
 
     def tensor(data, *args, device=None, **kwargs):
