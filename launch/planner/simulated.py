@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from launch.planner import values
+from launch.planner.autocast import prepare_autocast
 from launch.planner.ledger import GPU, SWAP, Ledger
 
 _setup_privateuseone_for_python_backend(rename=GPU)
@@ -401,6 +402,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     _replace_ops(_op_libraries(ledger))
     coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None  # there are no others
     _keep_devices_true(ledger)
+    prepare_autocast()
     F.scaled_dot_product_attention = functools.partial(attend, capability=capability)
     return FakeTensorMode(allow_non_fake_inputs=True), ledger
 
