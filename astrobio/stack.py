@@ -1,6 +1,6 @@
 """The whole stack: a batch in, a loss and habitability logits out."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ _SURFACE = [column.name for column in CLIMATE_SURFACE_VARIABLES]
 ABSORBED, OUTGOING = _SURFACE.index("absorbed_shortwave"), _SURFACE.index("outgoing_longwave")
 
 
-@dataclass
-class StackOutput:
-    """``loss``, a scalar; ``parts``: each unweighted part of it, detached, float32; ``logits`` [B, 2], or None for a
+class StackOutput(NamedTuple):
+    """A tuple, because DeepSpeed looks for the outputs' tensors in tuples, lists and dicts only, to learn from them that
+    a backward pass begins: without, it takes a micro-step's gradients for those of the one before.
+
+    ``loss``, a scalar; ``parts``: each unweighted part of it, detached, float32; ``logits`` [B, 2], or None for a
     plain language model; ``weights`` [B, M + 1]: how much each modality, and last the text, counted."""
 
     loss: Tensor
