@@ -48,7 +48,7 @@ class Result:
 
     phases: list
     trace: list[tuple]
-    blocks: list[tuple[int, int]]
+    blocks: list[tuple[int, int, int]]
     nvme_resident: int
     operators: int
     parameters: int

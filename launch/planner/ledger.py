@@ -89,7 +89,8 @@ class Ledger(TorchDispatchMode):
     Attributes:
         phases: what each phase cost, in the order they were left.
         trace: the work in program order, tuples that begin with a kind; `launch.planner.timing` says what they mean.
-        blocks: +bytes and -bytes of the simulated GPU's allocations in order, for `launch.planner.allocator`.
+        blocks: (storage, +bytes or -bytes, stream) of the simulated GPU's allocations in order, for
+            `launch.planner.allocator`.
     """
 
     def __init__(self, vocabulary: int = 0):
@@ -99,7 +100,7 @@ class Ledger(TorchDispatchMode):
         self.peaks: dict[str, Peak] = {}
         self.phases: list[Phase] = []
         self.trace: list[tuple] = []
-        self.blocks: list[tuple[int, int]] = []
+        self.blocks: list[tuple[int, int, int]] = []
         self.files: dict[str, int] = {}  # bytes of each swap file
         self.stream = 0  # the current one; 0 is the default stream
         self.vocabulary = vocabulary
@@ -238,7 +239,7 @@ class Ledger(TorchDispatchMode):
         self.live[BOTH] += size
         self.parts[device][part] += size
         if device == GPU and size:
-            self.blocks.append((key, size))
+            self.blocks.append((key, size, self.stream))
         if size > 0:
             if self.live[device] > self.peaks[device].bytes:
                 self._note_peak(device)
