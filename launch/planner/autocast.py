@@ -12,8 +12,9 @@ _LOWER = ("linear", "matmul", "mm", "mv", "bmm", "addmm", "baddbmm", "conv1d", "
           "conv_transpose1d", "conv_transpose3d.input", "prelu")
 #: Computed in float32.
 _FLOAT = ("layer_norm", "native_layer_norm", "group_norm", "softmax.int", "log_softmax.int", "nll_loss", "nll_loss_nd",
-          "cross_entropy_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "kl_div", "exp", "expm1", "log", "log1p", "rsqrt",
-          "pow.Tensor_Scalar", "pow.Tensor_Tensor", "softplus", "cumsum", "sum", "sum.dim_IntList", "prod", "norm.Scalar")
+          "cross_entropy_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "kl_div", "exp", "expm1", "log", "log1p",
+          "rsqrt", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "softplus", "cumsum", "sum", "sum.dim_IntList", "prod",
+          "norm.Scalar")
 _libraries: list[torch.library.Library] = []  # a library takes its kernels back when it is freed
 
 

@@ -11,10 +11,11 @@ import dataclasses
 import gc
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,17 @@ class Result:
     phases: list
     trace: list[tuple]
     blocks: list[tuple[int, int, int]]
-    nvme_resident: int
+    files: dict[str, int]  # bytes of each swap file
     operators: int
     parameters: int
     trainable: int
     tokens: int  # of one micro-batch on one rank
-    stages: dict[str, Any] = field(default_factory=dict)
+    accumulation: int
+    process_bytes: int  # resident memory of Python and its libraries before the run
+
+    @property
+    def nvme_resident(self) -> int:
+        return sum(self.files.values())
 
 
 def run(job: Job, timeout: float = 600) -> Result:
@@ -72,32 +78,35 @@ def run(job: Job, timeout: float = 600) -> Result:
 
 def haunt(job: Job) -> Result:
     """Run the job in this process, which is of no other use afterwards."""
-    import torch
+    import psutil
 
-    from launch.planner.simulated import GPU, simulate
+    from launch.planner.simulated import simulate
+    baseline = psutil.Process().memory_info().rss
     mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
     with mode, ledger:
         engine, loss_of = _workload(job, mode)
         _watch_modules(engine.module, ledger)
         gc.collect()
         accumulation = engine.gradient_accumulation_steps()
+        # The first micro-step is the one in which DeepSpeed learns the order of the parameters, and its step makes the
+        # optimizer's state. What is to be told are the later ones: within an accumulation, and at its end.
         tokens = 0
-        for number in range(2 if accumulation == 1 else min(accumulation, 3)):
-            final = accumulation == 1 or number == min(accumulation, 3) - 1
-            engine.micro_steps = accumulation - 1 if final and accumulation > 1 else engine.micro_steps
+        for ends in (True, True) if accumulation == 1 else (True, False, True):
+            engine.micro_steps = accumulation - 1 if ends else 0
             ledger.begin("forward")
             loss, tokens = loss_of(engine)
             ledger.begin("backward")
             engine.backward(loss)
             del loss
-            if final:
+            if ends:
                 ledger.begin("optimizer")
             engine.step()
         ledger.begin("end")
     parameters = list(engine.module.parameters())
     count = [getattr(p, "ds_numel", p.numel()) for p in parameters]
-    return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.nvme_resident, ledger.operators, sum(count),
-                  sum(n for n, p in zip(count, parameters, strict=True) if p.requires_grad), tokens)
+    return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.files, ledger.operators, sum(count),
+                  sum(n for n, p in zip(count, parameters, strict=True) if p.requires_grad), tokens,
+                  accumulation, baseline)
 
 
 def _vocabulary(job: Job) -> int:
@@ -116,9 +125,9 @@ def _workload(job: Job, mode):
 
 def _stack(job: Job, mode):
     """What launch/train.py builds, and how its loop makes a loss."""
-    from astrobio.config import StackConfig, parse
     from torch.utils._python_dispatch import _disable_current_modes
 
+    from astrobio.config import StackConfig, parse
     from launch.planner.parameters import nominal_batch
     from launch.zero import weights
     from launch.zero.engine import build_engine, device
@@ -167,11 +176,15 @@ def _watch_modules(module, ledger) -> None:
         child.register_forward_hook(lambda *_: ledger.leave(), always_call=True)
 
 
-if __name__ == "__main__":
-    import os
+def main() -> None:
+    """Read a job on stdin, write its pickled result to stdout; what libraries print goes to stderr."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print goes to stderr; stdout is the result
-    job = Job(**json.load(sys.stdin))
-    pickle.dump(haunt(job), out)
+    os.dup2(2, 1)
+    pickle.dump(haunt(Job(**json.load(sys.stdin))), out)
     out.flush()
     os._exit(0)  # nothing here is worth tearing down
+
+
+if __name__ == "__main__":
+    from launch.planner.ghost import main  # pickled results must belong to the module, not to __main__
+    main()

@@ -26,6 +26,7 @@ class Hardware:
     gpus: int
     gpu_memory_bytes: int
     capability: list[int]  # CUDA compute capability; [0, 0] for a CPU machine, whose device is the host
+    peak_flops_per_s: float  # of the datasheet, in half precision; what model FLOPs utilisation is relative to
     fp16_flops_per_s: float  # matrix products with float32 accumulation
     bf16_flops_per_s: float
     fp32_flops_per_s: float

@@ -5,6 +5,7 @@ caching allocator's granules of 512 B; page-locked host memory in powers of two,
 """
 
 import bisect
+import itertools
 import sys
 import weakref
 from collections import Counter
@@ -20,6 +21,7 @@ from launch.planner import values
 from launch.planner.shapes import Shapes
 
 aten = torch.ops.aten
+numbers = itertools.count(1)  # of streams, events, collectives and disk handles
 GPU = "gpusim"  # the simulated GPU's device type
 HOST = "cpu"
 BOTH = "both"  # what a CPU accelerator holds, whose device is the host
@@ -93,8 +95,10 @@ class Ledger(TorchDispatchMode):
             `launch.planner.allocator`.
     """
 
-    def __init__(self, vocabulary: int = 0):
+    def __init__(self, device: str = GPU, vocabulary: int = 0):
+        """``device``: where the model computes; ``vocabulary``: the size by which logits are known."""
         super().__init__()
+        self.device = device
         self.live: Counter[str] = Counter()
         self.parts: dict[str, Counter[str]] = {GPU: Counter(), HOST: Counter()}
         self.peaks: dict[str, Peak] = {}
@@ -225,11 +229,10 @@ class Ledger(TorchDispatchMode):
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         return id(tensor.untyped_storage()) in self._pinned
 
-    @staticmethod
-    def _size(size: int, device: str, pinned: bool) -> int:
+    def _size(self, size: int, device: str, pinned: bool) -> int:
         if device == GPU:
             return -(-size // GRANULE) * GRANULE
-        if pinned and size:
+        if pinned and size and self.device == GPU:  # on a CPU machine pinning does nothing
             # aten/src/ATen/core/CachingHostAllocator.h: PowerOf2Ceil.
             return 1 << (size - 1).bit_length()
         return size
@@ -291,8 +294,7 @@ class Ledger(TorchDispatchMode):
                 or not self.is_pinned(source if work[0] == "up" else destination)
             self.trace.append((work[0], self.stream, work[1], waits))
 
-    @staticmethod
-    def _work(func, args, kwargs, out) -> tuple | None:
+    def _work(self, func, args, kwargs, out) -> tuple | None:
         """("kernel", FLOPs, bytes, dtype), ("host", bytes), a copy ("up" or "down", bytes), or None for no work."""
         packet = func._overloadpacket
         outs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
@@ -304,7 +306,7 @@ class Ledger(TorchDispatchMode):
             if destination.device.type != source.device.type:
                 return ("up" if destination.device.type == GPU else "down"), source.nbytes
         size = sum(t.nbytes for t in tensors if not any(t is o for o in outs)) + sum(t.nbytes for t in outs)
-        if outs[0].device.type == GPU:
+        if outs[0].device.type == self.device:
             count = flop_registry.get(packet)
             return "kernel", count(*args, **kwargs, out_val=out) if count else 0, size, outs[0].dtype
         return ("host", size) if size > _ASK_FROM else None
@@ -317,10 +319,6 @@ class Ledger(TorchDispatchMode):
         self.files[path] = max(self.files.get(path, 0), size)
         self._written += size
         self.trace.append(("write", handle, size))
-
-    @property
-    def nvme_resident(self) -> int:
-        return sum(self.files.values())
 
 
 _DEVICE = torch.ops.prim.device.default

@@ -1,7 +1,7 @@
 """What an operator makes of shapes, found out once.
 
-A large model asks the same few hundred questions ten thousand times each. `FakeTensorMode` answers each in about 0.2 ms;
-here an answer, once given, is remembered with the operator, shapes, strides, dtypes, devices and other arguments.
+A large model asks the same few hundred questions ten thousand times each, and `FakeTensorMode` takes about 0.2 ms for
+an answer. Here it is remembered with the operator, shapes, strides, dtypes, devices and other arguments.
 """
 
 from dataclasses import dataclass, field
