@@ -56,3 +56,29 @@ def simple_transformer(job, mode):
         return loss_function(logits.view(-1, vocabulary), ids.clone().view(-1)), job.micro_batch * length
 
     return engine, loss_of
+
+
+def language_model(job, mode):
+    """A model of `transformers`: ``model_type`` and ``config``, with its own attention written out as it was before
+    torch 2, and checkpointed layers if ``checkpointing``; sharded while it is built if ``zero_init``. A sequence-to-
+    sequence model reads and writes ``seq_length`` tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    wanted = job.workload
+    config = AutoConfig.for_model(wanted["model_type"], **wanted["config"], use_cache=False)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with deepspeed.zero.Init(config_dict_or_path=job.ds_config, enabled=wanted.get("zero_init", False)):
+        model = kind.from_config(config, attn_implementation=wanted.get("attention", "eager"))
+    model.train()
+    if wanted.get("checkpointing"):
+        model._set_gradient_checkpointing(True, deepspeed.checkpointing.checkpoint)
+        model.enable_input_require_grads()
+    engine, *_ = deepspeed.initialize(model=model, config=job.ds_config,
+                                      model_parameters=[p for p in model.parameters() if p.requires_grad])
+    deepspeed.checkpointing.configure(None, deepspeed_config=job.ds_config)
+    device = get_accelerator().current_device_name()
+
+    def loss_of(engine):
+        ids = torch.ones(job.micro_batch, job.seq_length, dtype=torch.long).to(device)
+        return engine(input_ids=ids, labels=ids).loss, ids.numel()
+
+    return engine, loss_of

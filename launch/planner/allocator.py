@@ -39,21 +39,30 @@ class CachingAllocator:
 
     def __init__(self, limit: int | None = None):
         self.limit = limit  # bytes that torch may take; None: no end
-        self.allocated = self.reserved = self.peak_reserved = self.peak_allocated = 0
+        self.allocated = self.reserved = self.peak_reserved = 0
+        self.by_phase: dict[str, int] = {}  # largest reserved in each
         self._free: dict[tuple[bool, int], list[tuple[int, int, Block]]] = {}
         self._blocks: dict[int, Block] = {}
 
-    def replay(self, events: list[tuple[int, int, int]]) -> "CachingAllocator":
-        """(storage, +bytes or -bytes, stream) in order.
+    def replay(self, events: list[tuple]) -> "CachingAllocator":
+        """(storage, +bytes or -bytes, stream) in order; with 0 bytes the first is the name of a phase that begins, or
+        empty for `torch.cuda.empty_cache`.
 
         Raises:
             OutOfMemory: with a ``limit``, a block that does not fit even after all cached segments were given back.
         """
+        phase = "init"
         for key, size, stream in events:
             if size > 0:
                 self._blocks[key] = self._take(size, stream)
-            elif key in self._blocks:
-                self._give(self._blocks.pop(key))
+                self.by_phase[phase] = max(self.by_phase.get(phase, 0), self.reserved)
+            elif size < 0:
+                if key in self._blocks:
+                    self._give(self._blocks.pop(key))
+            elif key:
+                phase = key
+            else:
+                self._give_back()
         return self
 
     def _take(self, size: int, stream: int) -> Block:
@@ -82,7 +91,6 @@ class CachingAllocator:
             self._wait(left)
         block.free = False
         self.allocated += block.size
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
         return block
 
     def _wait(self, block: Block) -> None:

@@ -72,7 +72,8 @@ def run(job: Job, timeout: float = 600) -> Result:
     done = subprocess.run([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, timeout=timeout,
                           input=json.dumps(dataclasses.asdict(job)).encode(), capture_output=True)
     if done.returncode:
-        raise ConfigError(f"the ghost run failed: {done.stderr.decode()[-3000:].strip()}")
+        lines = [line for line in done.stderr.decode().splitlines() if " registered at " not in line]
+        raise ConfigError("the ghost run failed: " + "\n".join(lines[-25:]).strip())
     return pickle.loads(done.stdout)
 
 

@@ -32,6 +32,7 @@ class Hardware:
     fp32_flops_per_s: float
     memory_bytes_per_s: float  # of the card
     launch_s: float  # host time of one operator of PyTorch
+    hook_s: float  # host time of one of ZeRO-3's hooks around a module's passes
     context_bytes: int  # what CUDA and NCCL take of the card beside torch's memory
     pcie_bytes_per_s: float  # page-locked, each direction, each card
     link_bytes_per_s: float  # NCCL's bus bandwidth between cards

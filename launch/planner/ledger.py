@@ -129,6 +129,7 @@ class Ledger(TorchDispatchMode):
         self._phase = name
         self._restart()
         self.trace.append(("phase", name))
+        self.blocks.append((name, 0, 0))
 
     def _restart(self) -> None:
         self.peaks = {device: Peak() for device in (GPU, HOST, BOTH)}

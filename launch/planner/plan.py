@@ -127,14 +127,15 @@ def _gpu(result: ghost.Result, machine: Hardware) -> dict[str, Any]:
     name, peak = _largest(result.phases, GPU)
     room = machine.gpu_memory_bytes - machine.context_bytes
     try:
-        reserved, fits = CachingAllocator(room).replay(result.blocks).peak_reserved, True
+        allocator, fits = CachingAllocator(room).replay(result.blocks), True
     except OutOfMemory:
-        reserved, fits = CachingAllocator().replay(result.blocks).peak_reserved, False
+        allocator, fits = CachingAllocator().replay(result.blocks), False
+    reserved = allocator.peak_reserved
     parts = {**_sorted(peak.parts), CACHED: max(0, reserved - peak.bytes), CONTEXT: machine.context_bytes}
     return {"peak_bytes": reserved + machine.context_bytes, "limit_bytes": machine.gpu_memory_bytes, "fits": fits,
             "phase": name, "module": peak.module, "parts": parts, "allocated_bytes": peak.bytes,
             "reserved_bytes": reserved, "resident_bytes": result.phases[-1].end.get(GPU, 0),
-            "phases": _by_phase(result.phases, GPU)}
+            "phases": _by_phase(result.phases, GPU), "reserved_by_phase": allocator.by_phase}
 
 
 def _host(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]:

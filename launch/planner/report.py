@@ -11,11 +11,12 @@ _WIDTH = 30  # characters of a bar
 
 def print_plan(plan: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console()
-    console.print(f"[bold]{plan['model']}[/]: {plan['parameters'] / 1e9:.2f} B parameters, {plan['trainable'] / 1e9:.2f} B "
-                  f"trained, on {plan['ranks']} × {plan['hardware']}; micro-batch {plan['micro_batch']} × "
-                  f"{plan['accumulation']} accumulated, {plan['tokens']} tokens each")
-    console.print("[green]fits[/]" if plan["fits"] else "[red]does not fit[/]", "(a prediction: DeepSpeed's own engine, "
-                  "run on tensors without data)")
+    console.print(f"[bold]{plan['model']}[/]: {plan['parameters'] / 1e9:.2f} B parameters, "
+                  f"{plan['trainable'] / 1e9:.2f} B trained, on {plan['ranks']} rank(s) of {plan['hardware']}; "
+                  f"micro-batch {plan['micro_batch']} × {plan['accumulation']} accumulated, {plan['tokens']} tokens "
+                  "each")
+    console.print("[green]fits[/]" if plan["fits"] else "[red]does not fit[/]",
+                  "(a prediction: DeepSpeed's own engine, run on tensors without data)")
     table = Table(box=None, pad_edge=False)
     for heading, justify in (("", "left"), ("peak", "right"), ("limit", "right"), ("", "left"), ("in", "left"),
                              ("at", "left")):

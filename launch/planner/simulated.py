@@ -17,13 +17,14 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from launch.planner import values
 from launch.planner.autocast import prepare_autocast
 from launch.planner.ledger import GPU, HOST, Ledger, numbers
-from launch.planner.stand_ins import Links, attend, op_libraries, replace_ops
+from launch.planner.stand_ins import Links, attend, count_hooks, op_libraries, replace_ops
 from launch.zero.accelerator import HostAccelerator
 
 _setup_privateuseone_for_python_backend(rename=GPU)
 getattr(torch, GPU).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
 
 import deepspeed  # noqa: E402  must find the device registered
+import deepspeed.runtime.zero.partition_parameters as partition_parameters  # noqa: E402
 import deepspeed.runtime.zero.partitioned_param_coordinator as coordinator  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from deepspeed.accelerator import cuda_accelerator, set_accelerator  # noqa: E402
@@ -165,7 +166,7 @@ class SimulatedGPU(cuda_accelerator.CUDA_Accelerator):
 
     # Memory
     def empty_cache(self):
-        pass
+        self.ledger.blocks.append(("", 0, 0))
 
     def memory_allocated(self, device_index=None):
         return self.ledger.live[GPU]
@@ -253,6 +254,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None  # there are no others
     _keep_devices_true(ledger)
     prepare_autocast()
+    count_hooks(lambda: ledger.trace.append(("hook",)))
     if not on_host:
         F.scaled_dot_product_attention = functools.partial(attend, capability=capability)
     return FakeTensorMode(allow_non_fake_inputs=True), ledger
@@ -303,6 +305,7 @@ def _keep_devices_true(ledger: Ledger) -> None:
             else tensor(data, dtype=dtype, device=device)
 
     torch.tensor, torch.as_tensor = tensor, as_tensor
+    partition_parameters._orig_torch_tensor = tensor  # zero.Init has kept the one it found
     resize = torch.UntypedStorage.resize_
 
     def resize_(storage, size):

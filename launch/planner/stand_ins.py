@@ -171,6 +171,27 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
                                                              scale=scale, enable_gqa=enable_gqa)[0]
 
 
+def count_hooks(note) -> None:
+    """Call ``note()`` at each of ZeRO-3's hooks: before and after a module's forward and backward pass, and for each
+    gradient. They take host time that no operator accounts for (benchmarks/hooks.py)."""
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    def noted(function):
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            note()
+            return function(*args, **kwargs)
+        return run
+
+    for owner, names in ((DeepSpeedZeRoOffload, ("pre_sub_module_forward_function", "post_sub_module_forward_function",
+                                                 "pre_sub_module_backward_function",
+                                                 "post_sub_module_backward_function")),
+                         (DeepSpeedZeroOptimizer_Stage3, ("reduce_ready_partitions_and_remove_grads",))):
+        for name in names:
+            setattr(owner, name, noted(getattr(owner, name)))
+
+
 def replace_ops(libraries: dict[str, object]) -> None:
     """Let DeepSpeed's builders of compiled ops load the stand-ins."""
     import deepspeed.ops.adam.fused_adam as fused_adam

@@ -12,6 +12,7 @@ and the host for them, where DeepSpeed makes them. Kinds of work in a trace:
     ("wait_collective", stream, number)               ("host_wait_disk", handle)
     ("record" | "wait_event", stream, event)          ("host_wait_event", event)
     ("wait_stream", stream, other)                    ("host_wait_stream", stream)      ("host_wait_all",)
+    ("hook",): one of ZeRO-3's
 """
 
 from collections import Counter, defaultdict
@@ -140,6 +141,9 @@ class _Clock:
 
     def host(self, size):
         self._on_host(size * self.share / self.hardware.host_memory_bytes_per_s, "host memory")
+
+    def hook(self):
+        self._on_host(self.hardware.hook_s, "DeepSpeed's hooks")
 
     def cpu_adam(self, parameters):
         self._on_host(parameters * self.share / self.hardware.cpu_adam_parameters_per_s, "CPU Adam")
