@@ -1,6 +1,7 @@
 """The `astrobio` command."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--micro_batch", type=int, metavar="N", help="in place of the ds_config's")
     plan.add_argument("--ranks", type=int, metavar="N", help="default: as many as the hardware has cards")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    plan.add_argument("--table", action="store_true",
+                      help="every ds_config of ds_configs/ for the models named, as Markdown: --model 17b,17b_frozen")
     plan.set_defaults(run=_plan)
     args = parser.parse_args(arguments)
     try:
@@ -69,12 +72,19 @@ def _params(args) -> int:
 
 def _plan(args) -> int:
     """Predict what a model costs under a ds_config."""
-    from launch.planner.plan import plan
-    from launch.planner.report import print_plan
-    if args.ds_config is None:
+    if args.ds_config is None and not args.table:
         raise ConfigError("--ds_config is missing: give one of ds_configs/, or your own")
-    found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks)
-    if args.json:
+    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on
+        from launch.planner.plan import plan
+        from launch.planner.report import print_plan
+        from launch.planner.table import table
+        if args.table:
+            text = table(args.model.split(","), args.hardware)
+        else:
+            found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks)
+    if args.table:
+        print(text)
+    elif args.json:
         print(json.dumps(found))
     else:
         print_plan(found)

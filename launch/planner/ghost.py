@@ -1,7 +1,5 @@
 """A ghost run: DeepSpeed's real engine, the real model and the real ds_config on a GPU that is not there.
 
-    python -m launch.planner.ghost < job.json > result.pickle
-
 `deepspeed.initialize`, forward, backward and step run on tensors that have shapes but no data
 (`launch.planner.simulated`), watched by a `Ledger`. Nothing of DeepSpeed's memory or order of work is modelled: it
 happens. `run` starts a process for it, because a simulation changes torch and DeepSpeed for good.
@@ -15,6 +13,8 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,37 @@ class Result:
         return sum(self.files.values())
 
 
-def run(job: Job, timeout: float = 600) -> Result:
-    """The job in a process of its own.
+def run(job: Job, path: list[str] | None = None, timeout: float = 600) -> Result:
+    """The job in a process of its own; ``path``: more folders to import its function from.
 
     Raises:
         ConfigError: the model or the ds_config cannot run: what DeepSpeed or torch said.
     """
-    done = subprocess.run([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, timeout=timeout,
-                          input=json.dumps(dataclasses.asdict(job)).encode(), capture_output=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.decode().splitlines() if " registered at " not in line]
-        raise ConfigError("the ghost run failed: " + "\n".join(lines[-25:]).strip())
-    return pickle.loads(done.stdout)
+    return run_all({"": job}, path, timeout)[""]
+
+
+def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float = 600) -> dict[str, Result]:
+    """Several jobs: one process imports all libraries once and forks another for each, as many at a time as there are
+    cores.
+
+    Raises:
+        ConfigError: of the first that cannot run.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path or []),
+                                                                os.environ.get("PYTHONPATH", "")])}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, str(number)) for number, name in enumerate(jobs)}
+        content = {str(files[name]): dataclasses.asdict(job) for name, job in jobs.items()}
+        done = subprocess.run([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, timeout=timeout * len(jobs),
+                              env=environment, input=json.dumps(content).encode(), capture_output=True)
+        for name, file in files.items():
+            if not file.is_file():
+                log = file.with_suffix(".log")
+                said = log.read_text() if log.is_file() else done.stderr.decode()
+                lines = [line for line in said.splitlines() if " registered at " not in line]
+                raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
+                                  + "\n".join(lines[-25:]).strip())
+        return {name: pickle.loads(file.read_bytes()) for name, file in files.items()}
 
 
 def haunt(job: Job) -> Result:
@@ -178,12 +197,37 @@ def _watch_modules(module, ledger) -> None:
 
 
 def main() -> None:
-    """Read a job on stdin, write its pickled result to stdout; what libraries print goes to stderr."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    pickle.dump(haunt(Job(**json.load(sys.stdin))), out)
-    out.flush()
-    os._exit(0)  # nothing here is worth tearing down
+    """Read jobs on stdin, by the file that each pickled result is to go to."""
+    import torch_geometric.nn  # noqa: F401  imported once, for all jobs
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import launch.zero.engine  # noqa: F401
+    running = 0
+    for file, job in json.load(sys.stdin).items():
+        if running >= len(os.sched_getaffinity(0)):
+            os.wait()
+            running -= 1
+        if os.fork() == 0:
+            _write(Path(file), Job(**job))
+        running += 1
+    while running:
+        os.wait()
+        running -= 1
+
+
+def _write(file: Path, job: Job) -> None:
+    """Run the job and leave; its result goes to ``file``, what libraries print to a log beside it."""
+    log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        content = pickle.dumps(haunt(job))
+        file.write_bytes(content)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)  # nothing here is worth tearing down
 
 
 if __name__ == "__main__":
