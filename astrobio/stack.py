@@ -22,8 +22,8 @@ ABSORBED, OUTGOING = _SURFACE.index("absorbed_shortwave"), _SURFACE.index("outgo
 
 
 class StackOutput(NamedTuple):
-    """A tuple, because DeepSpeed looks for the outputs' tensors in tuples, lists and dicts only, to learn from them that
-    a backward pass begins: without, it takes a micro-step's gradients for those of the one before.
+    """A tuple, because DeepSpeed looks for the outputs' tensors in tuples, lists and dicts only, to learn from them
+    that a backward pass begins: without, it takes a micro-step's gradients for those of the one before.
 
     ``loss``, a scalar; ``parts``: each unweighted part of it, detached, float32; ``logits`` [B, 2], or None for a
     plain language model; ``weights`` [B, M + 1]: how much each modality, and last the text, counted."""

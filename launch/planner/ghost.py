@@ -19,9 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from astrobio.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
+#: order of the parameters, and its optimizer step makes the optimizer's state; what is to be told are the later ones.
+MICRO_STEPS = {False: (True, True), True: (True, False, True)}
 
 
 @dataclass
@@ -96,22 +101,19 @@ def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float 
         return {name: pickle.loads(file.read_bytes()) for name, file in files.items()}
 
 
-def haunt(job: Job) -> Result:
-    """Run the job in this process, which is of no other use afterwards."""
-    import psutil
-
+def haunt(job: Job, baseline: int = 0) -> Result:
+    """Run the job in this process, which is of no other use afterwards; ``baseline``: resident memory of a process that
+    has imported what training imports, if another one's is to count."""
     from launch.planner.simulated import simulate
-    baseline = psutil.Process().memory_info().rss
+    baseline = baseline or psutil.Process().memory_info().rss
     mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
     with mode, ledger:
         engine, loss_of = _workload(job, mode)
         _watch_modules(engine.module, ledger)
         gc.collect()
         accumulation = engine.gradient_accumulation_steps()
-        # The first micro-step is the one in which DeepSpeed learns the order of the parameters, and its step makes the
-        # optimizer's state. What is to be told are the later ones: within an accumulation, and at its end.
         tokens = 0
-        for ends in (True, True) if accumulation == 1 else (True, False, True):
+        for ends in MICRO_STEPS[accumulation > 1]:
             engine.micro_steps = accumulation - 1 if ends else 0
             ledger.begin("forward")
             loss, tokens = loss_of(engine)
@@ -140,10 +142,10 @@ def _workload(job: Job, mode):
     if "function" in job.workload:
         module, _, name = job.workload["function"].partition(":")
         return getattr(importlib.import_module(module), name)(job, mode)
-    return _stack(job, mode)
+    return stack_workload(job, mode)
 
 
-def _stack(job: Job, mode):
+def stack_workload(job: Job, mode):
     """What launch/train.py builds, and how its loop makes a loss."""
     from torch.utils._python_dispatch import _disable_current_modes
 
@@ -202,26 +204,27 @@ def main() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import launch.zero.engine  # noqa: F401
-    running = 0
+    # A forked process shows only what it has touched since.
+    baseline, running = psutil.Process().memory_info().rss, 0
     for file, job in json.load(sys.stdin).items():
         if running >= len(os.sched_getaffinity(0)):
             os.wait()
             running -= 1
         if os.fork() == 0:
-            _write(Path(file), Job(**job))
+            _write(Path(file), Job(**job), baseline)
         running += 1
     while running:
         os.wait()
         running -= 1
 
 
-def _write(file: Path, job: Job) -> None:
+def _write(file: Path, job: Job, baseline: int) -> None:
     """Run the job and leave; its result goes to ``file``, what libraries print to a log beside it."""
     log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        content = pickle.dumps(haunt(job))
+        content = pickle.dumps(haunt(job, baseline))
         file.write_bytes(content)
     except BaseException:
         traceback.print_exc()

@@ -12,8 +12,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 
 FAST = [*(f"ds_config:{config}" for config in CONFIGS), "gradients:adapters", "language_models", "pretrained",
         "accumulation_over_buckets", "climate_on_one_rank", "activation_checkpointing", "nonfinite", "upstream",
-        "upstream_nvme_prefetch",
-        "same_weights_whatever_the_stage"]
+        "upstream_nvme_prefetch", "same_weights_whatever_the_stage"]
 SLOW = [f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube")]
 
 

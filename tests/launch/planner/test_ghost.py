@@ -68,7 +68,7 @@ def careless(self, values, known):
 
 def stack(job, mode):
     PlanetEncoder.forward = careless
-    return ghost._stack(job, mode)
+    return ghost.stack_workload(job, mode)
 """
 
 
