@@ -1,6 +1,6 @@
 """The metabolic network's encoder: a variational graph autoencoder on a graph transformer."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,7 @@ FLUX = NODE_FEATURES.index("flux")
 REACTION = NODE_KINDS.index("reaction")
 
 
-@dataclass
-class GraphOutput:
+class GraphOutput(NamedTuple):
     """``tokens`` [B, tokens, out_size], and per sample [B] in float32: ``reconstruction`` error of node features,
     edge features and links, ``kl`` divergence per latent number, ``imbalance`` of the decoded fluxes (0 to 1)."""
 

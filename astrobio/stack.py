@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -28,9 +27,11 @@ _SURFACE = [column.name for column in CLIMATE_SURFACE_VARIABLES]
 ABSORBED, OUTGOING = _SURFACE.index("absorbed_shortwave"), _SURFACE.index("outgoing_longwave")
 
 
-@dataclass
-class StackOutput:
-    """``loss``, a scalar; ``parts``: each unweighted part of it, detached, float32; ``logits`` [B, 2], or None for a
+class StackOutput(NamedTuple):
+    """A tuple, because DeepSpeed looks for the outputs' tensors in tuples, lists and dicts only, to learn from them
+    that a backward pass begins: without, it takes a micro-step's gradients for those of the one before.
+
+    ``loss``, a scalar; ``parts``: each unweighted part of it, detached, float32; ``logits`` [B, 2], or None for a
     plain language model; ``weights`` [B, M + 1]: how much each modality, and last the text, counted."""
 
     loss: Tensor

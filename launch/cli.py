@@ -43,6 +43,19 @@ def main(argv: list[str] | None = None) -> int:
     params.add_argument("--model", required=True, help=f"{', '.join(preset_names())}, or a YAML file")
     params.add_argument("--json", action="store_true", help="one JSON object on stdout")
     params.set_defaults(run=_params)
+    plan = commands.add_parser("plan", help="predict memory and time of a model under a ds_config on some hardware")
+    plan.add_argument("--model", required=True, metavar="NAME|FILE|DIR",
+                      help=f"{', '.join(preset_names())}, a YAML file, or the folder of a Hugging Face model")
+    plan.add_argument("--ds_config", type=Path, metavar="FILE", help="not needed with --table")
+    plan.add_argument("--hardware", default="a5000x2", metavar="NAME|FILE|this",
+                      help="a profile of launch/planner/hardware, a YAML file, or this machine")
+    plan.add_argument("--seq_length", type=int, metavar="N", help="text tokens (default: as many as the model reads)")
+    plan.add_argument("--micro_batch", type=int, metavar="N", help="in place of the ds_config's")
+    plan.add_argument("--ranks", type=int, metavar="N", help="default: as many as the hardware has cards")
+    plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    plan.add_argument("--table", action="store_true",
+                      help="every ds_config of ds_configs/ for the models named, as Markdown: --model 17b,17b_frozen")
+    plan.set_defaults(run=_plan)
     if arguments[:1] == ["checkpoint"]:  # DeepSpeed takes seconds to import
         from launch.checkpoints.command import add_commands
         add_commands(commands)
@@ -87,6 +100,27 @@ def _params(args) -> int:
     for part in parts:
         print(f"{part.name:12s} {part.parameters:>15,d} {part.trainable:>15,d} {part.fp16_bytes / 1e9:>7.3f} GB "
               f"{part.flops / 1e9:>14,.1f} GFLOP")
+    return 0
+
+
+def _plan(args) -> int:
+    """Predict what a model costs under a ds_config."""
+    if args.ds_config is None and not args.table:
+        raise ConfigError("--ds_config is missing: give one of ds_configs/, or your own")
+    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on
+        from launch.planner.plan import plan
+        from launch.planner.report import print_plan
+        from launch.planner.table import table
+        if args.table:
+            text = table(args.model.split(","), args.hardware)
+        else:
+            found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks)
+    if args.table:
+        print(text)
+    elif args.json:
+        print(json.dumps(found))
+    else:
+        print_plan(found)
     return 0
 
 

@@ -40,7 +40,7 @@ def count(config: StackConfig) -> list[Part]:
     """Each part of the stack, and last their ``total``. A sample has all modalities and as much text as is read."""
     with torch.device("meta"):
         stack = AstrobioStack(config)
-    batch = nominal_sample(config)
+    batch = nominal_batch(config, device="meta")
     trainable = {p for p in stack.parameters() if p.requires_grad}
     stack.requires_grad_(False)  # `torch.no_grad` would do, but trips torch 2.13's module tracker
     with FlopCounterMode(display=False) as counter, WithoutData():
@@ -57,26 +57,30 @@ def count(config: StackConfig) -> list[Part]:
             part("total", stack, "Global")]
 
 
-def nominal_sample(config: StackConfig) -> Batch:
-    """One sample: floating-point tensors on the meta device, whole numbers real."""
-    def floats(*shape: int) -> Tensor:
-        return torch.empty(shape, device="meta")
+def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None, device: str = "cpu") -> Batch:
+    """``size`` samples with all modalities and ``length`` text tokens, or as many as the model reads.
 
-    there, tokens = torch.ones(1, dtype=torch.bool), config.language.max_text_tokens
+    Floating-point tensors are zeros on ``device``, or have no data where that is "meta"; whole numbers are real.
+    """
+    def floats(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=device)
+
+    there, tokens = torch.ones(size, dtype=torch.bool), length or config.language.max_text_tokens
     metabolite = torch.arange(EDGES) % (NODES // 2)
-    graph = Data(x=floats(NODES, len(NODE_FEATURES)), kind=torch.arange(NODES) % len(NODE_KINDS),
-                 edge_index=torch.stack([metabolite, metabolite + NODES // 2]),
-                 edge_attr=floats(EDGES, len(EDGE_FEATURES)), stoichiometry=floats(EDGES),
-                 balanced=torch.ones(NODES, dtype=torch.bool), flux_mean=floats(NODES), flux_std=floats(NODES))
+    graphs = [Data(x=floats(NODES, len(NODE_FEATURES)), kind=torch.arange(NODES) % len(NODE_KINDS),
+                   edge_index=torch.stack([metabolite, metabolite + NODES // 2]),
+                   edge_attr=floats(EDGES, len(EDGE_FEATURES)), stoichiometry=floats(EDGES),
+                   balanced=torch.ones(NODES, dtype=torch.bool), flux_mean=floats(NODES), flux_std=floats(NODES))
+              for _ in range(size)]
     surface = FEATURES["climate_surface"].shape
     return Batch(
-        run_ids=["nominal"], planet=floats(1, len(PLANET_COLUMNS)),
-        planet_known=torch.ones(1, len(PLANET_COLUMNS), dtype=torch.bool),
-        climate_levels=floats(1, *FEATURES["climate_levels"].shape), climate_surface=floats(1, *surface),
-        graphs=GraphBatch.from_data_list([graph]), spectrum=floats(1, *FEATURES["spectrum"].shape),
-        tokens=torch.zeros(1, tokens, dtype=torch.long), real=torch.ones(1, tokens, dtype=torch.bool),
-        label=torch.zeros(1, dtype=torch.long), label_present=there, present={name: there for name in MODALITIES},
-        quality={name: floats(1) for name in MODALITIES}, observed=there,
+        run_ids=["nominal"] * size, planet=floats(size, len(PLANET_COLUMNS)),
+        planet_known=torch.ones(size, len(PLANET_COLUMNS), dtype=torch.bool),
+        climate_levels=floats(size, *FEATURES["climate_levels"].shape), climate_surface=floats(size, *surface),
+        graphs=GraphBatch.from_data_list(graphs), spectrum=floats(size, *FEATURES["spectrum"].shape),
+        tokens=torch.zeros(size, tokens, dtype=torch.long), real=torch.ones(size, tokens, dtype=torch.bool),
+        label=torch.zeros(size, dtype=torch.long), label_present=there, present={name: there for name in MODALITIES},
+        quality={name: floats(size) for name in MODALITIES}, observed=there,
         moments=Moments(floats(surface[0]), floats(surface[0])))
 
 

@@ -247,6 +247,22 @@ def pretrained() -> dict:
 
 
 @case
+def accumulation_over_buckets() -> dict:
+    """The gradient norm of a batch, and of the same batch accumulated twice, with buckets much smaller than the model:
+    most gradients are reduced within the backward pass."""
+    norms = {}
+    for accumulated in (1, 2):
+        engine = make_engine("zero3_offload_bf16", {"gradient_accumulation_steps": accumulated,
+                                                    "zero_optimization.reduce_bucket_size": 20000})
+        for _ in range(accumulated):
+            torch.manual_seed(1)
+            step(engine, [batch_of([0, 1])])
+        norms[accumulated] = float(engine.get_global_grad_norm())
+        engine.destroy()
+    return norms
+
+
+@case
 def climate_on_one_rank() -> dict:
     """Rank 0 gets only records with climate, rank 1 only without."""
     rank = dist.get_rank()

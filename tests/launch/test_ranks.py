@@ -11,8 +11,8 @@ CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 
 
 FAST = [*(f"ds_config:{config}" for config in CONFIGS), "gradients:adapters", "language_models", "pretrained",
-        "climate_on_one_rank", "activation_checkpointing", "nonfinite", "shared_memory", "upstream",
-        "upstream_nvme_prefetch", "same_weights_whatever_the_stage"]
+        "accumulation_over_buckets", "climate_on_one_rank", "activation_checkpointing", "nonfinite", "shared_memory",
+        "upstream", "upstream_nvme_prefetch", "same_weights_whatever_the_stage"]
 SLOW = [f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube")]
 
 
@@ -31,6 +31,11 @@ def results(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
 @pytest.fixture(scope="module")
 def slow_results(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
     return launch(SLOW, sample_dataset, tmp_path_factory.mktemp("slow_ranks"))
+
+
+def test_accumulated_gradients_reach_the_optimizer(results):
+    for norms in seen(results, "accumulation_over_buckets"):
+        assert norms["2"] == pytest.approx(norms["1"], rel=0.02)
 
 
 def seen(results, name: str) -> list[dict]:

@@ -1,0 +1,155 @@
+"""Predicted beside measured, on this machine: real runs of small models on the CPU, one rank, with and without NVMe.
+
+    python benchmarks/predicted.py [--out report.json]
+
+Each run takes the micro-steps that a ghost run takes, on the same nominal batch: one that teaches DeepSpeed the order
+of the parameters, one within an accumulation and one at its end. Compared are the bytes read from and written to the
+disk (/proc/PID/io, which counts direct reads and writes), the largest resident memory (VmHWM), and the most elements of
+gathered parameters there ever were.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import psutil
+
+from astrobio.config import StackConfig, load_preset, parse
+from launch.planner import ghost
+from launch.planner.hardware import load_hardware
+from launch.planner.plan import assemble, make_job
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Three sizes: 1 M, 10 M and 110 M parameters.
+MODELS = {"tiny": ("tiny", {}), "small": ("small", {}),
+          "wide": ("small", {"language.config.hidden_size": 768, "language.config.intermediate_size": 2048,
+                             "language.config.num_hidden_layers": 8, "climate.hidden_size": 768, "climate.heads": 12})}
+CONFIGS = ("zero3_offload_bf16", "zero3_nvme", "zero3_offload_nvme", "zero3_resident_nvme")
+CHANGES = {"fp16.enabled": False, "bf16.enabled": True, "gradient_accumulation_steps": 4,
+           "zero_optimization.sub_group_size": 20_000_000, "zero_optimization.reduce_bucket_size": 5_000_000}
+
+
+def watch_gathered(engine, file: Path) -> None:
+    """Keep in ``file`` the most elements of parameters that were gathered, or on their way, at a time."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+    parameters, most = list(engine.module.parameters()), 0
+    fetch = PartitionedParameterCoordinator.fetch_sub_module
+
+    def fetch_and_count(self, *args, **kwargs):
+        nonlocal most
+        result = fetch(self, *args, **kwargs)
+        now = sum(p.ds_numel for p in parameters if p.ds_status is not ZeroParamStatus.NOT_AVAILABLE)
+        if now > most:
+            most = now
+            file.write_text(str(most))
+        return result
+
+    PartitionedParameterCoordinator.fetch_sub_module = fetch_and_count
+
+
+def watched_stack(job, mode):
+    """A workload: the stack, with `watch_gathered`."""
+    engine, loss_of = ghost.stack_workload(job, mode)
+    watch_gathered(engine, Path(job.workload["gathered"]))
+    return engine, loss_of
+
+
+def measure(job: dict) -> dict:
+    """Run the job for real, in this process."""
+    from launch.planner.parameters import nominal_batch
+    from launch.zero.accelerator import prepare_accelerator
+    prepare_accelerator()
+    import deepspeed
+
+    from launch.zero.engine import build_engine, device
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29741")
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    config = parse(StackConfig, job["workload"]["stack"], "the model")
+    engine = build_engine(config, job["ds_config"], seed=0)
+    watch_gathered(engine, Path(job["workload"]["gathered"]))
+    phases = []
+    accumulation = engine.gradient_accumulation_steps()
+    for ends in ghost.MICRO_STEPS[accumulation > 1]:
+        before = psutil.Process().io_counters()
+        engine.micro_steps = accumulation - 1 if ends else 0
+        loss = engine(nominal_batch(config, job["micro_batch"]).to(device())).loss
+        engine.backward(loss)
+        engine.step()
+        after = psutil.Process().io_counters()
+        phases.append({"read": after.read_bytes - before.read_bytes, "written": after.write_bytes - before.write_bytes})
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return {"micro_steps": phases, "host_peak": peak}
+
+
+def compare(model: str, config: str, folder: Path) -> dict:
+    """One row: what a ghost run says and what a real run does."""
+    preset, changes = MODELS[model]
+    machine = load_hardware("cpu")
+    job = make_job(load_preset(preset, changes), ROOT / "ds_configs" / f"{config}.json", machine, ranks=1, changes={
+        key: value for key, value in CHANGES.items() if not (key.startswith("fp16") and "bf16" in config)})
+    for block in ("offload_optimizer", "offload_param"):
+        if "nvme_path" in job.ds_config["zero_optimization"].get(block, {}):
+            job.ds_config["zero_optimization"][block]["nvme_path"] = str(folder / "nvme")
+    files = {name: folder / f"gathered_{name}" for name in ("predicted", "measured")}
+    job.workload.update(function="benchmarks.predicted:watched_stack", gathered=str(files["predicted"]))
+    plan_of = ghost.run(job)
+    predicted = assemble(plan_of, job, machine)
+    steps = [[]]
+    for phase in plan_of.phases[1:]:
+        if phase.name == "forward":
+            steps.append([])
+        steps[-1].append(phase)
+    job.workload["gathered"] = str(files["measured"])
+    done = subprocess.run([sys.executable, __file__, "--measure"], input=json.dumps(dataclasses.asdict(job)),
+                          capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    measured = json.loads(done.stdout.splitlines()[-1])
+    row = {"model": model, "config": config, "parameters": predicted["parameters"],
+           "host_peak": (predicted["host"]["peak_bytes"], measured["host_peak"]),
+           "gathered": tuple(int(files[name].read_text()) for name in ("predicted", "measured"))}
+    for key, name in (("read", "nvme_read"), ("written", "nvme_written")):
+        row[key] = (sum(getattr(phase, name) for phase in steps[-1]), measured["micro_steps"][-1][key])
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--configs", nargs="+", default=list(CONFIGS), choices=list(CONFIGS))
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    args = parser.parse_args()
+    if args.measure:
+        print("\n" + json.dumps(measure(json.load(sys.stdin))))
+        sys.stdout.flush()
+        os._exit(0)
+    print(f"{'model':6s} {'config':20s} {'host peak, MB':>24s} {'NVMe read, MB':>24s} {'NVMe written, MB':>24s} "
+          f"{'gathered elements':>22s}\n{'':27s} " + f"{'predicted  measured':>24s} " * 3)
+    rows = []
+    for model in args.models:
+        for config in args.configs:
+            with tempfile.TemporaryDirectory(dir=os.environ.get("ASTROBIO_NVME")) as folder:
+                row = compare(model, config, Path(folder))
+            rows.append(row)
+            cells = []
+            for key in ("host_peak", "read", "written"):
+                said, was = row[key]
+                cells.append(f"{said / 1e6:8.1f} {was / 1e6:8.1f} {100 * (said / was - 1) if was else 0:+5.1f}%")
+            print(f"{model:6s} {config:20s} {cells[0]:>24s} {cells[1]:>24s} {cells[2]:>24s} "
+                  f"{row['gathered'][0]:>10,d} {row['gathered'][1]:>10,d}", flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Predicted beside published: memory and time that others have measured, and what the planner says of the same runs.
+
+    python benchmarks/published.py [R1 R3 …] [--json]
+
+Nothing in the planner is fitted to these numbers. Where a source leaves something open, ``assumed`` says what was
+taken. Beside each stands what DeepSpeed's own estimator says (`estimate_zero2/3_model_states_mem_needs`).
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.planner import ghost
+from launch.planner.hardware import Hardware, load_hardware
+from launch.planner.plan import assemble
+
+GIB, MIB, GB = 1 << 30, 1 << 20, 1e9
+ADAMW = {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}}
+#: Where a figure stands in a plan.
+PLACES = {"gpu_allocated": ("gpu", "resident_bytes"), "gpu_peak_allocated": ("gpu", "allocated_bytes"),
+          "host": ("host", "peak_bytes"), "step_s": ("time", "step_s"),
+          "forward_s": ("time", "forward_s"), "backward_s": ("time", "backward_s"), "optimizer_s":
+          ("time", "optimizer_s")}
+
+
+@dataclass
+class Case:
+    """A published run: ``published`` figures in bytes or seconds, and how far a prediction may be off; ``fits``:
+    whether it ran at all."""
+
+    name: str
+    what: str
+    workload: dict
+    ds_config: dict
+    hardware: str
+    ranks: int
+    micro_batch: int
+    seq_length: int
+    published: dict[str, float] = field(default_factory=dict)
+    allowed: dict[str, float] = field(default_factory=dict)
+    fits: bool | None = None
+    assumed: str = ""
+
+
+def simple(name: str, bf16: dict, autocast: bool, published: dict) -> Case:
+    return Case(name, "6.86B, ZeRO-3, 4 x H100", {
+        "function": "benchmarks.published_models:simple_transformer", "vocabulary": 50257}, {
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "optimizer": ADAMW,
+        "bf16": {"enabled": True, **bf16}, "zero_optimization": {
+            "stage": 3, "overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 5e7,
+            "stage3_param_persistence_threshold": 0},
+        "torch_autocast": {"enabled": autocast, "dtype": "torch.bfloat16"}}, "h100-80", 4, 1, 512, published,
+        {"gpu_allocated": 0.02, "gpu_peak_allocated": 0.02, "step_s": 0.3})
+
+
+def model(model_type: str, vocabulary: int, config: dict, **other) -> dict:
+    return {"function": "benchmarks.published_models:language_model", "model_type": model_type,
+            "vocabulary": vocabulary, "config": {**config, "vocab_size": vocabulary}, **other}
+
+
+def offload(stage: int, zero: dict | None = None, **other) -> dict:
+    return {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "optimizer": ADAMW,
+            "fp16": {"enabled": True}, "gradient_clipping": 1.0,
+            "zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu", "pin_memory": True},
+                                  "overlap_comm": True, "contiguous_gradients": True, **(zero or {})}, **other}
+
+
+def pythia(name: str, size: int, layers: int, heads: int, feed: int, published: float) -> Case:
+    return Case(name, "Pythia, ZeRO-3, optimizer on CPU, 3 x RTX 6000", model(
+        "gpt_neox", 50304, {"hidden_size": size, "num_hidden_layers": layers, "num_attention_heads": heads,
+                            "intermediate_size": feed, "max_position_embeddings": 2048}, checkpointing=True,
+        zero_init=True),
+        offload(3, {"reduce_bucket_size": 1000000, "stage3_prefetch_bucket_size": 1000000,
+                    "stage3_param_persistence_threshold": 1000000, "stage3_max_live_parameters": 1000000000}),
+        "rtx6000-24", 3, 1, 512, {"gpu_smi": published}, {"gpu_smi": 0.25},
+        assumed="512 tokens, checkpointed layers, buckets of 1e6: the program's defaults of that time")
+
+
+def t5(batch: int, fits: bool) -> Case:
+    return Case(f"R10 batch {batch}", "t5-3b, ZeRO-2, optimizer on CPU, RTX 3090", model(
+        "t5", 32128, {"d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24, "num_heads": 32}),
+        offload(2, {"reduce_bucket_size": 200000000, "allgather_bucket_size": 200000000}), "rtx3090", 1, batch, 128,
+        {"host": 71 * GB} if fits else {}, fits=fits,
+        assumed="128 tokens in and out, buckets of 2e8: the example config of that time")
+
+
+CASES = [
+    simple("R1", {}, False, {"gpu_allocated": 25.74 * GIB, "gpu_peak_allocated": 31.38 * GIB, "step_s": 0.6016}),
+    simple("R1 bf16 states", {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}, True,
+           {"gpu_allocated": 16.17 * GIB, "gpu_peak_allocated": 18.93 * GIB, "step_s": 0.6427}),
+    Case("R3", "GPT-2 10B, ZeRO-2, optimizer on CPU, V100", model(
+        "gpt2", 50304, {"n_embd": 4096, "n_layer": 50, "n_head": 32, "n_positions": 1024}, checkpointing=True),
+        offload(2), "v100-32", 1, 10, 1024,
+        {"gpu_smi": 32290 * MIB, "host": 296 * GB, "forward_s": 6.1, "backward_s": 11.8, "optimizer_s": 7.6,
+         "step_s": 25.7}, {"gpu_smi": 0.1, "host": 0.2, "step_s": 0.3},
+        assumed="transformers' GPT-2 in place of Megatron's, DeepSpeed 0.19.8 in place of 0.3"),
+    Case("R5", "Llama 6.8B, ZeRO-3, both on CPU, 4 GPUs", model(
+        "llama", 32000, {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                         "num_attention_heads": 32, "max_position_embeddings": 2048}, zero_init=True),
+        offload(3, {"offload_param": {"device": "cpu", "pin_memory": True}}), "a100-80", 4, 1, 512,
+        {"gpu_smi": 21272 * MIB}, {"gpu_smi": 0.2},
+        assumed="512 tokens, all activations kept, DeepSpeed's default buckets"),
+    pythia("R7 1B", 2048, 16, 8, 8192, 5 * GB), pythia("R7 2.8B", 2560, 32, 32, 10240, 10.5 * GB),
+    t5(20, True), t5(30, False),
+    Case("R13", "GPT-2 XL, ZeRO-3, both on CPU, Titan RTX", model(
+        "gpt2", 50257, {"n_embd": 1600, "n_layer": 48, "n_head": 25, "n_positions": 1024}, zero_init=True),
+        offload(3, {"offload_param": {"device": "cpu", "pin_memory": True}, "sub_group_size": 1e9}), "titan", 1, 16,
+        128, fits=True),
+    Case("R18", "1.35B, ZeRO-3, optimizer on CPU, RTX 3090", model(
+        "gpt2", 50257, {"n_embd": 2048, "n_layer": 24, "n_head": 16, "n_positions": 1024}, zero_init=True),
+        offload(3), "rtx3090", 1, 1, 1024, {"forward_s": 0.38, "backward_s": 0.86, "step_s": 22.9},
+        assumed="micro-batch 1 of 1,024 tokens; for information: that host's Adam ran at 0.06e9 parameters a second"),
+]
+
+
+def predict(case: Case) -> dict:
+    machine = load_hardware(case.hardware)
+    job = ghost.Job(case.workload, {**case.ds_config, "train_micro_batch_size_per_gpu": case.micro_batch}, case.ranks,
+                    case.micro_batch, case.seq_length, tuple(machine.capability), machine.gpu_memory_bytes)
+    plan = assemble(ghost.run(job), job, machine)
+    found = {"case": case.name, "what": case.what, "assumed": case.assumed, "figures": {}, "plan": plan}
+    for key, published in case.published.items():
+        predicted = training_bytes(plan, machine) if key == "gpu_smi" else plan[PLACES[key][0]][PLACES[key][1]]
+        error = predicted / published - 1
+        found["figures"][key] = {"predicted": predicted, "published": published, "error": error,
+                                 "estimator": estimator(case, plan, key),
+                                 "holds": abs(error) <= case.allowed[key] if key in case.allowed else None}
+    if case.fits is not None:
+        found["fits"] = {"predicted": plan["gpu"]["fits"], "published": case.fits}
+    return found
+
+
+def training_bytes(plan: dict, machine: Hardware) -> int:
+    """What nvidia-smi shows of a card while it trains: what torch has reserved, no more than there is, and the context.
+    """
+    reserved = max(size for phase, size in plan["gpu"]["reserved_by_phase"].items() if phase != "init")
+    return min(reserved + machine.context_bytes, machine.gpu_memory_bytes)
+
+
+def estimator(case: Case, plan: dict, key: str) -> float | None:
+    """Bytes that DeepSpeed's estimator gives, by its formulas for a model that is not at hand."""
+    if not key.startswith(("gpu", "host")):
+        return None
+    zero, total = case.ds_config["zero_optimization"], plan["parameters"]
+    on_host = "offload_optimizer" in zero
+    if zero["stage"] == 2:
+        from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+        cpu, gpu = estimate_zero2_model_states_mem_needs(total, case.ranks, 1, on_host, 1.5)
+    else:
+        from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+        largest = case.workload["vocabulary"] * case.workload.get("config", {}).get(
+            "hidden_size", case.workload.get("config", {}).get("n_embd", 4096))
+        cpu, gpu, _ = estimate_zero3_model_states_mem_needs(
+            total, largest, case.ranks, 1, on_host, "offload_param" in zero, True, 1.5)
+    return cpu if key == "host" else gpu
+
+
+def line(case: str, key: str, figure: dict) -> str:
+    def show(value: float | None) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.2f} s" if key.endswith("_s") else f"{value / GIB:.2f} GiB"
+    mark = {True: "holds", False: "does not hold", None: ""}[figure["holds"]]
+    return (f"{case:16s} {key:20s} {show(figure['predicted']):>12s} {show(figure['published']):>12s} "
+            f"{100 * figure['error']:+8.1f}% {show(figure['estimator']):>12s}   {mark}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", help="R1 R3 …: all whose names begin so")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    chosen = [case for case in CASES if not args.cases or any(case.name.split()[0] == name for name in args.cases)]
+    if not args.json:
+        print(f"{'':16s} {'':20s} {'predicted':>12s} {'published':>12s} {'error':>9s} {'estimator':>12s}")
+    found = []
+    for case in chosen:
+        result = predict(case)
+        found.append(result)
+        if args.json:
+            continue
+        for key, figure in result["figures"].items():
+            print(line(case.name, key, figure), flush=True)
+        if "fits" in result:
+            fits = result["fits"]
+            words = {True: "fits", False: "does not fit"}
+            holds = "holds" if fits["predicted"] == fits["published"] else "does not hold"
+            print(f"{case.name:16s} {'on the card':20s} {words[fits['predicted']]:>12s} "
+                  f"{words[fits['published']]:>12s} {'':24s}{holds}", flush=True)
+        if case.assumed:
+            print(f"{'':16s} assumed: {case.assumed}")
+    if args.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The models behind the published numbers of `benchmarks/published.py`, as their authors built them.
+
+Each function is a workload of a ghost run: it takes the `launch.planner.ghost.Job` and gives the engine and a function
+that makes one loss.
+"""
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    """DeepSpeedExamples, training/bf16_master_weight/train.py: SimpleTransformerBlock."""
+
+    def __init__(self, size: int, heads: int):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
+        self.norm1, self.norm2 = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.ff = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+
+    def forward(self, x):
+        x = self.norm1(x + self.attention(x, x, x)[0])
+        return self.norm2(x + self.ff(x))
+
+
+class SimpleTransformer(nn.Module):
+    """The same file: SimpleTransformerModel, with activation checkpointing."""
+
+    def __init__(self, vocabulary: int, size: int, layers: int, heads: int, length: int):
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(vocabulary, size), nn.Embedding(length, size)
+        self.layers = nn.ModuleList(Block(size, heads) for _ in range(layers))
+        self.out = nn.Linear(size, vocabulary)
+
+    def forward(self, ids):
+        positions = torch.arange(ids.shape[1], device=ids.device)[None].expand(len(ids), -1)
+        x = self.embedding(ids) + self.position(positions)
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return self.out(x)
+
+
+def simple_transformer(job, mode):
+    """R1: 6.86 B parameters, sequence 512."""
+    vocabulary, length = job.workload["vocabulary"], job.seq_length
+    model = SimpleTransformer(vocabulary, 4096, job.workload.get("layers", 32), 32, length)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=job.ds_config)
+    device = get_accelerator().current_device_name()
+    loss_function = nn.CrossEntropyLoss()
+
+    def loss_of(engine):
+        ids = torch.zeros(job.micro_batch, length, dtype=torch.long).to(device)
+        logits = engine(ids)
+        return loss_function(logits.view(-1, vocabulary), ids.clone().view(-1)), job.micro_batch * length
+
+    return engine, loss_of
+
+
+def language_model(job, mode):
+    """A model of `transformers`: ``model_type`` and ``config``, with its own attention written out as it was before
+    torch 2, and checkpointed layers if ``checkpointing``; sharded while it is built if ``zero_init``. A sequence-to-
+    sequence model reads and writes ``seq_length`` tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    wanted = job.workload
+    config = AutoConfig.for_model(wanted["model_type"], **wanted["config"], use_cache=False)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with deepspeed.zero.Init(config_dict_or_path=job.ds_config, enabled=wanted.get("zero_init", False)):
+        model = kind.from_config(config, attn_implementation=wanted.get("attention", "eager"))
+    model.train()
+    if wanted.get("checkpointing"):
+        model._set_gradient_checkpointing(True, deepspeed.checkpointing.checkpoint)
+        model.enable_input_require_grads()
+    engine, *_ = deepspeed.initialize(model=model, config=job.ds_config,
+                                      model_parameters=[p for p in model.parameters() if p.requires_grad])
+    deepspeed.checkpointing.configure(None, deepspeed_config=job.ds_config)
+    device = get_accelerator().current_device_name()
+
+    def loss_of(engine):
+        ids = torch.ones(job.micro_batch, job.seq_length, dtype=torch.long).to(device)
+        return engine(input_ids=ids, labels=ids).loss, ids.numel()
+
+    return engine, loss_of

@@ -1,0 +1,240 @@
+"""A ghost run: DeepSpeed's real engine, the real model and the real ds_config on a GPU that is not there.
+
+`deepspeed.initialize`, forward, backward and step run on tensors that have shapes but no data
+(`launch.planner.simulated`), watched by a `Ledger`. Nothing of DeepSpeed's memory or order of work is modelled: it
+happens. `run` starts a process for it, because a simulation changes torch and DeepSpeed for good.
+"""
+
+import dataclasses
+import gc
+import importlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from astrobio.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
+#: order of the parameters, and its optimizer step makes the optimizer's state; what is to be told are the later ones.
+MICRO_STEPS = {False: (True, True), True: (True, False, True)}
+
+
+@dataclass
+class Job:
+    """One ghost run.
+
+    ``workload`` is ``{"stack": …}``, a `StackConfig` as nested dicts, or ``{"function": "module:name", …}``: a callable
+    that takes the ds_config, the other keys and the micro-batch, and returns an engine and a function that makes a
+    batch and returns a loss.
+    """
+
+    workload: dict[str, Any]
+    ds_config: dict[str, Any]  # resolved
+    ranks: int = 1
+    micro_batch: int = 1
+    seq_length: int | None = None  # text tokens; None: as many as the model reads
+    capability: tuple[int, int] = (8, 6)
+    memory: int = 24 << 30
+    evaluate: int = 0  # micro-batch of an evaluation pass; 0: none
+
+
+@dataclass
+class Result:
+    """What a ghost run saw: `launch.planner.ledger.Ledger` says what the fields are."""
+
+    phases: list
+    trace: list[tuple]
+    blocks: list[tuple[int, int, int]]
+    files: dict[str, int]  # bytes of each swap file
+    operators: int
+    parameters: int
+    trainable: int
+    tokens: int  # of one micro-batch on one rank
+    accumulation: int
+    process_bytes: int  # resident memory of Python and its libraries before the run
+
+    @property
+    def nvme_resident(self) -> int:
+        return sum(self.files.values())
+
+
+def run(job: Job, path: list[str] | None = None, timeout: float = 600) -> Result:
+    """The job in a process of its own; ``path``: more folders to import its function from.
+
+    Raises:
+        ConfigError: the model or the ds_config cannot run: what DeepSpeed or torch said.
+    """
+    return run_all({"": job}, path, timeout)[""]
+
+
+def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float = 600) -> dict[str, Result]:
+    """Several jobs: one process imports all libraries once and forks another for each, as many at a time as there are
+    cores.
+
+    Raises:
+        ConfigError: of the first that cannot run.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path or []),
+                                                                os.environ.get("PYTHONPATH", "")])}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, str(number)) for number, name in enumerate(jobs)}
+        content = {str(files[name]): dataclasses.asdict(job) for name, job in jobs.items()}
+        done = subprocess.run([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, timeout=timeout * len(jobs),
+                              env=environment, input=json.dumps(content).encode(), capture_output=True)
+        for name, file in files.items():
+            if not file.is_file():
+                log = file.with_suffix(".log")
+                said = log.read_text() if log.is_file() else done.stderr.decode()
+                lines = [line for line in said.splitlines() if " registered at " not in line]
+                raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
+                                  + "\n".join(lines[-25:]).strip())
+        return {name: pickle.loads(file.read_bytes()) for name, file in files.items()}
+
+
+def haunt(job: Job, baseline: int = 0) -> Result:
+    """Run the job in this process, which is of no other use afterwards; ``baseline``: resident memory of a process that
+    has imported what training imports, if another one's is to count."""
+    from launch.planner.simulated import simulate
+    baseline = baseline or psutil.Process().memory_info().rss
+    mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
+    with mode, ledger:
+        engine, loss_of = _workload(job, mode)
+        _watch_modules(engine.module, ledger)
+        gc.collect()
+        accumulation = engine.gradient_accumulation_steps()
+        tokens = 0
+        for ends in MICRO_STEPS[accumulation > 1]:
+            engine.micro_steps = accumulation - 1 if ends else 0
+            ledger.begin("forward")
+            loss, tokens = loss_of(engine)
+            ledger.begin("backward")
+            engine.backward(loss)
+            del loss
+            if ends:
+                ledger.begin("optimizer")
+            engine.step()
+        ledger.begin("end")
+    parameters = list(engine.module.parameters())
+    count = [getattr(p, "ds_numel", p.numel()) for p in parameters]
+    return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.files, ledger.operators, sum(count),
+                  sum(n for n, p in zip(count, parameters, strict=True) if p.requires_grad), tokens,
+                  accumulation, baseline)
+
+
+def _vocabulary(job: Job) -> int:
+    stack = job.workload.get("stack")
+    if not stack:
+        return job.workload.get("vocabulary", 0)
+    return stack["language"]["config"].get("vocab_size", 0)
+
+
+def _workload(job: Job, mode):
+    if "function" in job.workload:
+        module, _, name = job.workload["function"].partition(":")
+        return getattr(importlib.import_module(module), name)(job, mode)
+    return stack_workload(job, mode)
+
+
+def stack_workload(job: Job, mode):
+    """What launch/train.py builds, and how its loop makes a loss."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    from astrobio.config import StackConfig, parse
+    from launch.planner.parameters import nominal_batch
+    from launch.zero import weights
+    from launch.zero.engine import build_engine, device
+
+    weights._ahead = lambda make, items, doing: map(make, items)  # modes do not follow into threads
+    weights.Fill.draw = lambda self, out, start=0: None
+    config = parse(StackConfig, job.workload["stack"], "the model")
+    engine = build_engine(config, job.ds_config, seed=0)
+    length = job.seq_length or config.language.max_text_tokens
+
+    def loss_of(engine):
+        with _disable_current_modes():
+            batch = nominal_batch(config, job.micro_batch, length)
+        batch = _without_data(batch, mode).to(device())
+        return engine(batch).loss, job.micro_batch * length
+
+    return engine, loss_of
+
+
+def _without_data(batch, mode):
+    """The batch with fake tensors in place of real ones."""
+    def fake(value):
+        if isinstance(value, dict):
+            return {key: fake(part) for key, part in value.items()}
+        if isinstance(value, torch.Tensor):
+            return values.without_data(value, mode)
+        if hasattr(value, "apply"):  # a PyG graph
+            return value.apply(fake)
+        if dataclasses.is_dataclass(value):
+            return dataclasses.replace(value, **{f.name: fake(getattr(value, f.name))
+                                                 for f in dataclasses.fields(value)})
+        return value
+    import torch
+
+    from launch.planner import values
+    return fake(batch)
+
+
+def _watch_modules(module, ledger) -> None:
+    """Tell the ledger which module runs."""
+    def enter(name):
+        return lambda *_: ledger.enter(name)
+
+    for name, child in module.named_modules():
+        child.register_forward_pre_hook(enter(name or type(child).__name__), prepend=True)
+        child.register_forward_hook(lambda *_: ledger.leave(), always_call=True)
+
+
+def main() -> None:
+    """Read jobs on stdin, by the file that each pickled result is to go to."""
+    # Imported once, for all jobs: what a training process imports too.
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
+    import torch_geometric.nn  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import launch.zero.engine  # noqa: F401
+    # A forked process shows only what it has touched since.
+    baseline, running = psutil.Process().memory_info().rss, 0
+    for file, job in json.load(sys.stdin).items():
+        if running >= len(os.sched_getaffinity(0)):
+            os.wait()
+            running -= 1
+        if os.fork() == 0:
+            _write(Path(file), Job(**job), baseline)
+        running += 1
+    while running:
+        os.wait()
+        running -= 1
+
+
+def _write(file: Path, job: Job, baseline: int) -> None:
+    """Run the job and leave; its result goes to ``file``, what libraries print to a log beside it."""
+    log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        content = pickle.dumps(haunt(job, baseline))
+        file.write_bytes(content)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)  # nothing here is worth tearing down
+
+
+if __name__ == "__main__":
+    from launch.planner.ghost import main  # pickled results must belong to the module, not to __main__
+    main()

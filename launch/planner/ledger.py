@@ -1,0 +1,332 @@
+"""Counts what a ghost run allocates and does: live bytes by device and part, and a trace of all work.
+
+A storage belongs to the part of the code that made it (`PARTS`). Bytes on the simulated GPU are counted in the CUDA
+caching allocator's granules of 512 B; page-locked host memory in powers of two, as torch's pinned allocator takes it.
+"""
+
+import bisect
+import itertools
+import sys
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from launch.planner import values
+from launch.planner.shapes import Shapes
+
+aten = torch.ops.aten
+numbers = itertools.count(1)  # of streams, events, collectives and disk handles
+GPU = "gpusim"  # the simulated GPU's device type
+HOST = "cpu"
+BOTH = "both"  # what a CPU accelerator holds, whose device is the host
+
+#: c10/cuda/CUDACachingAllocator.h: kMinBlockSize.
+GRANULE = 512
+
+PARAMETERS, GATHERED, GRADIENTS = "partitioned parameters", "gathered parameters", "gradients and buckets"
+ACTIVATIONS, LOGITS, TEMPORARIES = "activations", "logits", "operator temporaries"
+OPTIMIZER, SWAP, WORKSPACE, OTHER = "optimizer state", "swap buffers", "library workspace", "other"
+PARTS = (PARAMETERS, GATHERED, GRADIENTS, ACTIVATIONS, LOGITS, TEMPORARIES, OPTIMIZER, SWAP, WORKSPACE, OTHER)
+
+#: Part of what a function of DeepSpeed 0.19.8 allocates, by (file, function); the innermost one on the stack counts.
+MAKERS: dict[tuple[str, str], str] = {
+    **{("partition_parameters.py", name): PARAMETERS for name in ("_partition_param", "_partition_param_sec")},
+    **{("partition_parameters.py", name): GATHERED for name in (
+        "_all_gather_dtype", "_all_gather_sequential", "_all_gather_coalesced", "_all_gather", "all_gather_coalesced",
+        "_allgather_param", "_allgather_param_coalesced", "_allgather_params", "wait")},
+    **{("stage3.py", name): PARAMETERS for name in (
+        "_create_param_groups_fp16_flat_cpu_memory", "_create_fp16_partitions_with_defragmentation",
+        "_move_to_flat_buffer")},
+    ("utils.py", "defragment"): PARAMETERS,
+    **{("stage3.py", name): OPTIMIZER for name in ("_create_fp32_partitions", "_optimizer_step", "_prepare_sub_group")},
+    **{("stage3.py", name): GRADIENTS for name in (
+        "_setup_for_real_optimizer", "initialize_optimizer_states", "__avg_scatter_grads", "partition_grads",
+        "__avg_scatter_contiguous_grads", "_offload_grad_partition_at_boundary", "_prepare_fp32_grad_for_sub_group",
+        "__add_grad_to_ipg_bucket", "__reduce_and_partition_ipg_grads", "reduce_scatter_coalesced")},
+    ("coalesced_collectives.py", "reduce_scatter_coalesced"): GRADIENTS,
+    **{("stage_1_and_2.py", name): GRADIENTS for name in (
+        "initialize_optimizer_states", "setup_buckets", "average_tensor", "get_flat_partition",
+        "_setup_cpu_offload_buffers", "async_accumulate_grad_in_cpu_via_gpu", "copy_grads_in_partition",
+        "update_overflow_tracker_for_param_grad", "reduce_ipg_grads", "reduce_independent_p_g_buckets_and_remove_grads",
+        "create_param_mapping", "setup_grad_accumulation", "buffered_reduce_fallback", "get_grad_position")},
+    **{("cpu_adam.py", name): OPTIMIZER for name in ("step", "step_subgroup")},
+    ("fused_adam.py", "step"): OPTIMIZER, ("cpu_adagrad.py", "step"): OPTIMIZER, ("cpu_lion.py", "step"): OPTIMIZER,
+    ("fused_lion.py", "step"): OPTIMIZER,
+}
+_SWAP_FILES = ("partitioned_param_swapper.py", "partitioned_optimizer_swapper.py", "pipelined_optimizer_swapper.py",
+               "optimizer_utils.py", "async_swapper.py")
+#: Smaller storages are not asked who made them: the stack walk costs more than they matter.
+_ASK_FROM = 1 << 16
+
+
+@dataclass
+class Peak:
+    """The most bytes that one device held in one phase: when, of what, and where the run was."""
+
+    bytes: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    module: str = ""
+
+
+@dataclass
+class Phase:
+    """What a phase left: `peaks` and bytes at its end by device, and NVMe traffic."""
+
+    name: str
+    peaks: dict[str, Peak]
+    end: dict[str, int]
+    nvme_read: int = 0
+    nvme_written: int = 0
+
+
+class Ledger(TorchDispatchMode):
+    """Watches every operator of a ghost run.
+
+    Attributes:
+        phases: what each phase cost, in the order they were left.
+        trace: the work in program order, tuples that begin with a kind; `launch.planner.timing` says what they mean.
+        blocks: (storage, +bytes or -bytes, stream) of the simulated GPU's allocations in order, for
+            `launch.planner.allocator`.
+    """
+
+    def __init__(self, device: str = GPU, vocabulary: int = 0):
+        """``device``: where the model computes; ``vocabulary``: the size by which logits are known."""
+        super().__init__()
+        self.device = device
+        self.live: Counter[str] = Counter()
+        self.parts: dict[str, Counter[str]] = {GPU: Counter(), HOST: Counter()}
+        self.peaks: dict[str, Peak] = {}
+        self.phases: list[Phase] = []
+        self.trace: list[tuple] = []
+        self.blocks: list[tuple[int, int, int]] = []
+        self.files: dict[str, int] = {}  # bytes of each swap file
+        self.stream = 0  # the current one; 0 is the default stream
+        self.vocabulary = vocabulary
+        self.forward_depth = 0  # modules whose forward is running
+        self.operators = 0
+        self._modules: list[str] = []
+        self._sequence: list[int] = []  # autograd's sequence number when a module was entered or left …
+        self._sequence_module: list[str] = []  # … and the module that ran from then on
+        self._seen: dict[int, Any] = {}
+        self._pinned: set[int] = set()
+        self.shapes = Shapes()
+        self._read = self._written = 0
+        self._phase = "init"
+        self._restart()
+
+    # Phases and modules -------------------------------------------------------------------------------------------
+
+    def begin(self, name: str) -> None:
+        """End the current phase and begin another."""
+        self.phases.append(Phase(self._phase, self.peaks, dict(self.live), self._read, self._written))
+        self._read = self._written = 0
+        self._phase = name
+        self._restart()
+        self.trace.append(("phase", name))
+        self.blocks.append((name, 0, 0))
+
+    def _restart(self) -> None:
+        self.peaks = {device: Peak() for device in (GPU, HOST, BOTH)}
+        for device in (GPU, HOST, BOTH):
+            self._note_peak(device)
+
+    def enter(self, name: str) -> None:
+        self.forward_depth += 1
+        self._modules.append(name)
+        self._mark(name)
+
+    def leave(self) -> None:
+        self.forward_depth -= 1
+        self._modules.pop()
+        self._mark(self._modules[-1] if self._modules else "")
+
+    def _mark(self, name: str) -> None:
+        if torch.is_grad_enabled():
+            number = torch.autograd._get_sequence_nr()
+            if not self._sequence or number >= self._sequence[-1]:
+                self._sequence.append(number)
+                self._sequence_module.append(name)
+
+    def module(self) -> str:
+        """The module that is running; in a backward pass the one whose forward made the node."""
+        if self._modules:
+            return self._modules[-1]
+        node = torch._C._current_autograd_node()
+        if node is None or not self._sequence:
+            return ""
+        place = bisect.bisect_right(self._sequence, node._sequence_nr()) - 1
+        return self._sequence_module[place] if place >= 0 else ""
+
+    # Memory -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard costs as much as the rest
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is _DEVICE:
+            return args[0].fake_device if hasattr(args[0], "fake_device") else func(*args)
+        kwargs = kwargs or {}
+        pinned = kwargs.pop("pin_memory", False) if "pin_memory" in kwargs else False
+        if func is aten._local_scalar_dense.default:
+            if args[0].device.type == GPU:
+                self.trace.append(("host_wait_stream", self.stream))
+            return values.scalar(args[0])
+        if func is aten.isinf.default and args[0].is_floating_point():
+            # aten/src/ATen/native/TensorCompare.cpp: abs(x) == inf, with the absolute values held meanwhile.
+            self.add(torch.empty_like(args[0]))
+        out, answer = values.run(func, args, kwargs, self.shapes)
+        self.operators += 1
+        for tensor in ((out,) if isinstance(out, torch.Tensor) else tree_leaves(out)):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor, pinned=pinned)
+        self._record(func, args, kwargs, out, answer)
+        return out
+
+    def add(self, tensor: torch.Tensor, part: str | None = None, pinned: bool = False) -> None:
+        """Count the tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._seen:
+            return
+        device = GPU if tensor.device.type == GPU else HOST
+        size = self._size(storage.nbytes(), device, pinned)
+        part = part or self._part(tensor, size)
+        if pinned:
+            self._pinned.add(key)
+
+        def gone(_, key=key):
+            _, device, size, part = self._seen.pop(key)
+            self._pinned.discard(key)
+            self._change(device, part, -size, key)
+
+        self._seen[key] = (weakref.ref(storage, gone), device, size, part)
+        self._change(device, part, size, key)
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage changed its size in place."""
+        key = id(storage)
+        if key in self._seen:
+            reference, device, old, part = self._seen[key]
+            size = self._size(storage.nbytes(), device, key in self._pinned)
+            self._seen[key] = (reference, device, size, part)
+            self._change(device, part, size - old, key)
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A page-locked copy of a host tensor."""
+        with torch.no_grad():
+            out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu",
+                                      pin_memory=True)
+        self.trace.append(("host", 2 * tensor.nbytes))
+        return out
+
+    def lock(self, tensor: torch.Tensor) -> None:
+        """The tensor's memory is page-locked where it is, without rounding."""
+        self._pinned.add(id(tensor.untyped_storage()))
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._pinned
+
+    def _size(self, size: int, device: str, pinned: bool) -> int:
+        if device == GPU:
+            return -(-size // GRANULE) * GRANULE
+        if pinned and size and self.device == GPU:  # on a CPU machine pinning does nothing
+            # aten/src/ATen/core/CachingHostAllocator.h: PowerOf2Ceil.
+            return 1 << (size - 1).bit_length()
+        return size
+
+    def _change(self, device: str, part: str, size: int, key: int) -> None:
+        self.live[device] += size
+        self.live[BOTH] += size
+        self.parts[device][part] += size
+        if device == GPU and size:
+            self.blocks.append((key, size, self.stream))
+        if size > 0:
+            if self.live[device] > self.peaks[device].bytes:
+                self._note_peak(device)
+            if self.live[BOTH] > self.peaks[BOTH].bytes:
+                self._note_peak(BOTH)
+
+    def _note_peak(self, device: str) -> None:
+        peak = self.peaks[device]
+        peak.bytes = self.live[device]
+        peak.parts = dict(self.parts[GPU] + self.parts[HOST]) if device == BOTH else dict(self.parts[device])
+        peak.module = self.module()
+
+    def _part(self, tensor: torch.Tensor, size: int) -> str:
+        if size >= _ASK_FROM:
+            frame = sys._getframe(2)
+            while frame is not None:
+                code = frame.f_code
+                name = code.co_filename.rpartition("/")[2]
+                part = MAKERS.get((name, code.co_name))
+                if part is not None:
+                    return part
+                if name in _SWAP_FILES:
+                    return SWAP
+                frame = frame.f_back
+            if self.vocabulary and tensor.dim() and tensor.shape[-1] == self.vocabulary and self._phase != "init":
+                return LOGITS
+        if self.forward_depth:
+            return ACTIVATIONS if torch.is_grad_enabled() else TEMPORARIES
+        return TEMPORARIES if self._phase in ("forward", "backward", "evaluate") else OTHER
+
+    # Work ---------------------------------------------------------------------------------------------------------
+
+    def _record(self, func, args, kwargs, out, answer) -> None:
+        if answer is None or not answer.known:
+            work = self._work(func, args, kwargs, out)
+            if answer is not None:
+                answer.work, answer.known = work, True
+        else:
+            work = answer.work
+        if work is None:
+            return
+        if work[0] == "kernel":
+            self.trace.append(("kernel", self.stream, *work[1:]))
+        elif work[0] == "host":
+            self.trace.append(work)
+        else:
+            destination, source = (args[0], args[1]) if func._overloadpacket is aten.copy_ else (out, args[0])
+            waits = not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2])) \
+                or not self.is_pinned(source if work[0] == "up" else destination)
+            self.trace.append((work[0], self.stream, work[1], waits))
+
+    def _work(self, func, args, kwargs, out) -> tuple | None:
+        """("kernel", FLOPs, bytes, dtype), ("host", bytes), a copy ("up" or "down", bytes), or None for no work."""
+        packet = func._overloadpacket
+        outs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if func.is_view or packet in _FREE or not outs:
+            return None
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if packet in (aten.copy_, aten._to_copy):
+            destination, source = (args[0], args[1]) if packet is aten.copy_ else (out, args[0])
+            if destination.device.type != source.device.type:
+                return ("up" if destination.device.type == GPU else "down"), source.nbytes
+        size = sum(t.nbytes for t in tensors if not any(t is o for o in outs)) + sum(t.nbytes for t in outs)
+        if outs[0].device.type == self.device:
+            count = flop_registry.get(packet)
+            return "kernel", count(*args, **kwargs, out_val=out) if count else 0, size, outs[0].dtype
+        return ("host", size) if size > _ASK_FROM else None
+
+    def read(self, path: str, size: int, handle: int) -> None:
+        self._read += size
+        self.trace.append(("read", handle, size))
+
+    def write(self, path: str, size: int, handle: int) -> None:
+        self.files[path] = max(self.files.get(path, 0), size)
+        self._written += size
+        self.trace.append(("write", handle, size))
+
+
+_DEVICE = torch.ops.prim.device.default
+#: Operators that do no work on the device.
+_FREE = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
+         aten.lift_fresh, aten.set_, aten.resize_}
+

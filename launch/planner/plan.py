@@ -1,0 +1,191 @@
+"""What a model under a ds_config costs on given hardware, and whether it fits: a ghost run, put together.
+
+Everything here is a prediction.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset
+from launch.planner import ghost
+from launch.planner.allocator import CachingAllocator, OutOfMemory
+from launch.planner.hardware import Hardware, load_hardware
+from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
+from launch.planner.timing import replay
+from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
+
+PROCESS, CONTEXT, CACHED = "Python and libraries", "CUDA and NCCL context", "cached by the allocator"
+#: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
+_STEPS = 1000
+#: Text tokens of a language model given as a Hugging Face folder, unless --seq_length says otherwise.
+_TOKENS = 1024
+
+
+def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
+         seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
+         changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Predict memory and time.
+
+    Args:
+        model: a preset, a YAML file, the folder of a Hugging Face model (its config.json is enough), or a StackConfig.
+        ds_config: a file, or its content; values of "auto" are resolved.
+        hardware: a profile, a YAML file, ``this``, or a Hardware.
+        seq_length: text tokens; as many as the preset reads if None.
+        micro_batch: in place of the ds_config's.
+        ranks: as many as the hardware has cards if None.
+        changes: dotted keys of the ds_config.
+
+    Returns:
+        ``fits``; ``gpu`` (one card), ``host`` and ``nvme`` (all ranks of one machine), each with ``peak_bytes``,
+        ``limit_bytes``, ``phase`` and ``parts``; ``time`` of one optimizer step; and what was asked. Bytes and seconds.
+
+    Raises:
+        ConfigError: what is asked cannot run.
+    """
+    machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
+    job = make_job(model, ds_config, machine, seq_length, micro_batch, ranks, changes)
+    return assemble(ghost.run(job), job, machine)
+
+
+def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Hardware, seq_length: int | None = None,
+             micro_batch: int | None = None, ranks: int | None = None, changes: dict[str, Any] | None = None
+             ) -> ghost.Job:
+    """The ghost run behind `plan`."""
+    stack = model if isinstance(model, StackConfig) else load_model(model, seq_length)
+    ranks = ranks or machine.gpus
+    changes = dict(changes or {})
+    if micro_batch is not None:
+        changes["train_micro_batch_size_per_gpu"] = micro_batch
+    if isinstance(ds_config, dict):
+        from astrobio.config import set_dotted
+        raw = json.loads(json.dumps(ds_config))
+        for key, value in changes.items():
+            set_dotted(raw, key, value)
+    else:
+        raw = load_ds_config(Path(ds_config), changes)
+    if micro_batch is not None:
+        raw.pop("train_batch_size", None)
+    micro, _ = batch_sizes(raw, ranks)
+    resolved = resolve(raw, world_size=ranks, nvme_folder=Path("/nvme"), total_steps=_STEPS,
+                       largest_parameter=largest_parameter(stack))
+    return ghost.Job({"stack": dataclasses.asdict(stack)}, resolved, ranks, micro, seq_length,
+                     tuple(machine.capability), machine.gpu_memory_bytes)
+
+
+def load_model(name: str, seq_length: int | None = None) -> StackConfig:
+    """A preset, a YAML file, or a plain language model of the sizes in a Hugging Face folder's config.json."""
+    if not (Path(name) / "config.json").is_file():
+        return load_preset(name)
+    from transformers import AutoConfig
+    config = AutoConfig.from_pretrained(name)
+    sizes = {key: value for key, value in config.to_diff_dict().items()
+             if key not in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map")}
+    length = seq_length or min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+    return StackConfig(name=Path(name).resolve().name, language=LanguageConfig(
+        model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length))
+
+
+def largest_parameter(stack: StackConfig) -> int:
+    from launch.zero.engine import meta_stack
+    try:
+        return max(parameter.numel() for parameter in meta_stack(stack).parameters())
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"model {stack.name!r}: the network cannot be built: {error}") from error
+
+
+def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, Any]:
+    """The plan that a ghost run and the hardware make together."""
+    local = min(job.ranks, machine.gpus)  # ranks on one machine
+    gpu = None if machine.is_cpu else _gpu(result, machine)
+    host, nvme = _host(result, machine, local), _nvme(result, job, machine, local)
+    sides = [side for side in (gpu, host, nvme) if side is not None]
+    return {
+        "model": job.workload.get("stack", {}).get("name", job.workload.get("function")), "hardware": machine.name,
+        "ranks": job.ranks, "micro_batch": job.micro_batch, "accumulation": result.accumulation,
+        "tokens": result.tokens, "parameters": result.parameters, "trainable": result.trainable,
+        "fits": all(side["fits"] for side in sides), "gpu": gpu, "host": host, "nvme": nvme,
+        "time": _time(result, job, machine), "advice": []}
+
+
+def _largest(phases: list[Phase], device: str) -> tuple[str, Peak]:
+    """The phase that holds the most on a device, and what."""
+    phase = max(phases, key=lambda phase: phase.peaks[device].bytes)
+    return phase.name, phase.peaks[device]
+
+
+def _by_phase(phases: list[Phase], device: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for phase in phases:
+        found[phase.name] = max(found.get(phase.name, 0), phase.peaks[device].bytes)
+    found.pop("end", None)
+    return found
+
+
+def _gpu(result: ghost.Result, machine: Hardware) -> dict[str, Any]:
+    name, peak = _largest(result.phases, GPU)
+    room = machine.gpu_memory_bytes - machine.context_bytes
+    try:
+        allocator, fits = CachingAllocator(room).replay(result.blocks), True
+    except OutOfMemory:
+        allocator, fits = CachingAllocator().replay(result.blocks), False
+    reserved = allocator.peak_reserved
+    parts = {**_sorted(peak.parts), CACHED: max(0, reserved - peak.bytes), CONTEXT: machine.context_bytes}
+    return {"peak_bytes": reserved + machine.context_bytes, "limit_bytes": machine.gpu_memory_bytes, "fits": fits,
+            "phase": name, "module": peak.module, "parts": parts, "allocated_bytes": peak.bytes,
+            "reserved_bytes": reserved, "resident_bytes": result.phases[-1].end.get(GPU, 0),
+            "phases": _by_phase(result.phases, GPU), "reserved_by_phase": allocator.by_phase}
+
+
+def _host(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]:
+    device = BOTH if machine.is_cpu else HOST
+    name, peak = _largest(result.phases, device)
+    parts = {part: local * size for part, size in _sorted(peak.parts).items()}
+    parts[PROCESS] = local * result.process_bytes
+    total = local * (peak.bytes + result.process_bytes)
+    return {"peak_bytes": total, "limit_bytes": machine.host_memory_bytes, "fits": total <= machine.host_memory_bytes,
+            "phase": name, "module": peak.module, "parts": parts,
+            "phases": {key: local * (size + result.process_bytes)
+                       for key, size in _by_phase(result.phases, device).items()}}
+
+
+def _nvme(result: ghost.Result, job: ghost.Job, machine: Hardware, local: int) -> dict[str, Any]:
+    resident = local * result.nvme_resident
+    optimizer = local * sum(size for path, size in result.files.items() if "/optimizer/" in path)
+    within, last = _micro_steps(result)
+    more = result.accumulation - 1
+    read, written = (local * sum(more * sum(getattr(p, key) for p in within) + sum(getattr(p, key) for p in last)
+                                 for _ in (0,)) for key in ("nvme_read", "nvme_written"))
+    return {"peak_bytes": resident, "limit_bytes": machine.nvme_bytes, "fits": resident <= machine.nvme_bytes,
+            "phase": "optimizer" if resident else "", "read_bytes_per_step": read, "written_bytes_per_step": written,
+            "parts": {OPTIMIZER: optimizer, PARAMETERS: resident - optimizer} if resident else {}}
+
+
+def _micro_steps(result: ghost.Result) -> tuple[list, list]:
+    """The phases of a micro-step within an accumulation, and of the last one with the optimizer step."""
+    phases = [phase for phase in result.phases if phase.name not in ("init", "end", "evaluate", "save")]
+    return phases[3:5], phases[-3:]
+
+
+def _time(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, Any]:
+    """Seconds of one optimizer step, all its micro-steps together."""
+    timed = replay(result.trace, machine, job.ranks)
+    steps = [phase for phase in timed if phase.name not in ("init", "end", "evaluate", "save")]
+    within, last, more = steps[3:5], steps[-3:], result.accumulation - 1
+    seconds = {phase.name: phase.seconds for phase in last}
+    busy = sum((phase.busy for phase in last), start=type(last[0].busy)())
+    for phase in within if more else ():
+        seconds[phase.name] += more * phase.seconds
+        for resource, amount in phase.busy.items():
+            busy[resource] += more * amount
+    step = sum(seconds.values())
+    flops = 3 * last[0].flops * result.accumulation  # a backward pass is two forward passes; recomputation not counted
+    return {"forward_s": seconds["forward"], "backward_s": seconds["backward"], "optimizer_s": seconds["optimizer"],
+            "step_s": step, "tokens_per_s": result.tokens * result.accumulation * job.ranks / step,
+            "mfu": flops / (step * machine.peak_flops_per_s), "bound_by": max(busy, key=busy.get),
+            "busy_s": _sorted(busy), "init_s": timed[0].seconds}
+
+
+def _sorted(parts: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(((key, value) for key, value in parts.items() if value), key=lambda item: -item[1]))

@@ -1,0 +1,105 @@
+"""The ghost run as a test bench: what launch/train.py builds takes a step on a GPU that is not there."""
+
+import dataclasses
+
+import pytest
+
+from astrobio.config import ConfigError, load_preset
+from launch.planner import ghost
+from launch.planner.hardware import load_hardware
+from launch.planner.ledger import ACTIVATIONS, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
+from launch.planner.plan import assemble, load_model, make_job, plan
+from launch.preflight import ROOT
+
+CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+A5000 = load_hardware("a5000x2")
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, ghost.Result]:
+    """One step of the tiny preset under every shipped ds_config, in one process for all."""
+    jobs = {config: make_job("tiny", ROOT / "ds_configs" / f"{config}.json", A5000) for config in CONFIGS}
+    return ghost.run_all(jobs)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_shipped_config_takes_a_step(runs, config):
+    result = runs[config]
+    assert [phase.name for phase in result.phases] == [
+        "init", "forward", "backward", "optimizer", "forward", "backward", "forward", "backward", "optimizer"]
+    card = max((phase.peaks[GPU] for phase in result.phases[1:]), key=lambda peak: peak.bytes)
+    assert card.bytes == sum(card.parts.values()) and {GRADIENTS, ACTIVATIONS} <= set(card.parts) and card.module
+    host = result.phases[-1].peaks[HOST].parts
+    assert (PARAMETERS in host) is (config in ("zero3_nvme", "zero3_offload", "zero3_offload_bf16",
+                                               "zero3_offload_nvme"))
+    assert bool(result.files) is ("nvme" in config)
+    assert (SWAP in host) is ("nvme" in config)
+    if config.startswith("zero3_offload") and "nvme" not in config:
+        # fp32 master weights and two moments of a rank's half of the parameters, the masters page-locked
+        assert host[OPTIMIZER] >= 12 * result.parameters / 2
+
+
+def test_gradients_of_the_last_micro_step_reach_the_optimizer(runs):
+    """Within an accumulation nothing goes to NVMe; at its end the gradients of every parameter do."""
+    result = runs["zero3_offload_nvme"]
+    forward, backward, *last = result.phases[4:9]
+    assert forward.nvme_written == backward.nvme_written == 0
+    assert sum(phase.nvme_written for phase in last) > 0
+
+
+def test_a_tensor_left_on_the_host_fails(tmp_path):
+    """The stack with one more line in its forward, as somebody might write it."""
+    (tmp_path / "careless.py").write_text(CARELESS)
+    job = make_job("tiny", ROOT / "ds_configs/zero3_offload.json", A5000)
+    job.workload = {"function": "careless:stack", **job.workload}
+    with pytest.raises(ConfigError, match="two different devices cpu.*gpusim|two different devices gpusim.*cpu"):
+        ghost.run(job, path=[str(tmp_path)])
+
+
+CARELESS = """
+import torch
+from astrobio.planet import PlanetEncoder
+from launch.planner import ghost
+
+forward = PlanetEncoder.forward
+
+def careless(self, values, known):
+    return forward(self, values, known) * torch.ones(values.shape[0], 1, 1, dtype=torch.float16)
+
+def stack(job, mode):
+    PlanetEncoder.forward = careless
+    return ghost.stack_workload(job, mode)
+"""
+
+
+def test_seventeen_billion_parameters_take_a_step():
+    """A cut of the 17b preset: its widths, two blocks of each kind."""
+    stack = load_preset("17b", {"language.config.num_hidden_layers": 2, "climate.depth": 2, "metabolism.depth": 2,
+                                "spectrum.depth": 2})
+    job = make_job(stack, ROOT / "ds_configs/zero3_resident.json", A5000)
+    found = assemble(ghost.run(job), job, A5000)
+    parts = found["gpu"]["parts"]
+    assert parts[PARAMETERS] == pytest.approx(2 * found["parameters"] / 2, rel=0.01)
+    assert parts[GATHERED] > 0 and found["fits"] and found["gpu"]["module"]
+    assert found["time"]["step_s"] == pytest.approx(sum(
+        found["time"][key] for key in ("forward_s", "backward_s", "optimizer_s")))
+    host = found["host"]["parts"]
+    assert host[OPTIMIZER] + host[GRADIENTS] > 18 * found["parameters"]
+
+
+def test_a_hugging_face_folder_is_a_model(tmp_path):
+    from transformers import AutoConfig
+    AutoConfig.for_model("qwen3", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, head_dim=16, vocab_size=1000).save_pretrained(tmp_path)
+    stack = load_model(str(tmp_path), seq_length=48)
+    assert stack.language.model_type == "qwen3" and stack.planet is None
+    found = plan(str(tmp_path), ROOT / "ds_configs/zero3_offload_bf16.json", seq_length=48, micro_batch=2)
+    assert found["tokens"] == 96 and found["fits"] and found["gpu"]["parts"].get(LOGITS, 0) >= 0
+
+
+def test_what_cannot_run_is_named():
+    with pytest.raises(ConfigError, match="no such profile; did you mean 'a5000x2'"):
+        load_hardware("a5000x3")
+    stack = dataclasses.replace(load_preset("tiny"))
+    with pytest.raises(ConfigError, match="must give train_micro_batch_size_per_gpu"):
+        plan(stack, {"zero_optimization": {"stage": 3}})
