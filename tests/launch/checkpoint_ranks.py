@@ -174,8 +174,8 @@ def save_one(variant: Variant, config: str, run: Path) -> dict:
     return {"path": str(path), "fp16": strategy(engine.config).precision == "fp16"}
 
 
-def load_one(variant: Variant, engine, run: Path) -> dict:
-    """Load what `save_one` saved; what is otherwise than it was there, and the losses of the next two steps."""
+def load_one(variant: Variant, engine, run: Path, steps: int = 2) -> dict:
+    """Load what `save_one` saved; what is otherwise than it was there, and the losses of the next steps."""
     [path] = valid_checkpoints(run)
     Checkpoints(engine, run, engine.config).resume([path])
     before, now = json.loads((run / "seen.json").read_text()), settings(engine)
@@ -186,7 +186,7 @@ def load_one(variant: Variant, engine, run: Path) -> dict:
               and (key != "scale" or both_fp16)]
     if dist.get_rank() == 0 and torch.get_rng_state().tolist()[:64] != before["random"]:
         wrong.append("random numbers")
-    losses = torch.tensor(variant.steps(engine, 2))
+    losses = torch.tensor(variant.steps(engine, steps))
     dist.all_reduce(losses)
     return {"wrong": wrong, "losses": (losses / dist.get_world_size()).tolist(), "before": before["losses"]}
 
@@ -218,7 +218,7 @@ def numbers_of_ranks(name: str) -> dict:
         for run in sorted(runs.glob("*")) if runs.is_dir() else []:
             if valid_checkpoints(run):
                 engine = engine or variant.engine(config, again=True)
-                found[f"{run.name} → {here} {config}"] = load_one(variant, engine, run)
+                found[f"{run.name} → {here} {config}"] = load_one(variant, engine, run, steps=0)
         if engine is not None:
             engine.destroy()
     dist.barrier()
