@@ -105,6 +105,10 @@ def preflight(options: Options) -> RunPlan:
     swap = Path(os.environ["ASTROBIO_NVME"], run.name) if os.environ.get("ASTROBIO_NVME") else run / "nvme"
     findings = check(raw, world_size=world_size, facts=facts, nvme_folder=swap)
     raise_problems(findings, named)
+    if strategy(raw).stage == 0:
+        raise ConfigError(f"{named}: zero_optimization.stage = 0: checkpoints are written under ZeRO 1, 2 and 3 only; "
+                          "1 differs from 0 in nothing else than sharing the optimizer's state: --set "
+                          "ds_config.zero_optimization.stage=1")
     saved = check_sizes(resume[0]) if resume else None
 
     data = options.data or DEFAULT_DATA

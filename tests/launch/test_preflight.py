@@ -235,6 +235,11 @@ def test_batch_sizes_that_contradict_each_other(check):
     refused(check, "train_batch_size = 10", "32", arguments=["--set", "ds_config.train_batch_size=10"])
 
 
+def test_a_stage_that_cannot_be_saved(check):
+    refused(check, "zero_optimization.stage = 0", "stage=1", arguments=[
+        "--set", 'ds_config.zero_optimization={"stage": 0}'])
+
+
 def test_both_precisions(check):
     refused(check, "fp16.enabled and bf16.enabled", arguments=["--set", "ds_config.bf16.enabled=true"])
 
