@@ -114,6 +114,8 @@ class BlackBox:
     def sample(self, **more: Any) -> None:
         """Look at the process and the machine, and write it down."""
         with self._lock:
+            if self._done.is_set() and "ended" not in more:
+                return  # it would take the place of the last words
             now = {"time": time.time(), **_usage(self.disks)}
             with contextlib.suppress(AttributeError):  # of an engine that is being taken apart
                 now |= self.watch()
@@ -135,6 +137,7 @@ class BlackBox:
         if self._done.is_set():
             return
         self._done.set()
+        self._thread.join(timeout=2 * EVERY_S)  # a disk that hangs must not keep the rank
         if error is None or isinstance(error, SystemExit) and not error.code:
             words = {"ended": {"time": time.time(), "error": None}}
         else:

@@ -39,8 +39,9 @@ FIGURES = ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "
 
 @dataclass
 class Row:
-    """One config: ``status`` done or failed, with the ``reason``; what was ``measured`` and ``predicted`` (None, with
-    ``no_prediction`` saying why); ``limits`` in bytes; ``timeline`` of memory: seconds, bytes and phase."""
+    """One config: ``status`` done or failed, with the ``reason`` (of a done one: what is odd); what was ``measured``
+    and ``predicted`` (None, with ``no_prediction`` saying why); ``limits`` in bytes; ``timeline`` of memory: seconds,
+    bytes and phase."""
 
     name: str
     ds_config: str
@@ -188,7 +189,9 @@ def _run(row: Row, config: Path, run: Path, model: str, steps: int, ranks: int, 
                 process.wait()
     row.seconds = time.monotonic() - started
     _measure(row, run, ranks, device)
-    if status != 0 or row.steps < steps:
+    if status and row.steps >= steps and _finished(run):
+        row.reason = f"all steps done; after that, while it was taken apart, a process ended with status {status}"
+    elif status != 0 or row.steps < steps:
         _fail(row, run, status, timeout_s)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
@@ -197,6 +200,12 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _finished(run: Path) -> bool:
+    """Whether every rank has said that it had ended without an error."""
+    boxes = [read_box(path) for path in (run / "ranks").glob("*.box")]
+    return bool(boxes) and all(box and box.get("ended") and not box["ended"]["error"] for box in boxes)
 
 
 def _fail(row: Row, run: Path, status: int | None, timeout_s: float) -> None:

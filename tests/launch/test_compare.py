@@ -156,6 +156,15 @@ def test_a_config_that_is_refused_tells_its_mistake(mini_dataset, tmp_path):
     assert (row.status, row.cause) == ("failed", "refused") and "gradient_clipping" in row.reason
 
 
+def test_a_status_after_all_was_done_costs_no_row(tmp_path):
+    from launch.blackbox import BlackBox
+    for rank, error in ((0, None), (1, None)):
+        BlackBox(tmp_path, rank, []).end(error)
+    assert module._finished(tmp_path) and not module._finished(tmp_path / "elsewhere")
+    BlackBox(tmp_path, 1, []).end(KeyError("planet"))
+    assert not module._finished(tmp_path)
+
+
 def test_the_command_survives_only_failures(tmp_path, monkeypatch):
     """Its status says that nothing ran."""
     from launch.cli import main

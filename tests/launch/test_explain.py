@@ -90,6 +90,16 @@ def test_a_half_written_sample_is_not_read(tmp_path):
     assert read_box(path)["last"]["time"] < whole["last"]["time"]
 
 
+def test_no_sample_takes_the_place_of_the_last_words(tmp_path, monkeypatch):
+    """One that the thread has begun when the rank ends."""
+    monkeypatch.setenv(blackbox.TRACE, "0.001")
+    for _ in range(20):
+        box = BlackBox(tmp_path, 0, [])
+        time.sleep(0.005)
+        box.end(None)
+        assert not box._thread.is_alive() and "ended" in read_box(box_of(tmp_path, 0))
+
+
 def test_a_folder_without_a_run(tmp_path, capsys):
     assert main(["explain", str(tmp_path)]) == 2
     assert "no rank has left anything" in capsys.readouterr().err
@@ -100,6 +110,7 @@ def left_behind(run: Path, rank: int, **changes) -> None:
     box = BlackBox(run, rank, [])
     box._done.set()
     box._thread.join()
+    box._done.clear()
     box._fixed["pid"] = 2**22 + rank
     for name, value in changes.items():
         setattr(box, name, value)
