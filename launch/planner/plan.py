@@ -4,11 +4,12 @@ Everything here is a prediction.
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset
+from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, parse, set_dotted
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, OutOfMemory
 from launch.planner.hardware import Hardware, load_hardware
@@ -25,7 +26,7 @@ _TOKENS = 1024
 
 def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
          seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
-         changes: dict[str, Any] | None = None) -> dict[str, Any]:
+         changes: dict[str, Any] | None = None, advice: bool = False) -> dict[str, Any]:
     """Predict memory and time.
 
     Args:
@@ -36,6 +37,7 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
         micro_batch: in place of the ds_config's.
         ranks: as many as the hardware has cards if None.
         changes: dotted keys of the ds_config.
+        advice: also look for changes that fit or are faster, a ghost run each.
 
     Returns:
         ``fits``; ``gpu`` (one card), ``host`` and ``nvme`` (all ranks of one machine), each with ``peak_bytes``,
@@ -46,7 +48,11 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
     """
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
     job = make_job(model, ds_config, machine, seq_length, micro_batch, ranks, changes)
-    return assemble(ghost.run(job), job, machine)
+    found = assemble(ghost.run(job), job, machine)
+    if advice:
+        from launch.planner.advice import advise
+        found["advice"] = advise(found, job, machine, model, ds_config, seq_length=seq_length, ranks=ranks)
+    return found
 
 
 def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Hardware, seq_length: int | None = None,
@@ -59,7 +65,6 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Ha
     if micro_batch is not None:
         changes["train_micro_batch_size_per_gpu"] = micro_batch
     if isinstance(ds_config, dict):
-        from astrobio.config import set_dotted
         raw = json.loads(json.dumps(ds_config))
         for key, value in changes.items():
             set_dotted(raw, key, value)
@@ -88,7 +93,14 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
 
 
 def largest_parameter(stack: StackConfig) -> int:
+    """Elements of the largest parameter, which swap buffers must hold."""
+    return _largest_parameter(json.dumps(dataclasses.asdict(stack)))
+
+
+@functools.lru_cache
+def _largest_parameter(content: str) -> int:
     from launch.zero.engine import meta_stack
+    stack = parse(StackConfig, json.loads(content), "the model")
     try:
         return max(parameter.numel() for parameter in meta_stack(stack).parameters())
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
