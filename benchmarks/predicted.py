@@ -3,8 +3,8 @@
     python benchmarks/predicted.py [--out report.json]
 
 Each run takes the micro-steps that a ghost run takes, on the same nominal batch: one that teaches DeepSpeed the order
-of the parameters, one within an accumulation and one at its end. Compared are the bytes read from and written to the disk
-(/proc/PID/io, which counts direct reads and writes), the largest resident memory (VmHWM), and the most elements of
+of the parameters, one within an accumulation and one at its end. Compared are the bytes read from and written to the
+disk (/proc/PID/io, which counts direct reads and writes), the largest resident memory (VmHWM), and the most elements of
 gathered parameters there ever were.
 """
 

@@ -200,7 +200,9 @@ def _watch_modules(module, ledger) -> None:
 
 def main() -> None:
     """Read jobs on stdin, by the file that each pickled result is to go to."""
-    import torch_geometric.nn  # noqa: F401  imported once, for all jobs
+    # Imported once, for all jobs: what a training process imports too.
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
+    import torch_geometric.nn  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import launch.zero.engine  # noqa: F401
