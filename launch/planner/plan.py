@@ -4,11 +4,12 @@ Everything here is a prediction.
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset
+from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, parse, set_dotted
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, OutOfMemory
 from launch.planner.hardware import Hardware, load_hardware
@@ -59,7 +60,6 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Ha
     if micro_batch is not None:
         changes["train_micro_batch_size_per_gpu"] = micro_batch
     if isinstance(ds_config, dict):
-        from astrobio.config import set_dotted
         raw = json.loads(json.dumps(ds_config))
         for key, value in changes.items():
             set_dotted(raw, key, value)
@@ -88,7 +88,14 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
 
 
 def largest_parameter(stack: StackConfig) -> int:
+    """Elements of the largest parameter, which swap buffers must hold."""
+    return _largest_parameter(json.dumps(dataclasses.asdict(stack)))
+
+
+@functools.lru_cache
+def _largest_parameter(content: str) -> int:
     from launch.zero.engine import meta_stack
+    stack = parse(StackConfig, json.loads(content), "the model")
     try:
         return max(parameter.numel() for parameter in meta_stack(stack).parameters())
     except (ValueError, TypeError, KeyError, RuntimeError) as error:

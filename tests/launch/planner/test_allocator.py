@@ -1,0 +1,80 @@
+"""The caching allocator's rules, and the replay of a trace in time, on work small enough to count by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from launch.planner.allocator import MIB, CachingAllocator, OutOfMemory
+from launch.planner.hardware import load_hardware, profile_names
+from launch.planner.timing import replay
+
+
+def reserved(*events) -> int:
+    return CachingAllocator().replay(list(events)).peak_reserved
+
+
+def test_segments():
+    assert reserved((1, 600, 0)) == 2 * MIB  # small ones share a segment …
+    assert reserved((1, 600, 0), (2, MIB, 0)) == 2 * MIB
+    assert reserved((1, 2 * MIB, 0)) == 20 * MIB  # … as do those up to 10 MiB …
+    assert reserved((1, 11 * MIB, 0)) == 12 * MIB  # … and larger ones have their own
+    assert reserved((1, 600, 0), (2, 600, 1)) == 4 * MIB, "streams do not share"
+
+
+def test_freed_blocks_are_used_again():
+    assert reserved((1, 100 * MIB, 0), (1, -100 * MIB, 0), (2, 60 * MIB, 0), (3, 40 * MIB, 0)) == 100 * MIB
+    # The neighbours 2 and 3 merge.
+    assert reserved((1, 100 * MIB, 0), (1, -100 * MIB, 0), (2, 60 * MIB, 0), (3, 40 * MIB, 0), (2, -60 * MIB, 0),
+                    (3, -40 * MIB, 0), (4, 100 * MIB, 0)) == 100 * MIB
+    # A hole of 60 MiB does not hold 80.
+    assert reserved((1, 60 * MIB, 0), (2, 40 * MIB, 0), (1, -60 * MIB, 0), (3, 80 * MIB, 0)) == 180 * MIB
+
+
+def test_a_full_card_gives_back_what_is_cached_before_it_gives_up():
+    events = [(1, 60 * MIB, 0), (1, -60 * MIB, 0), (2, 80 * MIB, 0)]
+    assert CachingAllocator(100 * MIB).replay(events).reserved == 80 * MIB
+    with pytest.raises(OutOfMemory) as error:
+        CachingAllocator(100 * MIB).replay([(1, 60 * MIB, 0), (2, 80 * MIB, 0)])
+    assert (error.value.wanted, error.value.allocated) == (80 * MIB, 60 * MIB)
+
+
+@pytest.fixture
+def machine():
+    """Round numbers."""
+    return dataclasses.replace(load_hardware("a5000x2"), fp16_flops_per_s=1e12, memory_bytes_per_s=1e9, launch_s=0,
+                               hook_s=0, pcie_bytes_per_s=1e9, link_bytes_per_s=1e9, link_latency_s=0,
+                               cpu_adam_parameters_per_s=2e9, nvme_read_bytes_per_s=2e9)
+
+
+def seconds(machine, *trace, ranks=1) -> float:
+    return sum(phase.seconds for phase in replay([("phase", "forward"), *trace], machine, ranks))
+
+
+def test_the_roofline(machine):
+    assert seconds(machine, ("kernel", 0, 2e12, 1e9, torch.float16)) == pytest.approx(2)
+    assert seconds(machine, ("kernel", 0, 1e12, 3e9, torch.float16)) == pytest.approx(3)
+
+
+def test_streams_overlap_until_one_waits(machine):
+    kernel, copy = ("kernel", 0, 2e12, 0, torch.float16), ("up", 7, 1e9, False)
+    assert seconds(machine, copy, kernel) == pytest.approx(2)
+    assert seconds(machine, copy, ("wait_stream", 0, 7), kernel) == pytest.approx(3)
+    assert seconds(machine, ("up", 7, 1e9, True), kernel) == pytest.approx(3), "a blocking copy holds the host"
+
+
+def test_collectives_disks_and_the_host(machine):
+    # Two ranks: each sends half of what is gathered, and all of what is reduced.
+    gather = ("collective", 0, 1, "all_gather_into_tensor", 2e9, 2)
+    assert seconds(machine, gather, ("wait_collective", 0, 1), ranks=2) == pytest.approx(1)
+    assert seconds(machine, ("collective", 0, 1, "all_reduce", 2e9, 2), ranks=2) == pytest.approx(2)
+    assert seconds(machine, ("read", 5, 1e9), ("host_wait_disk", 5)) == pytest.approx(0.5)
+    assert seconds(machine, ("read", 5, 1e9), ("host_wait_disk", 5), ranks=2) == pytest.approx(1), "a shared disk"
+    assert seconds(machine, ("cpu_adam", 1e9), ranks=2) == pytest.approx(1), "shared cores"
+
+
+def test_every_number_of_every_profile_has_a_source():
+    for name in profile_names():
+        machine = load_hardware(name)
+        assert machine.sources and all(len(source) > 4 for source in machine.sources.values())
+        assert machine.peak_flops_per_s >= machine.fp16_flops_per_s
