@@ -69,6 +69,8 @@ def language_model(job, mode):
     with deepspeed.zero.Init(config_dict_or_path=job.ds_config, enabled=wanted.get("zero_init", False)):
         model = kind.from_config(config, attn_implementation=wanted.get("attention", "eager"))
     model.train()
+    if config.is_encoder_decoder:
+        config.decoder_start_token_id = model.config.decoder_start_token_id = 0
     if wanted.get("checkpointing"):
         model._set_gradient_checkpointing(True, deepspeed.checkpointing.checkpoint)
         model.enable_input_require_grads()

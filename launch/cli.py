@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--micro_batch", type=int, metavar="N", help="in place of the ds_config's")
     plan.add_argument("--ranks", type=int, metavar="N", help="default: as many as the hardware has cards")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    plan.add_argument("--advice", action="store_true",
+                      help="also look for changes that fit or are faster; each takes as long as the plan")
     plan.add_argument("--table", action="store_true",
                       help="every ds_config of ds_configs/ for the models named, as Markdown: --model 17b,17b_frozen")
     plan.set_defaults(run=_plan)
@@ -81,7 +83,8 @@ def _plan(args) -> int:
         if args.table:
             text = table(args.model.split(","), args.hardware)
         else:
-            found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks)
+            found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks,
+                         advice=args.advice)
     if args.table:
         print(text)
     elif args.json:

@@ -26,7 +26,7 @@ _TOKENS = 1024
 
 def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
          seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
-         changes: dict[str, Any] | None = None) -> dict[str, Any]:
+         changes: dict[str, Any] | None = None, advice: bool = False) -> dict[str, Any]:
     """Predict memory and time.
 
     Args:
@@ -37,6 +37,7 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
         micro_batch: in place of the ds_config's.
         ranks: as many as the hardware has cards if None.
         changes: dotted keys of the ds_config.
+        advice: also look for changes that fit or are faster, a ghost run each.
 
     Returns:
         ``fits``; ``gpu`` (one card), ``host`` and ``nvme`` (all ranks of one machine), each with ``peak_bytes``,
@@ -47,7 +48,11 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
     """
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
     job = make_job(model, ds_config, machine, seq_length, micro_batch, ranks, changes)
-    return assemble(ghost.run(job), job, machine)
+    found = assemble(ghost.run(job), job, machine)
+    if advice:
+        from launch.planner.advice import advise
+        found["advice"] = advise(found, job, machine, model, ds_config, seq_length=seq_length, ranks=ranks)
+    return found
 
 
 def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Hardware, seq_length: int | None = None,
