@@ -78,3 +78,11 @@ def test_every_number_of_every_profile_has_a_source():
         machine = load_hardware(name)
         assert machine.sources and all(len(source) > 4 for source in machine.sources.values())
         assert machine.peak_flops_per_s >= machine.fp16_flops_per_s
+
+
+def test_this_machine_is_measured_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
+    machine = load_hardware("this")
+    assert machine.host_memory_bytes > 1e9 and machine.nvme_read_bytes_per_s > 1e6 and machine.fp32_flops_per_s > 1e8
+    assert "measuring" in capsys.readouterr().out
+    assert load_hardware("this") == machine and "measuring" not in capsys.readouterr().out

@@ -1,0 +1,107 @@
+"""The hardware profile of the machine this runs on: measured once, in some seconds, and kept in ~/.cache/astrobio."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from astrobio.files import write_whole
+from launch.planner.hardware import NUMBERS, Hardware, load_hardware, parse_hardware
+
+MIB = 1 << 20
+
+
+def this_machine() -> Hardware:
+    """The kept profile, or a new one; delete the file to measure again."""
+    folder = Path(os.environ.get("ASTROBIO_CACHE", Path.home() / ".cache/astrobio"))
+    kept = folder / f"hardware-{os.uname().nodename}.json"
+    if not kept.is_file():
+        print(f"measuring this machine (once; kept in {kept})", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(measure(folder), indent=1) + "\n")
+    machine = parse_hardware(json.loads(kept.read_text()), kept)
+    machine.name = "this"
+    return machine
+
+
+def measure(folder: Path) -> dict[str, dict]:
+    """Every field of `Hardware` as ``{value, source}``; the disk is the one that ``folder`` is on. Links between cards
+    and latencies are those of a shipped profile: measuring them takes a job of several ranks."""
+    cards = torch.cuda.device_count()
+    like = load_hardware("a5000x2" if cards else "cpu")
+    measured = {**_host(), **_disk(folder), **(_card() if cards else _host_as_device())}
+    shipped = {key: {"value": getattr(like, key), "source": f"profile {like.name}: {like.sources[key]}"}
+               for key in NUMBERS}
+    return {**shipped, **{key: {"value": value, "source": "measured on this machine"}
+                          for key, value in measured.items()}}
+
+
+def _rate(amount: float, work: Callable[[], object], device: str = "cpu") -> float:
+    """``amount`` per second of the fastest of a few runs."""
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return amount / best
+
+
+def _products(device: str, size: int) -> dict[str, float]:
+    rates = {}
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        side = size if dtype is not torch.float16 or device != "cpu" else size // 4  # CPUs are slow at it
+        a = torch.ones(side, side, dtype=dtype, device=device)
+        rates[f"{name}_flops_per_s"] = _rate(2 * side**3, lambda a=a: a @ a, device)
+    return rates
+
+
+def _host() -> dict[str, float]:
+    data = torch.ones(64 * MIB // 4)
+    traffic = _rate(2 * data.nbytes, lambda: data.clone())
+    # DeepSpeed's CPU Adam moves 28 bytes a parameter: it reads four numbers and writes three.
+    return {"host_memory_bytes": psutil.virtual_memory().total, "host_cores": len(os.sched_getaffinity(0)),
+            "host_memory_bytes_per_s": traffic, "cpu_adam_parameters_per_s": traffic / 28}
+
+
+def _host_as_device() -> dict[str, float]:
+    rates = _products("cpu", 1024)
+    return {**rates, "peak_flops_per_s": max(rates.values()), "gpu_memory_bytes": psutil.virtual_memory().total,
+            "memory_bytes_per_s": _host()["host_memory_bytes_per_s"], "gpus": 1}
+
+
+def _card() -> dict[str, float]:
+    properties = torch.cuda.get_device_properties(0)
+    rates, block = _products("cuda", 4096), torch.ones(256 * MIB // 4, device="cuda")
+    page_locked = torch.ones(256 * MIB // 4).pin_memory()
+    return {**rates, "peak_flops_per_s": max(rates.values()), "gpu": properties.name,
+            "gpus": torch.cuda.device_count(), "gpu_memory_bytes": properties.total_memory,
+            "capability": [properties.major, properties.minor],
+            "memory_bytes_per_s": _rate(2 * block.nbytes, lambda: block.clone(), "cuda"),
+            "pcie_bytes_per_s": _rate(block.nbytes, lambda: block.copy_(page_locked, non_blocking=True), "cuda")}
+
+
+def _disk(folder: Path) -> dict[str, float]:
+    """A file of 256 MiB, written through to the disk, and read back past the page cache."""
+    content = os.urandom(16 * MIB) * 16
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        def write():
+            file.seek(0)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+        def read():
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            file.read()
+
+        return {"nvme_write_bytes_per_s": _rate(len(content), write),
+                "nvme_read_bytes_per_s": _rate(len(content), read), "nvme_bytes": shutil.disk_usage(folder).free}
