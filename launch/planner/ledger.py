@@ -111,6 +111,7 @@ class Ledger(TorchDispatchMode):
         self.forward_depth = 0  # modules whose forward is running
         self.operators = 0
         self._modules: list[str] = []
+        self._latest = ""  # the module last known to run: DeepSpeed's hooks work between modules
         self._sequence: list[int] = []  # autograd's sequence number when a module was entered or left …
         self._sequence_module: list[str] = []  # … and the module that ran from then on
         self._seen: dict[int, Any] = {}
@@ -156,12 +157,13 @@ class Ledger(TorchDispatchMode):
     def module(self) -> str:
         """The module that is running; in a backward pass the one whose forward made the node."""
         if self._modules:
-            return self._modules[-1]
-        node = torch._C._current_autograd_node()
-        if node is None or not self._sequence:
-            return ""
-        place = bisect.bisect_right(self._sequence, node._sequence_nr()) - 1
-        return self._sequence_module[place] if place >= 0 else ""
+            self._latest = self._modules[-1]
+        else:
+            node = torch._C._current_autograd_node()
+            place = bisect.bisect_right(self._sequence, node._sequence_nr()) - 1 if node is not None else -1
+            if place >= 0 and self._sequence_module[place]:
+                self._latest = self._sequence_module[place]
+        return self._latest if self._phase in ("forward", "backward") else ""
 
     # Memory -------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,8 @@ def test_every_shipped_config_takes_a_step(runs, config):
     card = max((phase.peaks[GPU] for phase in result.phases[1:]), key=lambda peak: peak.bytes)
     assert card.bytes == sum(card.parts.values()) and {GRADIENTS, ACTIVATIONS} <= set(card.parts) and card.module
     host = result.phases[-1].peaks[HOST].parts
-    assert (host.get(PARAMETERS, 0) > result.parameters / 2) is ("offload" in config and "zero3" in config)
+    if config != "zero3_nvme":  # where small models stay within max_in_cpu
+        assert (host.get(PARAMETERS, 0) > result.parameters / 2) is ("offload" in config and "zero3" in config)
     assert bool(result.files) is (host.get(SWAP, 0) > 0) is ("nvme" in config)
     if config.startswith("zero3_offload") and "nvme" not in config:
         # float32 master weights and two moments of a rank's half of the parameters
@@ -51,7 +52,7 @@ def test_a_tensor_left_on_the_host_fails(tmp_path):
     (tmp_path / "careless.py").write_text(CARELESS)
     job = make_job("tiny", ROOT / "ds_configs/zero3_offload.json", A5000)
     job.workload = {"function": "careless:stack", **job.workload}
-    with pytest.raises(ConfigError, match="two different devices cpu.*gpusim|two different devices gpusim.*cpu"):
+    with pytest.raises(ConfigError, match="at least two devices, (gpusim:0 and cpu|cpu and gpusim:0)"):
         ghost.run(job, path=[str(tmp_path)])
 
 
