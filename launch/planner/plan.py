@@ -4,18 +4,18 @@ Everything here is a prediction.
 """
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, parse, set_dotted
+from astrobio.config import LanguageConfig, StackConfig, load_preset, set_dotted
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, OutOfMemory
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
 from launch.planner.timing import replay
 from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
+from launch.zero.facts import model_facts
 
 PROCESS, CONTEXT, CACHED = "Python and libraries", "CUDA and NCCL context", "cached by the allocator"
 #: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
@@ -73,8 +73,9 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Ha
     if micro_batch is not None:
         raw.pop("train_batch_size", None)
     micro, _ = batch_sizes(raw, ranks)
+    facts = model_facts(stack)
     resolved = resolve(raw, world_size=ranks, nvme_folder=Path("/nvme"), total_steps=_STEPS,
-                       largest_parameter=largest_parameter(stack))
+                       largest_parameter=facts.largest, hidden_size=facts.hidden_size)
     return ghost.Job({"stack": dataclasses.asdict(stack)}, resolved, ranks, micro, seq_length,
                      tuple(machine.capability), machine.gpu_memory_bytes)
 
@@ -90,21 +91,6 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
     length = seq_length or min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
     return StackConfig(name=Path(name).resolve().name, language=LanguageConfig(
         model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length))
-
-
-def largest_parameter(stack: StackConfig) -> int:
-    """Elements of the largest parameter, which swap buffers must hold."""
-    return _largest_parameter(json.dumps(dataclasses.asdict(stack)))
-
-
-@functools.lru_cache
-def _largest_parameter(content: str) -> int:
-    from launch.zero.engine import meta_stack
-    stack = parse(StackConfig, json.loads(content), "the model")
-    try:
-        return max(parameter.numel() for parameter in meta_stack(stack).parameters())
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ConfigError(f"model {stack.name!r}: the network cannot be built: {error}") from error
 
 
 def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, Any]:
