@@ -1,5 +1,6 @@
 """The checkpoints of a run while it trains."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Checkpoints:
         frozen_in = self._frozen_in if self._frozen_in is not None and self._frozen_in.is_dir() else None
         path = save(EngineState(self.engine), self.run, about, best, frozen_in)
         self._frozen_in = path
-        on_rank_0(lambda: remove_old(self.run, self.keep_last, self.keep_every_h))
+        for problem in on_rank_0(lambda: remove_old(self.run, self.keep_last, self.keep_every_h)):
+            logging.getLogger(__name__).warning("old checkpoints could not be removed: %s", problem)
         return path
 
     def resume(self, candidates: list[Path]) -> tuple[Path, Manifest, list[str]]:

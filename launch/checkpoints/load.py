@@ -65,7 +65,7 @@ def load(state: EngineState, checkpoint: Path, ds_config: dict, seed: int = 0, w
         Damaged: on all ranks; the engine's state is undefined until another checkpoint is loaded.
         LoadFailed: on all ranks.
     """
-    manifest = check_sizes(checkpoint)
+    manifest = _same_for_all(checkpoint)
     loading = Loading(checkpoint, manifest)
     state.begin_loading()
     _together(checkpoint, lambda: _fill_all(state, loading, ds_config, weights_only))
@@ -76,6 +76,19 @@ def load(state: EngineState, checkpoint: Path, ds_config: dict, seed: int = 0, w
     _check_engine(state, loading, weights_only)
     if not weights_only:
         _set_random(manifest, seed)
+    return manifest
+
+
+def _same_for_all(checkpoint: Path) -> Manifest:
+    """The manifest, if every rank finds all files in full length."""
+    manifest, problems = None, []
+    try:
+        manifest = check_sizes(checkpoint)
+    except Damaged as damaged:
+        problems = damaged.problems
+    found = sorted({problem for of_rank in gathered(problems) for problem in of_rank})
+    if found:
+        raise Damaged(checkpoint, found)
     return manifest
 
 

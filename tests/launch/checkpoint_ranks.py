@@ -32,14 +32,15 @@ COMMON = {"gradient_accumulation_steps": 1, "fp16.initial_scale_power": 8}
 
 
 class Small(nn.Module):
-    """Two matrices, of which each half is large enough to be swapped to NVMe, biases that are not, and the running mean
-    of what it saw, as BatchNorm keeps it."""
+    """Three matrices, of which each half is large enough to be swapped to NVMe, one of them frozen, biases that are
+    not, and the running mean of what it saw, as BatchNorm keeps it."""
 
     modalities = ()
 
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(1024, 1024), nn.Linear(1024, 1024)
+        self.fixed = nn.Linear(1024, 1024, bias=False).requires_grad_(False)
 
     def with_buffers(self):
         """Not under zero.Init, which makes every tensor half as precise."""
@@ -51,7 +52,7 @@ class Small(nn.Module):
         if self.training:
             self.mean.lerp_(x.detach().float().mean(0), 0.1)
             self.seen += len(x)
-        return (self.second(torch.relu(self.first(x - self.mean.to(x.dtype)))) - x).float().square().mean()
+        return (self.second(torch.relu(self.first(x - self.mean.to(x.dtype)))) - self.fixed(x)).float().square().mean()
 
 
 def small_engine(config: str, changes: dict, lr: float = 1e-2):
@@ -67,7 +68,7 @@ def small_engine(config: str, changes: dict, lr: float = 1e-2):
     with init:
         model = Small()
     model.with_buffers()
-    groups = [{"params": [p for name, p in model.named_parameters() if "weight" in name], "lr": lr,
+    groups = [{"params": [p for name, p in model.named_parameters() if "weight" in name and p.requires_grad], "lr": lr,
                "weight_decay": 10 * lr},
               {"params": [p for name, p in model.named_parameters() if "bias" in name], "lr": 3 * lr,
                "weight_decay": 0.0}]
@@ -105,6 +106,8 @@ class Variant:
     def engine(self, config: str, again: bool = False, **changes):
         """``again``: with other first weights, and other settings than those that are to be restored."""
         changes = {**COMMON, **changes}
+        if config == "zero3_nvme":
+            changes["zero_optimization.offload_param.max_in_cpu"] = 0  # else these small models never leave the memory
         if self.name == "groups":
             return small_engine(config, changes, lr=5e-2 if again else 1e-2)
         stack = load_preset("tiny", {"freeze": ["language"]} if self.name == "frozen" else {})
@@ -120,7 +123,7 @@ def contents(engine) -> dict[str, torch.Tensor]:
             found[f"fp32/{name}"] = safe_get_full_fp32_param(parameter).cpu().clone()
             for key in ("exp_avg", "exp_avg_sq"):
                 found[f"{key}/{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
-        with deepspeed.zero.GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):  # from NVMe, if it is there
             found[f"model/{name}"] = parameter.detach().cpu().clone()
     return found | {f"buffer/{name}": buffer.cpu().clone() for name, buffer in engine.module.named_buffers()
                     if buffer.dtype != torch.bool}
