@@ -170,8 +170,8 @@ def save_one(variant: Variant, config: str, run: Path) -> dict:
     losses = torch.tensor(variant.steps(engine, 2))
     dist.all_reduce(losses)
     seen["losses"] = (losses / dist.get_world_size()).tolist()
+    torch.save(saved, run / f"contents_{dist.get_rank()}.pt")  # each rank has buffers of its own
     if dist.get_rank() == 0:
-        torch.save(saved, run / "contents.pt")
         (run / "seen.json").write_text(json.dumps(seen))
     engine.destroy()
     return {"path": str(path), "fp16": strategy(engine.config).precision == "fp16"}
@@ -184,7 +184,8 @@ def load_one(variant: Variant, engine, run: Path, steps: int = 2) -> dict:
     before, now = json.loads((run / "seen.json").read_text()), settings(engine)
     both_fp16 = strategy(engine.config).precision == strategy(
         Manifest.read(path).about["ds_config"]).precision == "fp16"
-    wrong = differences(torch.load(run / "contents.pt"), contents(engine))
+    own = run / f"contents_{dist.get_rank()}.pt"
+    wrong = differences(torch.load(own if own.exists() else run / "contents_0.pt"), contents(engine))
     wrong += [key for key in before["settings"] if json.loads(json.dumps(now[key])) != before["settings"][key]
               and (key != "scale" or both_fp16)]
     if dist.get_rank() == 0 and torch.get_rng_state().tolist()[:64] != before["random"]:

@@ -331,7 +331,8 @@ def upstream() -> dict:
     found = {}
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1,
                                   num_attention_heads=2, vocab_size=2000)
-    ds_config = load_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json", {"scheduler.params": {}})
+    ds_config = load_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json",
+                               {f"scheduler.params.cycle_{which}_step_size": 10 for which in ("first", "second")})
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         embedding = AutoModelForCausalLM.from_config(config).get_input_embeddings().weight
     with deepspeed.zero.GatheredParameters([embedding]):

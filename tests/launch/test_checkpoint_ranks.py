@@ -67,8 +67,9 @@ def test_any_number_of_ranks_resumes_any_other(variant, sample_dataset, tmp_path
             for pair, loaded in seen.items():
                 source, target = pair.split(" → ")
                 pairs.add((int(source.split()[0]), int(target.split()[0])))
-                assert [name for name in loaded["wrong"] if name.startswith(("fp32/", "exp_avg"))] == [], pair
-                assert loaded["wrong"] == [] or precision(source) != precision(target) or ranks != int(source[0]), pair
+                wrong = [name for name in loaded["wrong"] if precision(source) == precision(target)
+                         or name.startswith(("fp32/", "exp_avg"))]
+                assert wrong == [], pair
     assert pairs == {(a, b) for a in (1, 2, 4) for b in (1, 2, 4)}
 
 
@@ -140,9 +141,10 @@ def test_frozen_parameters_are_written_once(results):
 
 @pytest.mark.nvme
 def test_bare_deepspeed_goes_on_from_the_universal_format(results):
+    """But for frozen weights, which it does not restore: when it does, `convert` need no longer say so."""
     for seen in results["universal"]:
         for config in ("zero3_offload", "zero2_offload"):
-            assert seen[config] == [] and seen[f"{config}, steps"] == 3
+            assert seen[config] == ["model/fixed.weight"] and seen[f"{config}, steps"] == 3
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ def launch(data, run, *changes):
     return start(ROOT / "launch/experiments/full_size.py", "--data", data, "--run", run, *OPTIONS, *changes, ranks=1)
 
 
+@pytest.mark.slow
 @pytest.mark.nvme
 def test_a_run_measures_each_phase_and_cleans_up(sample_dataset, tmp_path):
     done = finish(launch(sample_dataset, tmp_path, "model.language.config.hidden_size=512",

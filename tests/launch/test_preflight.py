@@ -329,6 +329,7 @@ def test_a_damaged_checkpoint_is_named_before_the_ranks_meet(check, checkpoint, 
     refused(check, path, "damaged or cut short", arguments=from_checkpoint(checkpoint))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_ends_the_launcher_too(checkpoint, mini_dataset, tmp_path):
     """On two ranks: none of them is left waiting for the other."""
     from safetensors.torch import load_file, save_file

@@ -10,10 +10,10 @@ from launching import ROOT, finish, start
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 
 
-FAST = [*(f"ds_config:{config}" for config in CONFIGS), "gradients:adapters", "language_models", "pretrained",
+FAST = [*(f"ds_config:{config}" for config in CONFIGS), "language_models", "pretrained",
         "accumulation_over_buckets", "climate_on_one_rank", "activation_checkpointing", "nonfinite", "shared_memory",
         "upstream", "upstream_nvme_prefetch", "same_weights_whatever_the_stage"]
-SLOW = [f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube")]
+SLOW = [f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube", "adapters")]
 
 
 def launch(cases: list[str], data: Path, out: Path) -> dict[str, list[dict]]:
@@ -76,15 +76,9 @@ def check_gradients(rank: dict, trained: str) -> None:
             assert (found["frozen_on_nvme"] > 0) is (device == "nvme" and trained != "all")
 
 
-@pytest.mark.nvme
-def test_gradients_of_adapters_are_plain_torchs(results):
-    for rank in seen(results, "gradients:adapters"):
-        check_gradients(rank, "adapters")
-
-
 @pytest.mark.slow
 @pytest.mark.nvme
-@pytest.mark.parametrize("trained", ["all", "frozen language", "frozen datacube"])
+@pytest.mark.parametrize("trained", ["all", "frozen language", "frozen datacube", "adapters"])
 def test_gradients_are_plain_torchs(slow_results, trained):
     for rank in seen(slow_results, f"gradients:{trained}"):
         check_gradients(rank, trained)

@@ -87,6 +87,7 @@ def saved(mini_dataset, tmp_path_factory):
     return done
 
 
+@pytest.mark.slow
 def test_an_nvme_optimizer_resumes_past_a_broken_checkpoint(saved, mini_dataset, tmp_path):
     """A flipped byte is only found by reading: it is named, set aside, and the checkpoint before is taken."""
     run = tmp_path / "run"
