@@ -1,7 +1,15 @@
 """Files that are there whole or not at all, whatever kills the process."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+
+def cache_root() -> Path:
+    """Where what was fetched or measured once is kept: ``$ASTROBIO_CACHE``, else ``~/.cache/astrobio``."""
+    return Path(os.environ.get("ASTROBIO_CACHE") or Path.home() / ".cache" / "astrobio")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -18,6 +26,19 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled that is called ``path``, which is not there or empty, only when all went well."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if path.exists():
+        path.rmdir()
+    partial.rename(path)
     sync(path.parent)
 
 

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from astrobio import schema
 from astrobio.config import ConfigError
+from astrobio.files import cache_root
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")  # pathlib turns s3://bucket into s3:/bucket
 
@@ -112,8 +113,7 @@ def local_copy(folder: str | Path) -> Path:
         files = json.loads(content)["files"]
     except (OSError, ImportError, ValueError, KeyError) as error:
         raise ConfigError(f"{url}: no dataset can be read there: {type(error).__name__}: {error}") from error
-    cache = Path(os.environ.get("ASTROBIO_CACHE") or Path.home() / ".cache" / "astrobio")
-    copy = cache / "datasets" / re.sub(r"[^A-Za-z0-9.-]+", "_", url)
+    copy = cache_root() / "datasets" / re.sub(r"[^A-Za-z0-9.-]+", "_", url)
     copy.mkdir(parents=True, exist_ok=True)
     with FileLock(copy.with_name(f"{copy.name}.lock")):  # the ranks of one machine share it
         for name, expected in files.items():

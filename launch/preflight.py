@@ -33,8 +33,7 @@ from launch.options import Options, TrainConfig
 from launch.zero import ops
 from launch.zero.accelerator import on_cpu
 from launch.zero.ds_config import batch_sizes, nvme_paths, read_ds_config, resolve, strategy
-from launch.zero.engine import meta_stack
-from launch.zero.facts import facts_of
+from launch.zero.facts import facts_of, model_facts, network_of
 from launch.zero.finding import raise_problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +97,7 @@ def preflight(options: Options) -> RunPlan:
         raise_problems(check(raw, world_size=world_size), named)
     name, reason = (choose_model(raw, world_size) if options.model == "auto" else (options.model, "as asked for"))
     stack = load_preset(name, options.changes["model"])
-    network = _build_on_meta(stack, name)
+    network = network_of(stack, name)
     _check_pretrained(network)
     facts = facts_of(network)
     resume, run, resume_notes = _run_and_resume(options, stack.name)
@@ -181,7 +180,7 @@ def choose_model(ds_config: dict, world_size: int) -> tuple[str, str]:
         card = torch.cuda.get_device_properties(0).total_memory
         cards, machine = card * world_size, f"{world_size} × {card / 2**30:.0f} GiB of cards"
     for name in reversed(names):
-        parameters = sum(parameter.numel() for parameter in _build_on_meta(load_preset(name), name).parameters())
+        parameters = model_facts(load_preset(name)).parameters
         if name == names[0] or all(bytes_each * parameters <= 0.8 * free for bytes_each, free in
                                    ((on_host, host), (on_disk, disk), (on_cards, cards))):
             return name, (f"the largest preset up to {names[-1]!r} that fits {host / 2**30:.0f} GiB of free host "
@@ -200,16 +199,6 @@ def ensure_sample(folder: Path) -> None:
         if built.returncode:
             raise ConfigError(f"the sample dataset could not be built in {folder}: see above; to try it alone: "
                               f"`astrobio data build sample --out {folder}`")
-
-
-def _build_on_meta(stack: StackConfig, name: str) -> AstrobioStack:
-    """The network without its numbers, which tells all sizes and every mistake in them."""
-    try:
-        return meta_stack(stack)
-    except ConfigError as error:
-        raise ConfigError(f"--model {name}: {error}") from None
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # sizes that do not fit together
-        raise ConfigError(f"--model {name}: the network cannot be built: {error}") from error
 
 
 def _check_port() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from astrobio.config import ConfigError, StackConfig, parse
-from astrobio.files import sync, write_whole
+from astrobio.files import whole_folder, write_whole
 from astrobio.language import language_config
 from astrobio.pretrained import CONFIG, INDEX
 from astrobio.stack import exported_config
@@ -58,23 +58,17 @@ def export(checkpoint: Path, out: Path, part: str = "whole", dtype: str = "bf16"
     stack = parse(StackConfig, manifest.about["stack"], f"{checkpoint}: stack")
     source = Source(checkpoint, manifest)
     tensors = list(_language(source, stack, DTYPES[dtype]) if part == "language" else _whole(source, DTYPES[dtype]))
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    names = _write_shards(partial, tensors, shard_bytes, progress)
-    if part == "language":
-        config = language_config(stack.language)
-        config.dtype = DTYPES[dtype]
-        config.save_pretrained(partial)
-    else:
-        write_whole(partial / CONFIG, json.dumps(exported_config(stack, dtype), indent=2))
-    if tokenizer is not None:
-        for path in tokenizer.iterdir():
-            shutil.copy2(path, partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-    sync(out.parent)
+    with whole_folder(out) as folder:
+        names = _write_shards(folder, tensors, shard_bytes, progress)
+        if part == "language":
+            config = language_config(stack.language)
+            config.dtype = DTYPES[dtype]
+            config.save_pretrained(folder)
+        else:
+            write_whole(folder / CONFIG, json.dumps(exported_config(stack, dtype), indent=2))
+        if tokenizer is not None:
+            for path in tokenizer.iterdir():
+                shutil.copy2(path, folder)
     return [out / name for name in names]
 
 
@@ -150,15 +144,12 @@ def _write_shards(out: Path, tensors: list[Exported], shard_bytes: int, progress
         names = ["model.safetensors"]
     bar = iter(progress(tensors))
     for name, shard in zip(names, shards, strict=True):
-        writer = TensorWriter(out / name, [tensor.entry for tensor in shard], {"format": "pt"})
-        try:
+        with TensorWriter(out / name, [tensor.entry for tensor in shard], {"format": "pt"}) as writer:
             for tensor in shard:
                 next(bar)
                 writer.write(tensor.name, tensor.make())
                 writer.wait()
             writer.close()
-        finally:
-            writer.abandon()
     next(bar, None)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(tensor.entry.nbytes for tensor in tensors)},

@@ -6,7 +6,7 @@ from typing import Any
 
 import deepspeed.comm as dist
 
-from launch.checkpoints.folder import BEST, folder_of, named, remove_leftovers, remove_old, set_aside
+from launch.checkpoints.folder import BEST, folder_of, named, path_of, remove_leftovers, remove_old, set_aside
 from launch.checkpoints.load import load
 from launch.checkpoints.manifest import Damaged, Manifest
 from launch.checkpoints.save import save
@@ -73,7 +73,7 @@ class Checkpoints:
             Damaged
         """
         best = named(self.run, BEST)
-        if best is None or best.name == f"step_{self.engine.global_steps:08d}":
+        if best is None or best == path_of(self.run, self.engine.global_steps):
             return None
         load(EngineState(self.engine), best, self.ds_config, weights_only=True)
         return best

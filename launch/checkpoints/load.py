@@ -40,9 +40,8 @@ class Loading:
         """
         saved, stop = self.manifest.tensors[key], start + len(target)
         low, high = counted or (start, stop)
-        for file, begin, end in _runs(saved, start, stop):
-            place = next(part for part in saved.parts if part[0] == file and part[1] <= begin < part[2])
-            values = self.reader.read(file, key, begin - place[1], end - place[1])
+        for file, first, begin, end in _runs(saved, start, stop):
+            values = self.reader.read(file, key, begin - first, end - first)
             converted = values.to(target.dtype)
             target[begin - start:end - start].copy_(converted)
             found = fingerprint(values, begin)
@@ -171,13 +170,13 @@ def _fill_moments(state: EngineState, loading: Loading, group: Group, opened: Op
                 target.zero_()  # it was frozen
 
 
-def _runs(saved: SavedTensor, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-    """The files, and the elements of each, that make up elements ``start`` to ``stop``, in pieces that are small beside
-    the memory."""
+def _runs(saved: SavedTensor, start: int, stop: int) -> Iterator[tuple[str, int, int, int]]:
+    """The files that make up elements ``start`` to ``stop``, in pieces that are small beside the memory: a file, the
+    first element in it, and the piece's begin and end."""
     length = PIECE_BYTES // saved.torch_dtype.itemsize
     for file, low, high in saved.parts:
         for begin in range(max(low, start), min(high, stop), length):
-            yield file, begin, min(begin + length, high, stop)
+            yield file, low, begin, min(begin + length, high, stop)
 
 
 def _check_files(loading: Loading) -> None:

@@ -144,8 +144,7 @@ def _write_all(state: EngineState, partial: Path, frozen_in: Path | None) -> lis
 def _write_rank(state: EngineState, partial: Path, share: Share) -> None:
     name = f"rank_{dist.get_rank():05d}.safetensors"
     shapes = {state.names[parameter]: state.parameter_shape(parameter) for parameter in state.names}
-    writer = TensorWriter(partial / name, _entries(state))
-    try:
+    with TensorWriter(partial / name, _entries(state)) as writer:
         for group in state.groups:
             with state.opened(group) as opened:
                 for kind, flat in ((MASTER, opened.master), *sorted(opened.moments().items())):
@@ -162,8 +161,6 @@ def _write_rank(state: EngineState, partial: Path, share: Share) -> None:
             share.parts.append(Written(key, tuple(buffer.shape), DTYPES[buffer.dtype], name, 0, buffer.numel(),
                                        writer.write(key, buffer.detach().reshape(-1))))
         share.files[name] = SavedFile(*writer.close())
-    finally:
-        writer.abandon()
 
 
 def _write_frozen(state: EngineState, partial: Path, share: Share) -> None:
@@ -171,8 +168,7 @@ def _write_frozen(state: EngineState, partial: Path, share: Share) -> None:
     entries = _frozen_entries(state)
     if not entries:
         return
-    writer = TensorWriter(partial / name, entries)
-    try:
+    with TensorWriter(partial / name, entries) as writer:
         for parameter, part in state.frozen():
             if part.stop > part.start:
                 with state.frozen_values(parameter) as values:
@@ -183,8 +179,6 @@ def _write_frozen(state: EngineState, partial: Path, share: Share) -> None:
                 share.parts.append(Written(f"{FROZEN}/{part.name}", state.parameter_shape(parameter),
                                            DTYPES[parameter.dtype], name, part.start, part.stop, found))
         share.files[name] = SavedFile(*writer.close())
-    finally:
-        writer.abandon()
 
 
 def _link_frozen(partial: Path, frozen_in: Path, share: Share) -> None:

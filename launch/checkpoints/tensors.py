@@ -97,17 +97,18 @@ class TensorWriter:
 
     def close(self) -> tuple[int, str]:
         """Bring the file to the disk; returns its bytes and their hash."""
-        try:
+        with self:
             self.wait()
             if self._waiting:
                 raise RuntimeError(f"{self._file.name}: {len(self._waiting)} tensors were never written")
             os.fsync(self._file.fileno())
-        finally:
-            self.abandon()
         return self._nbytes, self._hash.hexdigest()
 
-    def abandon(self) -> None:
-        """Close a file that is not to be finished."""
+    def __enter__(self) -> "TensorWriter":
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Also of a file that is not to be finished."""
         self._pool.shutdown()
         self._file.close()
 

@@ -83,7 +83,8 @@ def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks:
         ConfigError: a file that cannot be read, or two of the same content.
     """
     parsed = parse_changes(changes or [])
-    configs = {name: read_ds_config(path, parsed["ds_config"]) for name, path in _names(ds_configs).items()}
+    named = _names(ds_configs)
+    configs = {name: read_ds_config(path, parsed["ds_config"]) for name, path in named.items()}
     out.mkdir(parents=True, exist_ok=True)
     for name, config in configs.items():
         write_whole(out / "configs" / f"{name}.json", json.dumps(config, indent=2) + "\n")
@@ -93,7 +94,7 @@ def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks:
     others = [f"{section}.{key}={json.dumps(value)}" for section in ("model", "train")
               for key, value in parsed[section].items()]
     for name in configs:
-        row = Row(name, str(_names(ds_configs)[name]))
+        row = Row(name, str(named[name]))
         path = out / "configs" / f"{name}.json"
         row.predicted, row.no_prediction = predict(model, path, ranks)
         _run(row, path, out / "runs" / name, model, steps, ranks, data, others, timeout_s, device)

@@ -45,7 +45,6 @@ class Job:
     seq_length: int | None = None  # text tokens; None: as many as the model reads
     capability: tuple[int, int] = (8, 6)
     memory: int = 24 << 30
-    evaluate: int = 0  # micro-batch of an evaluation pass; 0: none
 
 
 @dataclass

@@ -277,7 +277,7 @@ class Ledger(TorchDispatchMode):
                 return LOGITS
         if self.forward_depth:
             return ACTIVATIONS if torch.is_grad_enabled() else TEMPORARIES
-        return TEMPORARIES if self._phase in ("forward", "backward", "evaluate") else OTHER
+        return TEMPORARIES if self._phase in ("forward", "backward") else OTHER
 
     # Work ---------------------------------------------------------------------------------------------------------
 

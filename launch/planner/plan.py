@@ -97,7 +97,7 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[st
     """The plan that a ghost run and the hardware make together."""
     local = min(job.ranks, machine.gpus)  # ranks on one machine
     gpu = None if machine.is_cpu else _gpu(result, machine)
-    host, nvme = _host(result, machine, local), _nvme(result, job, machine, local)
+    host, nvme = _host(result, machine, local), _nvme(result, machine, local)
     sides = [side for side in (gpu, host, nvme) if side is not None]
     return {
         "model": job.workload.get("stack", {}).get("name", job.workload.get("function")), "hardware": machine.name,
@@ -148,29 +148,29 @@ def _host(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]
                        for key, size in _by_phase(result.phases, device).items()}}
 
 
-def _nvme(result: ghost.Result, job: ghost.Job, machine: Hardware, local: int) -> dict[str, Any]:
+def _nvme(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]:
     resident = local * result.nvme_resident
     optimizer = local * sum(size for path, size in result.files.items() if "/optimizer/" in path)
-    within, last = _micro_steps(result)
+    within, last = _micro_steps(result.phases)
     more = result.accumulation - 1
-    read, written = (local * sum(more * sum(getattr(p, key) for p in within) + sum(getattr(p, key) for p in last)
-                                 for _ in (0,)) for key in ("nvme_read", "nvme_written"))
+    read, written = (local * (more * sum(getattr(p, key) for p in within) + sum(getattr(p, key) for p in last))
+                     for key in ("nvme_read", "nvme_written"))
     return {"peak_bytes": resident, "limit_bytes": machine.nvme_bytes, "fits": resident <= machine.nvme_bytes,
             "phase": "optimizer" if resident else "", "read_bytes_per_step": read, "written_bytes_per_step": written,
             "parts": {OPTIMIZER: optimizer, PARAMETERS: resident - optimizer} if resident else {}}
 
 
-def _micro_steps(result: ghost.Result) -> tuple[list, list]:
+def _micro_steps(phases: list) -> tuple[list, list]:
     """The phases of a micro-step within an accumulation, and of the last one with the optimizer step."""
-    phases = [phase for phase in result.phases if phase.name not in ("init", "end", "evaluate", "save")]
+    phases = [phase for phase in phases if phase.name not in ("init", "end")]
     return phases[3:5], phases[-3:]
 
 
 def _time(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     """Seconds of one optimizer step, all its micro-steps together."""
     timed = replay(result.trace, machine, job.ranks)
-    steps = [phase for phase in timed if phase.name not in ("init", "end", "evaluate", "save")]
-    within, last, more = steps[3:5], steps[-3:], result.accumulation - 1
+    within, last = _micro_steps(timed)
+    more = result.accumulation - 1
     seconds = {phase.name: phase.seconds for phase in last}
     busy = sum((phase.busy for phase in last), start=type(last[0].busy)())
     for phase in within if more else ():

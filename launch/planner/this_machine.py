@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from astrobio.files import write_whole
+from astrobio.files import cache_root, write_whole
 from launch.planner.hardware import NUMBERS, Hardware, load_hardware, parse_hardware
 
 MIB = 1 << 20
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 def this_machine() -> Hardware:
     """The kept profile, or a new one; delete the file to measure again."""
-    folder = Path(os.environ.get("ASTROBIO_CACHE", Path.home() / ".cache/astrobio"))
+    folder = cache_root()
     kept = folder / f"hardware-{os.uname().nodename}.json"
     if not kept.is_file():
         print(f"measuring this machine (once; kept in {kept})", flush=True)

@@ -250,9 +250,7 @@ def _elsewhere(config: dict) -> list[Finding]:
                      ("compile.deepcompile", "the launcher does not compile the engine")):
         block, _, name = key.rpartition(".")
         value = (config.get(block) or {}).get(name) if block else config.get(name)
-        if value not in (None, False, 0, 1):
-            found.append(remark(key, value, f"has no effect here: {why}", "leave it out"))
-        elif value is True:
+        if value is True or value not in (None, False, 0, 1):
             found.append(remark(key, value, f"has no effect here: {why}", "leave it out"))
     sampling = (config.get("data_efficiency") or {}).get("data_sampling") or {}
     for block, needs in (("curriculum_learning", "curriculum_metrics"), ("dynamic_batching", "max_tokens")):

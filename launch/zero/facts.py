@@ -4,13 +4,12 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrobio.config import ConfigError, StackConfig
-from astrobio.files import write_whole
+from astrobio.files import cache_root, write_whole
 
 if TYPE_CHECKING:  # its imports take seconds, which a remembered count saves
     from astrobio.stack import AstrobioStack
@@ -47,6 +46,21 @@ def facts_of(network: "AstrobioStack") -> ModelFacts:
                       network.language.hidden_size, tuple(sorted(layers)))
 
 
+def network_of(stack: StackConfig, name: str) -> "AstrobioStack":
+    """The network without its numbers, which tells all sizes and every mistake in them.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    from launch.zero.engine import meta_stack
+    try:
+        return meta_stack(stack)
+    except ConfigError as error:
+        raise ConfigError(f"--model {name}: {error}") from None
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # sizes that do not fit together
+        raise ConfigError(f"--model {name}: the network cannot be built: {error}") from error
+
+
 def model_facts(stack: StackConfig) -> ModelFacts:
     """Of the network that ``stack`` describes. Building it, even without its numbers, takes seconds: the answer is kept
     in ``~/.cache/astrobio`` (or ``$ASTROBIO_CACHE``) under the hash of all that it depends on.
@@ -58,13 +72,7 @@ def model_facts(stack: StackConfig) -> ModelFacts:
     if path is not None and path.is_file():
         found = json.loads(path.read_text())
         return ModelFacts(**found | {"layers": tuple(map(tuple, found["layers"]))})
-    from launch.zero.engine import meta_stack
-    try:
-        facts = facts_of(meta_stack(stack))
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # sizes that do not fit together
-        raise ConfigError(f"--model {stack.name}: the network cannot be built: {error}") from error
+    facts = facts_of(network_of(stack, stack.name))
     if path is not None:
         try:
             write_whole(path, json.dumps(dataclasses.asdict(facts)))
@@ -83,5 +91,4 @@ def _remembered(stack: StackConfig) -> Path | None:
         digest.update(source.read_bytes())
     for package in PACKAGES:
         digest.update(f"{package} {importlib.metadata.version(package)}".encode())
-    folder = Path(os.environ.get("ASTROBIO_CACHE") or Path.home() / ".cache" / "astrobio")
-    return folder / "facts" / f"{digest.hexdigest()[:32]}.json"
+    return cache_root() / "facts" / f"{digest.hexdigest()[:32]}.json"

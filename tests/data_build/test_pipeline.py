@@ -11,10 +11,11 @@ import datasets
 import numpy as np
 import pytest
 
+from astrobio.files import cache_root
 from astrobio.schema import MANIFEST_KEYS, SPLITS, sha256_of
 from data_build import assembly
 from data_build.__main__ import main
-from data_build.cache import DataError, cache_root
+from data_build.cache import DataError
 from data_build.pipeline import build, validate
 from data_build.sources import ARCHIVES
 from data_build.writing import SplitWriter

@@ -4,12 +4,11 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from saving import some_tensors, write_checkpoint
+from saving import flip, some_tensors, write_checkpoint
 
 from astrobio.config import ConfigError
 from launch.checkpoints import folder
@@ -51,12 +50,6 @@ def test_any_program_can_read_the_files(tmp_path):
     assert torch.equal(torch.cat(halves).view(1001, 3), tensors["fp32/a"])
     source = Source(saved, Manifest.read(saved))
     assert all(torch.equal(source.read(key), tensor) for key, tensor in tensors.items())
-
-
-def flip(path: Path, where: float = 0.7) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(where * len(content))] ^= 4
-    path.write_bytes(content)
 
 
 DAMAGES = {"flipped byte": (lambda saved: flip(saved / "rank_00001.safetensors"), "rank_00001.safetensors"),

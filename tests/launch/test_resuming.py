@@ -6,6 +6,7 @@ import time
 
 import pytest
 from launching import FAST, ROOT, finish, ranks_of, start, start_training, train
+from saving import flip
 
 from launch.checkpoints.folder import checkpoints, path_of
 from launch.checkpoints.manifest import MANIFEST, verify
@@ -90,12 +91,9 @@ def saved(mini_dataset, tmp_path_factory):
 @pytest.mark.slow
 def test_an_nvme_optimizer_resumes_past_a_broken_checkpoint(saved, mini_dataset, tmp_path):
     """A flipped byte is only found by reading: it is named, set aside, and the checkpoint before is taken."""
-    run = tmp_path / "run"
-    shutil.copytree(saved.run, run)
+    run = shutil.copytree(saved.run, tmp_path / "run")
     newest = checkpoints(run)[-1]
-    content = bytearray((newest / "rank_00001.safetensors").read_bytes())
-    content[len(content) // 2] ^= 1
-    (newest / "rank_00001.safetensors").write_bytes(content)
+    flip(newest / "rank_00001.safetensors")
     done = train("zero3_offload_nvme", mini_dataset, run, "--resume", "auto", "--max_steps", 4, *SETTINGS)
     assert done.status == 0, done.output[-4000:]
     said = " ".join(event["message"] for event in done.events("resume"))
@@ -108,12 +106,9 @@ def test_an_nvme_optimizer_resumes_past_a_broken_checkpoint(saved, mini_dataset,
 
 @pytest.mark.slow
 def test_a_broken_checkpoint_that_is_asked_for_is_refused(saved, mini_dataset, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(saved.run, run)
+    run = shutil.copytree(saved.run, tmp_path / "run")
     newest = checkpoints(run)[-1]
-    content = bytearray((newest / "rank_00000.safetensors").read_bytes())
-    content[len(content) // 2] ^= 1
-    (newest / "rank_00000.safetensors").write_bytes(content)
+    flip(newest / "rank_00000.safetensors")
     done = train("zero3_offload_nvme", mini_dataset, run, "--resume", newest, "--max_steps", 6, *SETTINGS)
     assert done.status != 0 and "rank_00000.safetensors: its contents are not what was written" in done.output
     assert "Traceback" not in done.output
