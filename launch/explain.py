@@ -47,7 +47,7 @@ CURES = {
     "killed": "nothing in the run asked for it: look for who sent SIGKILL (a scheduler, a time limit, a person); then "
               "--resume auto",
     "fault": "ranks/*.fault has the whole stack; a stale compiled op is often to blame: remove "
-             "~/.cache/torch_extensions and run again",
+             "~/.cache/astrobio/ops and run again",
     "a rank fell behind": "look at what that rank's process does (py-spy dump --pid PID), at its disk and its card; "
                           "kill the run, then --resume auto",
     "non-finite numbers": "the message names the part and the module; lower the learning rate, or look at the data",

@@ -7,11 +7,12 @@ import warnings
 from pathlib import Path
 
 import deepspeed
-import ninja
 import psutil
 import torch
 from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+from launch.zero.compiled import keep_compiled
 
 
 class HostAccelerator(CPU_Accelerator):
@@ -34,7 +35,7 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 def prepare_accelerator():
     """The accelerator to use; on a machine without one, the CPU with fp16. Call before anything asks DeepSpeed."""
     _give_freed_memory_back()
-    _compile_with_one_ninja()
+    keep_compiled()
     if get_accelerator().device_name() == "cpu" and not isinstance(get_accelerator(), HostAccelerator):
         set_accelerator(HostAccelerator())
         _compute_fp16_in_fp32()
@@ -63,15 +64,6 @@ def _give_freed_memory_back() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # not in musl or on macOS
         libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
-
-
-def _compile_with_one_ninja() -> None:
-    """Let torch find the ninja that was installed with this project, also where its environment is not activated:
-    another version takes what this one has compiled for out of date, and compiles DeepSpeed's parts anew, for minutes,
-    each time the two take turns."""
-    folder = str(ninja.BIN_DIR)
-    if os.environ.get("PATH", "").split(os.pathsep)[0] != folder:
-        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
 
 
 def _share_cores() -> None:

@@ -3,16 +3,7 @@
     python -m launch.zero.ops        # build all that this machine can use; `make ops`
 """
 
-import contextlib
-import os
-import sys
-import time
-from pathlib import Path
-
-import psutil
 from deepspeed.accelerator import get_accelerator
-from filelock import FileLock
-from torch.utils.cpp_extension import _get_build_directory
 
 from astrobio.config import ConfigError
 from launch.zero.accelerator import on_cpu, prepare_accelerator
@@ -38,7 +29,7 @@ def needed(ds_config: dict) -> list[str]:
 
 
 def build(builders: list[str]) -> None:
-    """Compile what is not compiled yet: one process does, the others wait at the lock.
+    """Compile what is not compiled yet, and load it.
 
     Raises:
         ConfigError: the compiler fails; the message has its last words.
@@ -47,39 +38,12 @@ def build(builders: list[str]) -> None:
         builder = get_accelerator().create_op_builder(name)
         if builder is None:
             continue
-        with contextlib.redirect_stdout(sys.stderr):
-            folder = Path(_get_build_directory(builder.name, verbose=False))
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.astrobio.lock")):
-            remove_stale_lock(folder)
-            compiled = (folder / f"{builder.name}.so").exists()
-            if not compiled:
-                print(f"compiling DeepSpeed's {builder.name} (once, about a minute)", flush=True)
-            try:
-                builder.load(verbose=False)
-            except (RuntimeError, OSError, ImportError) as error:
-                raise ConfigError(f"DeepSpeed's {builder.name} cannot be compiled on this machine: "
-                                  f"{str(error).strip()[-2000:]}\nit needs g++, ninja and, for NVMe, libaio's headers: "
-                                  "`make setup` installs them or says how") from None
-
-
-def remove_stale_lock(folder: Path) -> None:
-    """Remove the ``lock`` of a compilation that was killed.
-
-    torch 2.13.0 (`torch.utils.file_baton`) waits for that file for ever, without a word. It is stale if it is older
-    than a minute and no process works in the folder.
-    """
-    lock = folder / "lock"
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - lock.stat().st_mtime > 60 and not _somebody_works_in(folder):
-            lock.unlink()
-
-
-def _somebody_works_in(folder: Path) -> bool:
-    for process in psutil.process_iter(["cwd", "pid"]):
-        if process.info["cwd"] == str(folder) and process.info["pid"] != os.getpid():
-            return True
-    return False
+        try:
+            builder.load(verbose=False)
+        except (RuntimeError, OSError, ImportError) as error:
+            raise ConfigError(f"DeepSpeed's {builder.name} cannot be compiled on this machine: "
+                              f"{str(error).strip()[-2000:]}\nit needs g++, ninja and, for NVMe, libaio's headers: "
+                              "`make setup` installs them or says how") from None
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import os
 import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
+from deepspeed.accelerator import get_accelerator
 from launching import ROOT, train
 from torch.utils.file_baton import FileBaton
 
@@ -16,8 +18,8 @@ from launch.checkpoints.folder import path_of
 from launch.checkpoints.manifest import MANIFEST, Manifest, SavedTensor
 from launch.options import parse_arguments
 from launch.preflight import choose_model, preflight, user_errors
+from launch.zero import compiled
 from launch.zero import ds_config as ds
-from launch.zero import ops
 from launch.zero.accelerator import prepare_accelerator
 from launch.zero.engine import meta_stack
 
@@ -273,11 +275,35 @@ def test_a_lock_left_by_a_killed_compilation_is_removed(tmp_path):
     lock = tmp_path / "lock"
     lock.touch()
     assert not FileBaton(str(lock)).try_acquire()
-    ops.remove_stale_lock(tmp_path)
+    compiled.remove_stale_lock(tmp_path)
     assert lock.exists(), "a fresh lock may be somebody's"
     os.utime(lock, (time.time() - 120,) * 2)
-    ops.remove_stale_lock(tmp_path)
+    compiled.remove_stale_lock(tmp_path)
     assert not lock.exists()
+
+
+def test_what_was_compiled_is_kept_for_every_environment(tmp_path, monkeypatch):
+    """An op is compiled once, then loaded from the cache without asking ninja; other sources are another op."""
+    builder = get_accelerator().create_op_builder("CPUAdamBuilder")
+    made = []
+
+    def compile_op(builder, verbose):
+        made.append(builder.name)
+        folder = Path(compiled._get_build_directory(builder.name, verbose=False))
+        shutil.copy(original, folder / f"{builder.name}.so")
+
+    builder.load()
+    original = compiled.file_of(builder)
+    assert original.is_file()
+    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch"))
+    monkeypatch.setattr(compiled, "_compile", compile_op)
+    for _ in range(2):
+        assert hasattr(compiled.load(builder), "adam_update")
+    assert made == ["cpu_adam"]
+    kept = compiled.file_of(builder)
+    monkeypatch.setattr(type(builder), "sources", lambda self: ["csrc/adam/cpu_adam.cpp"])
+    assert compiled.file_of(builder) != kept
 
 
 def test_deepspeed_refuses_fp16_on_this_cpu():

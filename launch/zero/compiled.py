@@ -1,0 +1,101 @@
+"""DeepSpeed's compiled parts, compiled once for all environments of a user that would compile the same.
+
+By itself DeepSpeed asks ninja at each start of each process, and ninja compiles anew, for minutes, whenever another
+environment or another ninja had its turn in torch's one folder. Here what was compiled is kept under the hash of all
+that it depends on, and loaded from there.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import deepspeed
+import ninja
+import psutil
+import torch
+from deepspeed.ops.op_builder.builder import OpBuilder
+from filelock import FileLock
+from torch.utils.cpp_extension import _get_build_directory
+
+from astrobio.files import cache_root, write_whole
+
+_compile = OpBuilder.jit_load
+
+
+def keep_compiled() -> None:
+    """From now on DeepSpeed loads what has been kept, and compiles only what has not."""
+    OpBuilder.jit_load = load
+
+
+def load(builder: OpBuilder, verbose: bool = False):
+    """In place of `OpBuilder.jit_load`: the op's module. One process compiles, the others wait at the lock.
+
+    Raises:
+        RuntimeError, OSError, ImportError: it cannot be compiled.
+    """
+    kept = file_of(builder)
+    if not kept.is_file():
+        with contextlib.redirect_stdout(sys.stderr):
+            folder = Path(_get_build_directory(builder.name, verbose=False))
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.astrobio.lock")):
+            remove_stale_lock(folder)
+            if not kept.is_file():
+                print(f"compiling DeepSpeed's {builder.name} (once, a minute or some)", flush=True)
+                _find_own_ninja()
+                _compile(builder, verbose)
+                write_whole(kept, (folder / f"{builder.name}.so").read_bytes())
+    spec = importlib.util.spec_from_file_location(builder.name, kept)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    OpBuilder._loaded_ops[builder.name] = module
+    return module
+
+
+def file_of(builder: OpBuilder) -> Path:
+    """Where the op is kept: its sources, the libraries it is made against and the processor it is made for decide."""
+    digest = hashlib.sha256(_processor().encode())
+    for source in builder.sources():
+        digest.update(Path(builder.deepspeed_src_path(source)).read_bytes())
+    versions = f"torch-{torch.__version__}-{sysconfig.get_config_var('SOABI')}-deepspeed-{deepspeed.__version__}"
+    return cache_root() / "ops" / versions / f"{builder.name}-{digest.hexdigest()[:16]}.so"
+
+
+def _processor() -> str:
+    """What ``-march=native`` and the card's architecture stand for."""
+    info = Path("/proc/cpuinfo")
+    flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "") \
+        if info.is_file() else ""
+    card = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    return f"{flags} {card} {os.environ.get('TORCH_CUDA_ARCH_LIST', '')}"
+
+
+def _find_own_ninja() -> None:
+    """Let torch find the ninja that was installed with this project, also where its environment is not activated."""
+    folder = str(ninja.BIN_DIR)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != folder:
+        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
+
+
+def remove_stale_lock(folder: Path) -> None:
+    """Remove the ``lock`` of a compilation that was killed.
+
+    torch 2.13.0 (`torch.utils.file_baton`) waits for that file for ever, without a word. It is stale if it is older
+    than a minute and no process works in the folder.
+    """
+    lock = folder / "lock"
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - lock.stat().st_mtime > 60 and not _somebody_works_in(folder):
+            lock.unlink()
+
+
+def _somebody_works_in(folder: Path) -> bool:
+    for process in psutil.process_iter(["cwd", "pid"]):
+        if process.info["cwd"] == str(folder) and process.info["pid"] != os.getpid():
+            return True
+    return False
