@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--seq_length", type=int, metavar="N", help="text tokens (default: as many as the model reads)")
     plan.add_argument("--micro_batch", type=int, metavar="N", help="in place of the ds_config's")
     plan.add_argument("--ranks", type=int, metavar="N", help="default: as many as the hardware has cards")
+    plan.add_argument("--data", type=Path, metavar="DIR", help="a built dataset: how long training on it takes")
+    plan.add_argument("--epochs", type=int, metavar="N", help="of it (default: as launch/train.py)")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
     plan.add_argument("--advice", action="store_true",
                       help="also look for changes that fit or are faster; each takes as long as the plan")
@@ -117,7 +119,7 @@ def _plan(args) -> int:
             text = table(args.model.split(","), args.hardware)
         else:
             found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks,
-                         advice=args.advice)
+                         advice=args.advice, data=args.data, **({"epochs": args.epochs} if args.epochs else {}))
     if args.table:
         print(text)
     elif args.json:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import psutil
 import torch
 from filelock import FileLock
 
-from astrobio.config import SIZES, ConfigError, StackConfig, load_preset
+from astrobio.config import ConfigError, StackConfig, load_preset
 from astrobio.dataset import dataset_problems, load_tokenizer
 from astrobio.files import write_whole
 from astrobio.language import language_config
@@ -31,18 +30,13 @@ from launch.checkpoints.folder import LATEST, checkpoints, damage_of, is_checkpo
 from launch.checkpoints.manifest import MANIFEST, Manifest, check_sizes
 from launch.options import Options, TrainConfig
 from launch.zero import ops
-from launch.zero.accelerator import on_cpu
 from launch.zero.ds_config import batch_sizes, nvme_paths, read_ds_config, resolve, strategy
-from launch.zero.facts import facts_of, model_facts, network_of
+from launch.zero.facts import facts_of, network_of
 from launch.zero.finding import raise_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT / "data" / "sample"
 RUNS = ROOT / "runs"
-
-#: On a machine without a GPU `--model auto` takes nothing larger than this: a CPU computes it in hours, not years.
-LARGEST_ON_CPU = "small"
-
 
 @dataclass
 class RunPlan:
@@ -93,9 +87,11 @@ def preflight(options: Options) -> RunPlan:
     train = options.train_config()
     raw = read_ds_config(options.ds_config, options.changes["ds_config"])
     named = f"--ds_config {options.ds_config}"
-    if options.model == "auto":  # the choice needs a config that is sound by itself
-        raise_problems(check(raw, world_size=world_size), named)
-    name, reason = (choose_model(raw, world_size) if options.model == "auto" else (options.model, "as asked for"))
+    name, reason = options.model, "as asked for"
+    if options.model == "auto":
+        raise_problems(check(raw, world_size=world_size), named)  # the choice needs a config that is sound by itself
+        from launch.planner.auto import choose_model  # its imports take a second that only this needs
+        name, reason = choose_model(raw, world_size, Path(os.environ.get("ASTROBIO_NVME", RUNS)))
     stack = load_preset(name, options.changes["model"])
     network = network_of(stack, name)
     _check_pretrained(network)
@@ -158,34 +154,6 @@ def user_errors():
         else:
             time.sleep(5)  # the launcher kills all ranks when the first one ends: let rank 0 speak before
         raise SystemExit(2) from None
-
-
-def choose_model(ds_config: dict, world_size: int) -> tuple[str, str]:
-    """The largest shipped preset that fits this machine, and why.
-
-    The rule counts bytes a parameter: on the host 20 where the optimizer is there, 4 where it is on NVMe (and 16 on
-    disk); on all cards of this machine together 16 where nothing is offloaded, 2 where the optimizer is; on a CPU
-    machine what would be on cards is on the host. Each may take 80% of what is free. Without a GPU nothing larger
-    than `LARGEST_ON_CPU` is taken.
-    """
-    host, disk = psutil.virtual_memory().available, shutil.disk_usage(ROOT).free
-    where, names = strategy(ds_config), SIZES
-    on_host = {"cpu": 20, "nvme": 4, "none": 0}[where.optimizer_device]
-    on_disk = 16 if where.optimizer_device == "nvme" else 0
-    on_cards = 0 if where.param_device != "none" else 16 if where.optimizer_device == "none" else 2
-    if on_cpu():
-        names = names[:names.index(LARGEST_ON_CPU) + 1]
-        cards, on_host, on_cards, machine = 0, on_host + on_cards, 0, "no GPU here"
-    else:
-        card = torch.cuda.get_device_properties(0).total_memory
-        cards, machine = card * world_size, f"{world_size} × {card / 2**30:.0f} GiB of cards"
-    for name in reversed(names):
-        parameters = model_facts(load_preset(name)).parameters
-        if name == names[0] or all(bytes_each * parameters <= 0.8 * free for bytes_each, free in
-                                   ((on_host, host), (on_disk, disk), (on_cards, cards))):
-            return name, (f"the largest preset up to {names[-1]!r} that fits {host / 2**30:.0f} GiB of free host "
-                          f"memory with {on_host} bytes a parameter there; {machine}")
-    raise AssertionError("unreachable: the smallest preset is always taken")
 
 
 def ensure_sample(folder: Path) -> None:

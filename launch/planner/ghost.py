@@ -6,6 +6,7 @@ happens. `run` starts a process for it, because a simulation changes torch and D
 """
 
 import dataclasses
+import functools
 import gc
 import importlib
 import json
@@ -45,6 +46,8 @@ class Job:
     seq_length: int | None = None  # text tokens; None: as many as the model reads
     capability: tuple[int, int] = (8, 6)
     memory: int = 24 << 30
+    eval_micro_batch: int = 8
+    whole: bool = True  # a stack also validates, saves and loads
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Result:
     tokens: int  # of one micro-batch on one rank
     accumulation: int
     process_bytes: int  # resident memory of Python and its libraries before the run
+    checkpoint_bytes: int = 0  # what this rank writes into a checkpoint
 
     @property
     def nvme_resident(self) -> int:
@@ -122,12 +126,25 @@ def haunt(job: Job, baseline: int = 0) -> Result:
             if ends:
                 ledger.begin("optimizer")
             engine.step()
+        saved = _afterwards(engine, loss_of, job, ledger) if job.whole and "stack" in job.workload else 0
         ledger.begin("end")
     parameters = list(engine.module.parameters())
     count = [getattr(p, "ds_numel", p.numel()) for p in parameters]
     return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.files, ledger.operators, sum(count),
                   sum(n for n, p in zip(count, parameters, strict=True) if p.requires_grad), tokens,
-                  accumulation, baseline)
+                  accumulation, baseline, saved)
+
+
+def _afterwards(engine, loss_of, job: Job, ledger) -> int:
+    """The rest of what a run does; returns the bytes that this rank writes into a checkpoint."""
+    from launch.planner import afterwards
+    ledger.begin("evaluate")
+    afterwards.validate(engine, functools.partial(loss_of, size=job.eval_micro_batch))
+    ledger.begin("save")
+    saved = afterwards.save(engine, ledger)
+    ledger.begin("load")
+    afterwards.load(engine, ledger)
+    return saved
 
 
 def _vocabulary(job: Job) -> int:
@@ -159,11 +176,11 @@ def stack_workload(job: Job, mode):
     engine = build_engine(config, job.ds_config, seed=0)
     length = job.seq_length or config.language.max_text_tokens
 
-    def loss_of(engine):
+    def loss_of(engine, size=job.micro_batch):
         with _disable_current_modes():
-            batch = nominal_batch(config, job.micro_batch, length)
+            batch = nominal_batch(config, size, length)
         batch = _without_data(batch, mode).to(device())
-        return engine(batch).loss, job.micro_batch * length
+        return engine(batch).loss, size * length
 
     return engine, loss_of
 

@@ -5,10 +5,12 @@ Everything here is a prediction.
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from astrobio.config import LanguageConfig, StackConfig, load_preset, set_dotted
+from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, set_dotted
+from launch.options import TrainConfig
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, OutOfMemory
 from launch.planner.hardware import Hardware, load_hardware
@@ -26,7 +28,8 @@ _TOKENS = 1024
 
 def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
          seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
-         changes: dict[str, Any] | None = None, advice: bool = False) -> dict[str, Any]:
+         changes: dict[str, Any] | None = None, advice: bool = False, data: Path | None = None,
+         epochs: int = TrainConfig.epochs) -> dict[str, Any]:
     """Predict memory and time.
 
     Args:
@@ -38,10 +41,12 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
         ranks: as many as the hardware has cards if None.
         changes: dotted keys of the ds_config.
         advice: also look for changes that fit or are faster, a ghost run each.
+        data: a built dataset; how long ``epochs`` of it take is told too.
 
     Returns:
         ``fits``; ``gpu`` (one card), ``host`` and ``nvme`` (all ranks of one machine), each with ``peak_bytes``,
-        ``limit_bytes``, ``phase`` and ``parts``; ``time`` of one optimizer step; and what was asked. Bytes and seconds.
+        ``limit_bytes``, ``phase`` and ``parts``; ``time`` of one optimizer step, of one batch of a validation, and of a
+        checkpoint; ``recipe``, the whole training; and what was asked. Bytes and seconds.
 
     Raises:
         ConfigError: what is asked cannot run.
@@ -49,6 +54,8 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
     job = make_job(model, ds_config, machine, seq_length, micro_batch, ranks, changes)
     found = assemble(ghost.run(job), job, machine)
+    if data is not None:
+        found["recipe"] = recipe(found, data, epochs)
     if advice:
         from launch.planner.advice import advise
         found["advice"] = advise(found, job, machine, model, ds_config, seq_length=seq_length, ranks=ranks)
@@ -77,7 +84,24 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Ha
     resolved = resolve(raw, world_size=ranks, nvme_folder=Path("/nvme"), total_steps=_STEPS,
                        largest_parameter=facts.largest, hidden_size=facts.hidden_size)
     return ghost.Job({"stack": dataclasses.asdict(stack)}, resolved, ranks, micro, seq_length,
-                     tuple(machine.capability), machine.gpu_memory_bytes)
+                     tuple(machine.capability), machine.gpu_memory_bytes, TrainConfig.eval_micro_batch)
+
+
+def recipe(found: dict[str, Any], data: Path, epochs: int) -> dict[str, Any]:
+    """Optimizer steps and days of ``epochs`` of a dataset, validations and checkpoints not counted.
+
+    Raises:
+        ConfigError: not a dataset.
+    """
+    try:
+        counts = json.loads((data / "manifest.json").read_text())["counts"]["train"]
+        records = sum(kind["records"] for kind in counts.values())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--data {data}: not a built dataset ({error}); `astrobio data build sample --out {data}` "
+                          "builds one") from None
+    batch = found["micro_batch"] * found["accumulation"] * found["ranks"]
+    steps = math.ceil(epochs * records / batch)
+    return {"records": records, "epochs": epochs, "steps": steps, "days": steps * found["time"]["step_s"] / 86400}
 
 
 def load_model(name: str, seq_length: int | None = None) -> StackConfig:
@@ -104,7 +128,8 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[st
         "ranks": job.ranks, "micro_batch": job.micro_batch, "accumulation": result.accumulation,
         "tokens": result.tokens, "parameters": result.parameters, "trainable": result.trainable,
         "fits": all(side["fits"] for side in sides), "gpu": gpu, "host": host, "nvme": nvme,
-        "time": _time(result, job, machine), "advice": []}
+        "time": _time(result, job, machine), "checkpoint_bytes": job.ranks * result.checkpoint_bytes,
+        "recipe": None, "advice": []}
 
 
 def _largest(phases: list[Phase], device: str) -> tuple[str, Peak]:
@@ -132,7 +157,7 @@ def _gpu(result: ghost.Result, machine: Hardware) -> dict[str, Any]:
     parts = {**_sorted(peak.parts), CACHED: max(0, reserved - peak.bytes), CONTEXT: machine.context_bytes}
     return {"peak_bytes": reserved + machine.context_bytes, "limit_bytes": machine.gpu_memory_bytes, "fits": fits,
             "phase": name, "module": peak.module, "parts": parts, "allocated_bytes": peak.bytes,
-            "reserved_bytes": reserved, "resident_bytes": result.phases[-1].end.get(GPU, 0),
+            "reserved_bytes": reserved, "resident_bytes": _micro_steps(result.phases)[1][-1].end.get(GPU, 0),
             "phases": _by_phase(result.phases, GPU), "reserved_by_phase": allocator.by_phase}
 
 
@@ -162,7 +187,7 @@ def _nvme(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]
 
 def _micro_steps(phases: list) -> tuple[list, list]:
     """The phases of a micro-step within an accumulation, and of the last one with the optimizer step."""
-    phases = [phase for phase in phases if phase.name not in ("init", "end")]
+    phases = [phase for phase in phases if phase.name in ("forward", "backward", "optimizer")]
     return phases[3:5], phases[-3:]
 
 
@@ -182,7 +207,8 @@ def _time(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, 
     return {"forward_s": seconds["forward"], "backward_s": seconds["backward"], "optimizer_s": seconds["optimizer"],
             "step_s": step, "tokens_per_s": result.tokens * result.accumulation * job.ranks / step,
             "mfu": flops / (step * machine.peak_flops_per_s), "bound_by": max(busy, key=busy.get),
-            "busy_s": _sorted(busy), "init_s": timed[0].seconds}
+            "busy_s": _sorted(busy), "init_s": timed[0].seconds,
+            **{f"{phase.name}_s": phase.seconds for phase in timed if phase.name in ("evaluate", "save", "load")}}
 
 
 def _sorted(parts: dict[str, Any]) -> dict[str, Any]:

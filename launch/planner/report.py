@@ -45,6 +45,14 @@ def print_plan(plan: dict[str, Any], console: Console | None = None) -> None:
     if nvme["peak_bytes"]:
         console.print(f"NVMe       {nvme['read_bytes_per_step'] / 1e9:,.1f} GB read and "
                       f"{nvme['written_bytes_per_step'] / 1e9:,.1f} GB written a step")
+    if plan["checkpoint_bytes"]:
+        console.print(f"checkpoint {plan['checkpoint_bytes'] / 1e9:,.1f} GB, {seconds(time['save_s'])} to save and "
+                      f"{seconds(time['load_s'])} to load at the NVMe's rates; a batch of a validation "
+                      f"{seconds(time['evaluate_s'])}")
+    if plan["recipe"]:
+        recipe = plan["recipe"]
+        console.print(f"recipe     {recipe['epochs']} epochs of {recipe['records']:,} records, {recipe['steps']:,} "
+                      f"steps: {recipe['days']:,.1f} days")
     for item in plan["advice"]:
         console.print(f"advice     {item['text']}")
 

@@ -24,6 +24,10 @@ class Answer:
     known: bool = False  # whether ``work`` is set
 
 
+_SLICE = torch.ops.aten.slice.Tensor
+_NO_WORK = Answer(True, [], known=True)
+
+
 class Shapes:
     """Runs operators on fake tensors; `__call__` gives the output and its `Answer`, or None where it is not one to
     remember."""
@@ -33,6 +37,8 @@ class Shapes:
         self._templates: dict[torch.device, dict] = {}
 
     def __call__(self, func, args: tuple, kwargs: dict) -> tuple[Any, Answer | None]:
+        if func is _SLICE and not kwargs and len(args) == 4 and args[0].constant is None:
+            return self._slice(*args)  # there are as many answers as there are offsets
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
         if key is None:
@@ -47,6 +53,16 @@ class Shapes:
         if answer.single:
             return self._make(answer.outputs[0], tensors), answer
         return tuple(self._make(output, tensors) for output in answer.outputs), answer
+
+    def _slice(self, source: FakeTensor, dim: int, start: int, stop: int) -> tuple[Tensor, Answer]:
+        """``source[start:stop]`` along ``dim``, which does no work."""
+        size, stride = list(source.shape), source.stride()
+        length, dim = size[dim], dim % len(size)
+        start, stop = (min(max(place + length if place < 0 else place, 0), length) for place in (start, stop))
+        size[dim] = max(0, stop - start)
+        self._templates.setdefault(source.fake_device, {**vars(source), "_real_value": None})
+        output = ("view", size, stride, source.dtype, source.fake_device, 0, start * stride[dim])
+        return self._make(output, [source]), _NO_WORK
 
     def _learn(self, out: Any, tensors: list[FakeTensor]) -> Answer | None:
         single = isinstance(out, Tensor)

@@ -17,7 +17,7 @@ from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.folder import path_of
 from launch.checkpoints.manifest import MANIFEST, Manifest, SavedTensor
 from launch.options import parse_arguments
-from launch.preflight import choose_model, preflight, user_errors
+from launch.preflight import preflight, user_errors
 from launch.zero import compiled
 from launch.zero import ds_config as ds
 from launch.zero.accelerator import prepare_accelerator
@@ -251,12 +251,6 @@ def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
         raise ConfigError("first\nsecond")
     assert leaving.value.code == 2
     assert capsys.readouterr().err == "error: first\nerror: second\n"
-
-
-def test_auto_takes_the_largest_preset_that_fits_and_says_why():
-    config = ds.load_ds_config(OFFLOAD)
-    name, reason = choose_model(config, world_size=2)
-    assert name == "small" and "no GPU" in reason and "20 bytes a parameter" in reason
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """The ghost run as a test bench: what launch/train.py builds takes a step on a GPU that is not there."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -8,7 +9,7 @@ from astrobio.config import ConfigError, load_preset
 from launch.planner import ghost
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import ACTIVATIONS, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
-from launch.planner.plan import assemble, load_model, make_job, plan
+from launch.planner.plan import assemble, load_model, make_job, plan, recipe
 from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -28,10 +29,11 @@ def test_every_shipped_config_takes_a_step(runs, config):
     result = runs[config]
     step = ["forward", "backward", "optimizer"]
     within = step[:2] if config == ACCUMULATED else []
-    assert [phase.name for phase in result.phases] == ["init", *step, *within, *step]
-    card = max((phase.peaks[GPU] for phase in result.phases[1:]), key=lambda peak: peak.bytes)
+    names = [phase.name for phase in result.phases]
+    assert names == ["init", *step, *within, *step, "evaluate", "save", "load"]
+    card = max((phase.peaks[GPU] for phase in result.phases[1:-3]), key=lambda peak: peak.bytes)
     assert card.bytes == sum(card.parts.values()) and {GRADIENTS, ACTIVATIONS} <= set(card.parts) and card.module
-    host = result.phases[-1].peaks[HOST].parts
+    host = result.phases[-4].peaks[HOST].parts
     if config != "zero3_nvme":  # where small models stay within max_in_cpu
         assert (host.get(PARAMETERS, 0) > result.parameters / 2) is ("offload" in config and "zero3" in config)
     assert bool(result.files) is (host.get(SWAP, 0) > 0) is ("nvme" in config)
@@ -40,11 +42,51 @@ def test_every_shipped_config_takes_a_step(runs, config):
         assert host[OPTIMIZER] >= 12 * result.parameters / 2
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_checkpoint_is_saved_and_loaded(runs, config):
+    """Two ranks write float32 weights and two moments of every parameter, and some padding; what is on NVMe is read
+    for it, and at a load written too."""
+    result = runs[config]
+    assert 2 * result.checkpoint_bytes == pytest.approx(12 * result.parameters, rel=0.02)
+    save, load = result.phases[-2:]
+    assert bool(save.nvme_read) is bool(load.nvme_read and load.nvme_written) is bool(result.files)
+
+
 def test_gradients_of_the_last_micro_step_reach_the_optimizer(runs):
     """Within an accumulation nothing goes to NVMe; at its end the gradients of every parameter do."""
-    within, last = runs[ACCUMULATED].phases[4:6], runs[ACCUMULATED].phases[6:]
+    within, last = runs[ACCUMULATED].phases[4:6], runs[ACCUMULATED].phases[6:9]
     assert [phase.name for phase in last] == ["forward", "backward", "optimizer"]
     assert sum(phase.nvme_written for phase in within) == 0 < sum(phase.nvme_written for phase in last)
+
+
+@pytest.fixture(scope="module")
+def variants() -> dict[str, ghost.Result]:
+    """The tiny preset with adapters and with a frozen language model, and on other numbers of ranks."""
+    def job(ranks: int = 2, **changes) -> ghost.Job:
+        return make_job(load_preset("tiny", changes), ROOT / "ds_configs/zero3_offload.json", A5000, ranks=ranks,
+                        changes={"gradient_accumulation_steps": 1})
+
+    return ghost.run_all({"lora": job(**{"language.lora": {"rank": 4}}), "frozen": job(freeze=["language"]),
+                          **{str(ranks): job(ranks) for ranks in (1, 3, 64)}})
+
+
+@pytest.mark.parametrize("name", ["lora", "frozen"])
+def test_what_is_not_trained_has_no_optimizer_state(variants, name):
+    result = variants[name]
+    state = result.phases[3].peaks[HOST].parts[OPTIMIZER]
+    assert result.trainable < result.parameters
+    assert 12 * result.trainable / 2 <= state < 12 * result.parameters / 2
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 64])
+def test_ranks_share_the_state(variants, ranks):
+    """Each holds its share, and at 64 of a small model mostly padding and tensors too small to be shared."""
+    result = variants[str(ranks)]
+    state = result.phases[3].peaks[HOST].parts[OPTIMIZER]
+    assert 12 * result.parameters / ranks <= state
+    if ranks < 64:
+        assert state < 1.3 * 12 * result.parameters / ranks
+    assert result.tokens == variants["1"].tokens
 
 
 def test_a_tensor_left_on_the_host_fails(tmp_path):
@@ -95,6 +137,15 @@ def test_a_hugging_face_folder_is_a_model(tmp_path):
     assert stack.language.model_type == "qwen3" and stack.planet is None
     found = plan(str(tmp_path), ROOT / "ds_configs/zero3_offload_bf16.json", seq_length=48, micro_batch=2)
     assert found["tokens"] == 96 and found["fits"] and found["gpu"]["parts"].get(LOGITS, 0) >= 0
+
+
+def test_how_long_the_recipe_takes(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"counts": {"train": {"observed": {"records": 300},
+                                                                             "synthetic": {"records": 33}}}}))
+    found = {"micro_batch": 2, "accumulation": 4, "ranks": 2, "time": {"step_s": 8640.0}}
+    assert recipe(found, tmp_path, epochs=10) == {"records": 333, "epochs": 10, "steps": 209, "days": 20.9}
+    with pytest.raises(ConfigError, match="not a built dataset"):
+        recipe(found, tmp_path / "nothing", epochs=10)
 
 
 def test_what_cannot_run_is_named():
