@@ -19,6 +19,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	  { echo "error: '$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
 	$(BIN)/python -m data_build fetch sample
+	$(BIN)/python -m launch.zero.facts
 	@touch $@
 
 # What pip cannot install: the headers that DeepSpeed compiles its CPU Adam and its NVMe offload against.

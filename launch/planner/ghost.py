@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from astrobio.config import ConfigError
+from launch.planner.remembered import keep, recall
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
@@ -81,12 +82,20 @@ def run(job: Job, path: list[str] | None = None, timeout: float = 600) -> Result
 
 
 def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float = 600) -> dict[str, Result]:
-    """Several jobs: one process imports all libraries once and forks another for each, as many at a time as there are
-    cores.
+    """Several jobs; those that were run before are remembered.
 
     Raises:
         ConfigError: of the first that cannot run.
     """
+    found = {name: recall(job) for name, job in jobs.items()}
+    missing = {name: job for name, job in jobs.items() if found[name] is None}
+    if missing:
+        found |= _run_missing(missing, path, timeout)
+    return found
+
+
+def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -> dict[str, Result]:
+    """One process imports all libraries once and forks another for each job, as many at a time as there are cores."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path or []),
                                                                 os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryDirectory() as folder:
@@ -94,6 +103,7 @@ def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float 
         content = {str(files[name]): dataclasses.asdict(job) for name, job in jobs.items()}
         done = subprocess.run([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, timeout=timeout * len(jobs),
                               env=environment, input=json.dumps(content).encode(), capture_output=True)
+        found = {}
         for name, file in files.items():
             if not file.is_file():
                 log = file.with_suffix(".log")
@@ -101,7 +111,9 @@ def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float 
                 lines = [line for line in said.splitlines() if " registered at " not in line]
                 raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
                                   + "\n".join(lines[-25:]).strip())
-        return {name: pickle.loads(file.read_bytes()) for name, file in files.items()}
+            found[name] = pickle.loads(file.read_bytes())
+            keep(jobs[name], found[name])
+        return found
 
 
 def haunt(job: Job, baseline: int = 0) -> Result:

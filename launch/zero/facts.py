@@ -1,4 +1,7 @@
-"""What the checks must know of a model: a few numbers, counted on the meta device and remembered."""
+"""What the checks must know of a model: a few numbers, counted on the meta device and remembered.
+
+    python -m launch.zero.facts        # of every preset; `make setup`
+"""
 
 import dataclasses
 import hashlib
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from astrobio.config import ConfigError, StackConfig
+from astrobio.config import ConfigError, StackConfig, load_preset, preset_names
 from astrobio.files import cache_root, write_whole
 
 if TYPE_CHECKING:  # its imports take seconds, which a remembered count saves
@@ -92,3 +95,8 @@ def _remembered(stack: StackConfig) -> Path | None:
     for package in PACKAGES:
         digest.update(f"{package} {importlib.metadata.version(package)}".encode())
     return cache_root() / "facts" / f"{digest.hexdigest()[:32]}.json"
+
+
+if __name__ == "__main__":  # so that the first `astrobio check` need not
+    for name in preset_names():
+        model_facts(load_preset(name))

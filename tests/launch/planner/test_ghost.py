@@ -6,7 +6,7 @@ import json
 import pytest
 
 from astrobio.config import ConfigError, load_preset
-from launch.planner import ghost
+from launch.planner import ghost, remembered
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import ACTIVATIONS, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
 from launch.planner.plan import assemble, load_model, make_job, plan, recipe
@@ -80,12 +80,11 @@ def test_what_is_not_trained_has_no_optimizer_state(variants, name):
 
 @pytest.mark.parametrize("ranks", [1, 3, 64])
 def test_ranks_share_the_state(variants, ranks):
-    """Each holds its share, and at 64 of a small model mostly padding and tensors too small to be shared."""
+    """Each holds its share; at 64 ranks of a small model much of that is padding."""
     result = variants[str(ranks)]
-    state = result.phases[3].peaks[HOST].parts[OPTIMIZER]
-    assert 12 * result.parameters / ranks <= state
+    assert 12 * result.parameters / ranks <= result.checkpoint_bytes
     if ranks < 64:
-        assert state < 1.3 * 12 * result.parameters / ranks
+        assert result.checkpoint_bytes < 1.02 * 12 * result.parameters / ranks
     assert result.tokens == variants["1"].tokens
 
 
@@ -101,7 +100,7 @@ def test_a_tensor_left_on_the_host_fails(tmp_path):
 CARELESS = """
 import torch
 from astrobio.planet import PlanetEncoder
-from launch.planner import ghost
+from launch.planner import ghost, remembered
 
 forward = PlanetEncoder.forward
 
@@ -137,6 +136,27 @@ def test_a_hugging_face_folder_is_a_model(tmp_path):
     assert stack.language.model_type == "qwen3" and stack.planet is None
     found = plan(str(tmp_path), ROOT / "ds_configs/zero3_offload_bf16.json", seq_length=48, micro_batch=2)
     assert found["tokens"] == 96 and found["fits"] and found["gpu"]["parts"].get(LOGITS, 0) >= 0
+
+
+def test_a_run_is_remembered_until_something_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
+    job = make_job("tiny", ROOT / "ds_configs/zero3.json", A5000, changes={"gradient_accumulation_steps": 1})
+    asked = []
+
+    def run_missing(jobs, path, timeout):
+        asked.append(list(jobs))
+        for each in jobs.values():
+            remembered.keep(each, "seen")
+        return dict.fromkeys(jobs, "seen")
+
+    monkeypatch.setattr(ghost, "_run_missing", run_missing)
+    other = dataclasses.replace(job, ranks=3)
+    assert [ghost.run(job), ghost.run(job), ghost.run(other)] == ["seen"] * 3 and len(asked) == 2
+    monkeypatch.setattr(remembered, "_code", lambda: b"changed")
+    ghost.run(job)
+    assert len(asked) == 3
+    careless = dataclasses.replace(job, workload={"function": "careless:stack"})
+    assert [ghost.run(careless), ghost.run(careless)] == ["seen"] * 2 and len(asked) == 5
 
 
 def test_how_long_the_recipe_takes(tmp_path):

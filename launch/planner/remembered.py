@@ -1,0 +1,64 @@
+"""Ghost runs that were made before: the same question on the same code is answered from ~/.cache/astrobio.
+
+A run through many configs, `--advice` and `--model auto` ask the same things again and again, and a ghost run of the
+17B stack takes most of a minute.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from astrobio.files import cache_root, write_whole
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "peft")
+#: Results kept, the newest ones: some MB each.
+KEPT = 200
+
+
+def recall(job: Any) -> Any | None:
+    """The result of ``job``, a `launch.planner.ghost.Job`, if it is kept and can be read."""
+    path = _path(job)
+    if path is None or not path.is_file():
+        return None
+    with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError):
+        return pickle.loads(gzip.decompress(path.read_bytes()))
+    return None
+
+
+def keep(job: Any, result: Any) -> None:
+    """A cache that cannot be written costs time, nothing else."""
+    path = _path(job)
+    if path is None:
+        return
+    with contextlib.suppress(OSError):
+        write_whole(path, gzip.compress(pickle.dumps(result), 1))
+        for old in sorted(path.parent.glob("*.ghost"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)
+
+
+def _path(job: Any) -> Path | None:
+    """None for a job that depends on code elsewhere."""
+    if "function" in job.workload:
+        return None
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(job), sort_keys=True, default=str).encode())
+    digest.update(_code())
+    return cache_root() / "ghosts" / f"{digest.hexdigest()[:32]}.ghost"
+
+
+@functools.cache
+def _code() -> bytes:
+    """All that decides how a ghost run goes: this project and what it stands on."""
+    digest = hashlib.sha256()
+    for source in sorted([*(ROOT / "astrobio").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]):
+        digest.update(source.read_bytes())
+    for package in PACKAGES:
+        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
+    return digest.digest()
