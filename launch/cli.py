@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
     plan.add_argument("--advice", action="store_true",
                       help="also look for changes that fit or are faster; each takes as long as the plan")
+    plan.add_argument("--largest", action="store_true",
+                      help="also look for the largest micro-batch and the longest text that fit the cards")
     plan.add_argument("--table", action="store_true",
                       help="every ds_config of ds_configs/ for the models named, as Markdown: --model 17b,17b_frozen")
     plan.set_defaults(run=_plan)
@@ -119,7 +121,7 @@ def _plan(args) -> int:
             text = table(args.model.split(","), args.hardware)
         else:
             found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks,
-                         advice=args.advice, data=args.data, **({"epochs": args.epochs} if args.epochs else {}))
+                         advice=args.advice, largest=args.largest, data=args.data, epochs=args.epochs)
     if args.table:
         print(text)
     elif args.json:

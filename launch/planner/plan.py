@@ -28,8 +28,9 @@ _TOKENS = 1024
 
 def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
          seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
-         changes: dict[str, Any] | None = None, advice: bool = False, data: Path | None = None,
-         epochs: int = TrainConfig.epochs) -> dict[str, Any]:
+         changes: dict[str, Any] | None = None, advice: bool = False, largest: bool = False,
+         data: Path | None = None,
+         epochs: int | None = None) -> dict[str, Any]:
     """Predict memory and time.
 
     Args:
@@ -41,7 +42,8 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
         ranks: as many as the hardware has cards if None.
         changes: dotted keys of the ds_config.
         advice: also look for changes that fit or are faster, a ghost run each.
-        data: a built dataset; how long ``epochs`` of it take is told too.
+        largest: also look for the largest micro-batch and the longest text that fit, a handful of ghost runs each.
+        data: a built dataset; how long ``epochs`` of it take is told too (as many as launch/train.py runs if None).
 
     Returns:
         ``fits``; ``gpu`` (one card), ``host`` and ``nvme`` (all ranks of one machine), each with ``peak_bytes``,
@@ -55,7 +57,10 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
     job = make_job(model, ds_config, machine, seq_length, micro_batch, ranks, changes)
     found = assemble(ghost.run(job), job, machine)
     if data is not None:
-        found["recipe"] = recipe(found, data, epochs)
+        found["recipe"] = recipe(found, data, epochs or TrainConfig.epochs)
+    if largest:
+        from launch.planner.largest import largest_of
+        found["largest"] = largest_of(model, ds_config, machine)
     if advice:
         from launch.planner.advice import advise
         found["advice"] = advise(found, job, machine, model, ds_config, seq_length=seq_length, ranks=ranks)
@@ -129,7 +134,7 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[st
         "tokens": result.tokens, "parameters": result.parameters, "trainable": result.trainable,
         "fits": all(side["fits"] for side in sides), "gpu": gpu, "host": host, "nvme": nvme,
         "time": _time(result, job, machine), "checkpoint_bytes": job.ranks * result.checkpoint_bytes,
-        "recipe": None, "advice": []}
+        "recipe": None, "largest": None, "advice": []}
 
 
 def _largest(phases: list[Phase], device: str) -> tuple[str, Peak]:

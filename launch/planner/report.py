@@ -53,6 +53,9 @@ def print_plan(plan: dict[str, Any], console: Console | None = None) -> None:
         recipe = plan["recipe"]
         console.print(f"recipe     {recipe['epochs']} epochs of {recipe['records']:,} records, {recipe['steps']:,} "
                       f"steps: {recipe['days']:,.1f} days")
+    if plan["largest"]:
+        console.print(f"largest    that fits the cards: micro-batch {plan['largest']['micro_batch']}, or "
+                      f"{plan['largest']['seq_length']:,} text tokens at micro-batch 1")
     for item in plan["advice"]:
         console.print(f"advice     {item['text']}")
 

@@ -13,13 +13,32 @@ HEADING = ("| model | ds_config | fits | each card | host | NVMe | NVMe in a ste
            "bound by |\n|---|---|---|---|---|---|---|---|---|---|")
 
 
+#: Host memory of machines that are often rented, in bytes.
+HOSTS = (50 * GB, 100 * GB, 300 * GB, 512 * GB)
+
+
 def table(models: list[str], hardware: str, configs: list[Path] | None = None) -> str:
-    """A Markdown table: what each model needs under each ds_config; bytes in 10⁹."""
+    """A Markdown table: what each model needs under each ds_config; bytes in 10⁹. Below it the fastest that fits hosts
+    of several sizes, all else being equal."""
     machine = load_hardware(hardware)
     jobs = {f"{model} {config.stem}": make_job(model, config, machine)
             for model in models for config in configs or sorted(CONFIGS.glob("*.json"))}
-    rows = [row(name, assemble(result, jobs[name], machine)) for name, result in ghost.run_all(jobs).items()]
-    return "\n".join([HEADING, *rows])
+    plans = {name: assemble(result, jobs[name], machine) for name, result in ghost.run_all(jobs).items()}
+    return "\n".join([HEADING, *(row(name, plan) for name, plan in plans.items()), "",
+                      *(fastest(model, {name.split()[1]: plan for name, plan in plans.items()
+                                        if name.split()[0] == model}) for model in models)])
+
+
+def fastest(model: str, plans: dict[str, dict]) -> str:
+    """The fastest ds_config for hosts of several sizes, in a sentence."""
+    said = []
+    for host in HOSTS:
+        fitting = {config: plan["time"]["step_s"] for config, plan in plans.items()
+                   if plan["host"]["peak_bytes"] <= host and (plan["gpu"] is None or plan["gpu"]["fits"])
+                   and plan["nvme"]["fits"]}
+        best = min(fitting, key=fitting.get, default=None)
+        said.append(f"{host / GB:.0f} GB: " + (f"`{best}` ({seconds(fitting[best])})" if best else "none"))
+    return f"Fastest `{model}` by host memory: {'; '.join(said)}."
 
 
 def row(name: str, plan: dict) -> str:

@@ -6,10 +6,11 @@ import json
 import pytest
 
 from astrobio.config import ConfigError, load_preset
-from launch.planner import ghost, remembered
+from launch.planner import ghost, largest, remembered
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import ACTIVATIONS, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
 from launch.planner.plan import assemble, load_model, make_job, plan, recipe
+from launch.planner.table import fastest
 from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -100,7 +101,7 @@ def test_a_tensor_left_on_the_host_fails(tmp_path):
 CARELESS = """
 import torch
 from astrobio.planet import PlanetEncoder
-from launch.planner import ghost, remembered
+from launch.planner import ghost, largest, remembered
 
 forward = PlanetEncoder.forward
 
@@ -174,3 +175,36 @@ def test_what_cannot_run_is_named():
     stack = dataclasses.replace(load_preset("tiny"))
     with pytest.raises(ConfigError, match="must give train_micro_batch_size_per_gpu"):
         plan(stack, {"zero_optimization": {"stage": 3}})
+
+
+def test_the_largest_micro_batch_is_found_in_few_runs(monkeypatch):
+    """Memory with a bend and with rounding; what is named was run, and the next one was too."""
+    looked = []
+
+    def run_all(jobs):
+        looked.extend(int(name) for name in jobs)
+        return {name: int(name) for name in jobs}
+
+    def assemble_as(n, job, machine):
+        size = (4 << 30) + n * (700 << 20) + (n > 10) * (1 << 30) + (n % 3) * (90 << 20)
+        return {"gpu": {"peak_bytes": size, "fits": size <= machine.gpu_memory_bytes}}
+
+    job = make_job("tiny", ROOT / "ds_configs/zero3.json", A5000)
+    monkeypatch.setattr(largest.ghost, "run_all", run_all)
+    monkeypatch.setattr(largest, "assemble", assemble_as)
+    most = largest._most_that_fits(lambda n: job, A5000, 1000)
+    truth = max(n for n in range(1, 1000) if assemble_as(n, job, A5000)["gpu"]["fits"])
+    assert most == truth and {most, most + 1} <= set(looked) and len(looked) <= 10
+    assert largest._most_that_fits(lambda n: job, A5000, 5) == 5
+    assert largest._most_that_fits(lambda n: job, dataclasses.replace(A5000, gpu_memory_bytes=1), 5) == 0
+
+
+def test_the_fastest_for_a_host_is_one_that_fits_it():
+    def plan_of(host, step, fits=True):
+        return {"host": {"peak_bytes": host * 1e9}, "gpu": {"fits": fits}, "nvme": {"fits": True},
+                "time": {"step_s": step}}
+
+    said = fastest("17b", {"slow": plan_of(40, 9.0), "fast": plan_of(90, 3.0), "unfit": plan_of(10, 1.0, False)})
+    assert said.split(": ", 1)[1] == "50 GB: `slow` (9.00 s); 100 GB: `fast` (3.00 s); 300 GB: `fast` (3.00 s); " \
+                                     "512 GB: `fast` (3.00 s)."
+    assert "50 GB: none" in fastest("17b", {"fast": plan_of(90, 3.0)})
