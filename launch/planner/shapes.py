@@ -16,10 +16,10 @@ _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.la
 
 @dataclass
 class Answer:
-    """How to make the outputs of an operator: fresh, as views of an argument, or as the argument itself."""
+    """How to make the outputs of an operator: fresh, views of an argument, the argument itself, or plain values."""
 
     single: bool
-    outputs: list[tuple | None]
+    outputs: list[tuple]
     work: Any = field(default=None)  # what the ledger remembers of it
     known: bool = False  # whether ``work`` is set
 
@@ -67,13 +67,13 @@ class Shapes:
     def _learn(self, out: Any, tensors: list[FakeTensor]) -> Answer | None:
         single = isinstance(out, Tensor)
         outs = [out] if single else out
-        if not isinstance(outs, (list, tuple)) or not all(t is None or type(t) is FakeTensor for t in outs):
+        if not isinstance(outs, (list, tuple)) or not all(t is None or type(t) in (FakeTensor, int) for t in outs):
             return None
         storages = [t.untyped_storage()._cdata for t in tensors]
-        outputs: list[tuple | None] = []
+        outputs: list[tuple] = []
         for t in outs:
-            if t is None:
-                outputs.append(None)
+            if t is None or isinstance(t, int):
+                outputs.append(("value", t))
                 continue
             if t.constant is not None or t.is_sparse:
                 return None
@@ -90,9 +90,9 @@ class Shapes:
             self._templates.setdefault(t.fake_device, {**vars(t), "_real_value": None})
         return Answer(single, outputs)
 
-    def _make(self, output: tuple | None, tensors: list[FakeTensor]) -> Tensor | None:
-        if output is None:
-            return None
+    def _make(self, output: tuple, tensors: list[FakeTensor]) -> Tensor | int | None:
+        if output[0] == "value":
+            return output[1]
         if output[0] == "same":
             return tensors[output[1]]
         _, size, stride, dtype, device, *base = output
@@ -116,7 +116,7 @@ def _key(func, args: tuple, kwargs: dict, tensors: list) -> tuple | None:
             return None
     for name, value in kwargs.items():
         parts.append(name)
-        if isinstance(value, Tensor) or not _describe(value, parts, tensors):
+        if not _describe(value, parts, tensors):
             return None
     return tuple(parts)
 

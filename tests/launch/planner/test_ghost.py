@@ -208,3 +208,24 @@ def test_the_fastest_for_a_host_is_one_that_fits_it():
     assert said.split(": ", 1)[1] == "50 GB: `slow` (9.00 s); 100 GB: `fast` (3.00 s); 300 GB: `fast` (3.00 s); " \
                                      "512 GB: `fast` (3.00 s)."
     assert "50 GB: none" in fastest("17b", {"fast": plan_of(90, 3.0)})
+
+
+@pytest.mark.slow
+def test_advice_is_what_was_run_and_fits():
+    """A model of 110 M parameters on a host that is too small for its optimizer."""
+    stack = load_preset("small", {"language.config.hidden_size": 768, "language.config.intermediate_size": 2048,
+                                  "language.config.num_hidden_layers": 8})
+    config = ROOT / "ds_configs/zero3_offload.json"
+    on_nvme = plan(stack, ROOT / "ds_configs/zero3_resident_nvme_bf16.json", A5000)["host"]["peak_bytes"]
+    on_host = plan(stack, config, A5000)["host"]["peak_bytes"]
+    assert on_host > 1.1 * on_nvme
+    small = dataclasses.replace(A5000, host_memory_bytes=(on_nvme + on_host) // 2)
+    found = plan(stack, config, small, advice=True)
+    assert not found["fits"] and found["advice"]
+    steps = [item["step_s"] for item in found["advice"]]
+    assert steps == sorted(steps)
+    for item in found["advice"]:
+        again = plan(stack, config, small, changes=item["changes"])
+        assert again["fits"] and again["time"]["step_s"] == item["step_s"] and item["text"]
+    roomy = plan(stack, config, A5000, advice=True)
+    assert roomy["fits"] and all(item["step_s"] < 0.95 * roomy["time"]["step_s"] for item in roomy["advice"])
