@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from astrobio.config import ConfigError, load_preset
+from astrobio.config import ConfigError, StackConfig, load_preset
 from launch.planner import ghost, largest, remembered
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import ACTIVATIONS, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
@@ -114,11 +114,14 @@ def stack(job, mode):
 """
 
 
+def cut_17b() -> StackConfig:
+    """The 17b preset's widths, two blocks of each kind."""
+    return load_preset("17b", {"language.config.num_hidden_layers": 2, "climate.depth": 2, "metabolism.depth": 2,
+                               "spectrum.depth": 2})
+
+
 def test_seventeen_billion_parameters_take_a_step():
-    """A cut of the 17b preset: its widths, two blocks of each kind."""
-    stack = load_preset("17b", {"language.config.num_hidden_layers": 2, "climate.depth": 2, "metabolism.depth": 2,
-                                "spectrum.depth": 2})
-    job = make_job(stack, ROOT / "ds_configs/zero3_resident.json", A5000)
+    job = make_job(cut_17b(), ROOT / "ds_configs/zero3_resident.json", A5000)
     found = assemble(ghost.run(job), job, A5000)
     parts = found["gpu"]["parts"]
     assert parts[PARAMETERS] == pytest.approx(2 * found["parameters"] / 2, rel=0.01)
@@ -212,9 +215,8 @@ def test_the_fastest_for_a_host_is_one_that_fits_it():
 
 @pytest.mark.slow
 def test_advice_is_what_was_run_and_fits():
-    """A model of 110 M parameters on a host that is too small for its optimizer."""
-    stack = load_preset("small", {"language.config.hidden_size": 768, "language.config.intermediate_size": 2048,
-                                  "language.config.num_hidden_layers": 8})
+    """A model on a host that is too small for its optimizer, and on one that is not."""
+    stack = cut_17b()
     config = ROOT / "ds_configs/zero3_offload.json"
     on_nvme = plan(stack, ROOT / "ds_configs/zero3_resident_nvme_bf16.json", A5000)["host"]["peak_bytes"]
     on_host = plan(stack, config, A5000)["host"]["peak_bytes"]
