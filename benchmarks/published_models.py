@@ -4,6 +4,8 @@ Each function is a workload of a ghost run: it takes the `launch.planner.ghost.J
 that makes one loss.
 """
 
+import contextlib
+
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -58,17 +60,44 @@ def simple_transformer(job, mode):
     return engine, loss_of
 
 
+class Adapted(nn.Module):
+    """A frozen linear layer with a low-rank adapter beside it (Hu et al. 2021, LoRA)."""
+
+    def __init__(self, linear: nn.Linear, rank: int):
+        super().__init__()
+        self.linear, self.dropout = linear, nn.Dropout(0.05)
+        self.down = nn.Linear(linear.in_features, rank, bias=False, dtype=linear.weight.dtype)
+        self.up = nn.Linear(rank, linear.out_features, bias=False, dtype=linear.weight.dtype)
+
+    def forward(self, x):
+        return self.linear(x) + self.up(self.down(self.dropout(x)))
+
+
+def _add_adapters(model: nn.Module, rank: int, names: list[str]) -> None:
+    model.requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if name in names:
+                setattr(parent, name, Adapted(child, rank))
+
+
 def language_model(job, mode):
     """A model of `transformers`: ``model_type`` and ``config``, with its own attention written out as it was before
-    torch 2, and checkpointed layers if ``checkpointing``; sharded while it is built if ``zero_init``. A sequence-to-
-    sequence model reads and writes ``seq_length`` tokens."""
+    torch 2, and checkpointed layers if ``checkpointing``. It is built in float32 on the host, or in ``dtype``, or
+    ``on_card``; sharded while it is built if ``zero_init``. ``lora``: (rank, names of modules) of adapters, which alone
+    are trained. A sequence-to-sequence model reads and writes ``seq_length`` tokens."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     wanted = job.workload
     config = AutoConfig.for_model(wanted["model_type"], **wanted["config"], use_cache=False)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with deepspeed.zero.Init(config_dict_or_path=job.ds_config, enabled=wanted.get("zero_init", False)):
-        model = kind.from_config(config, attn_implementation=wanted.get("attention", "eager"))
+    device = get_accelerator().current_device_name()
+    with torch.device(device) if wanted.get("on_card") else contextlib.nullcontext(), \
+            deepspeed.zero.Init(config_dict_or_path=job.ds_config, enabled=wanted.get("zero_init", False)):
+        model = kind.from_config(config, attn_implementation=wanted.get("attention", "eager"),
+                                 dtype=getattr(torch, wanted.get("dtype", "float32")))
     model.train()
+    if "lora" in wanted:
+        _add_adapters(model, *wanted["lora"])
     if config.is_encoder_decoder:
         config.decoder_start_token_id = model.config.decoder_start_token_id = 0
     if wanted.get("checkpointing"):
@@ -77,7 +106,6 @@ def language_model(job, mode):
     engine, *_ = deepspeed.initialize(model=model, config=job.ds_config,
                                       model_parameters=[p for p in model.parameters() if p.requires_grad])
     deepspeed.checkpointing.configure(None, deepspeed_config=job.ds_config)
-    device = get_accelerator().current_device_name()
 
     def loss_of(engine):
         ids = torch.ones(job.micro_batch, job.seq_length, dtype=torch.long).to(device)
