@@ -1,68 +1,130 @@
-"""Host time of DeepSpeed's ZeRO-3 hooks: what a module costs beside its own arithmetic.
+"""Host time of an eager PyTorch program and of DeepSpeed's ZeRO-3 around it, where the device costs nothing.
 
     python benchmarks/hooks.py
 
-Trains a chain of tiny linear layers on one CPU rank, with ZeRO-3 and without DeepSpeed, and divides the difference in
-CPU time by the number of hooks that ran: before and after each module's forward and backward pass, and for each
-gradient. The result is the ``hook_s`` of the planner's hardware profiles, for a host of this kind.
+Forward and backward passes of two transformers with the depth and the modules of models of 7 billion parameters, but
+widths of 16, on one CPU core: alone, and as one of four ranks under ZeRO-3 whose collectives move nothing. The CPU time
+alone over the number of operators dispatched, views too, is ``operator_s`` of the planner's hardware profiles, for a
+host of this kind; what ZeRO-3 adds beyond the operators of its own, over the number of its hooks, is ``hook_s``. Both
+are pooled over the models; beside each model's own time stands what the pooled rates make of it.
 """
 
 import os
-import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.zero.accelerator import prepare_accelerator
+from benchmarks.published_models import SimpleTransformer
+from launch.planner.stand_ins import Links, count_hooks
 
-LAYERS, SIZE, REPEATS = 100, 8, 15
+RANKS, LAYERS, SIZE, TOKENS, VOCABULARY, REPEATS = 4, 32, 16, 4, 100, 25
+#: Parameters of these models over those of the same at width 4096: DeepSpeed's buckets shrink alike, so that it gathers
+#: and reduces as many at a time.
+SCALE = (SIZE / 4096) ** 2
 
 
-def chain() -> nn.Module:
-    return nn.Sequential(*(nn.Linear(SIZE, SIZE) for _ in range(LAYERS)))
+class Llama(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
+            "llama", hidden_size=SIZE, intermediate_size=11 * SIZE // 4, num_hidden_layers=LAYERS,
+            num_attention_heads=4, vocab_size=VOCABULARY, use_cache=False))
+
+    def forward(self, ids):
+        return self.model(input_ids=ids).logits
 
 
-def median_seconds(step) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = time.process_time()
-        step()
-        times.append(time.process_time() - start)
-    return statistics.median(times[3:])  # DeepSpeed learns the order of the modules in the first
+MODELS = {"Llama": Llama, "with checkpointed layers": lambda: SimpleTransformer(VOCABULARY, SIZE, LAYERS, 4, TOKENS)}
+
+
+class Counter(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operators += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Step:
+    """The CPU seconds of the fastest of several passes, which nothing else disturbed, and what one does."""
+
+    seconds: float
+    operators: int
+    hooks: int
 
 
 def main() -> None:
-    prepare_accelerator()
     torch.set_num_threads(1)
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29733")
-    from launch.planner.stand_ins import count_hooks
-    x, plain = torch.ones(1, SIZE), chain()
-    alone = median_seconds(lambda: plain(x).sum().backward())
-    counted = [0]
+    # Without LOCAL_SIZE, which DeepSpeed's launcher sets, the CPU accelerator starts a program at each reduction to
+    # count its devices.
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(RANKS), LOCAL_SIZE="1", DS_ACCELERATOR="cpu")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False)
+    import deepspeed.runtime.zero.partitioned_param_coordinator as coordinator
+    deepspeed.comm.comm.cdb = Links(deepspeed.comm.comm.cdb, SimpleNamespace(trace=[], stream=0))
+    coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
+    hooks = [0]
 
-    def count():
-        counted[0] += 1
+    def note():
+        hooks[0] += 1
 
-    count_hooks(count)
-    model = chain()
+    count_hooks(note)
+    ids, loss_of = torch.zeros(1, TOKENS, dtype=torch.long), nn.CrossEntropyLoss()
+
+    def measure(model, backward) -> Step:
+        def step():
+            backward(loss_of(model(ids).view(-1, VOCABULARY), ids.view(-1)))
+
+        for _ in range(3):  # DeepSpeed learns the order of the modules in the first
+            step()
+        times = []
+        for _ in range(REPEATS):
+            start, hooks[0] = time.process_time(), 0
+            step()
+            times.append(time.process_time() - start)
+        with Counter() as counter:
+            step()
+        return Step(min(times), counter.operators, hooks[0] // 2)  # the counted pass was another
+
+    found = {name: (measure(make(), torch.Tensor.backward), measure(*_engine(make()))) for name, make in MODELS.items()}
+    alone, under = ([pair[i] for pair in found.values()] for i in range(2))
+    operator = sum(s.seconds for s in alone) / sum(s.operators for s in alone)
+    hook = sum(s.seconds - operator * s.operators for s in under) / sum(s.hooks for s in under)
+    print(f"operator_s {1e6 * operator:.1f} microseconds, hook_s {1e6 * hook:.0f} microseconds")
+    for name, pair in found.items():
+        for what, step in zip(("alone", "under ZeRO-3"), pair, strict=True):
+            rates = operator * step.operators + hook * step.hooks
+            print(f"{name}, {what}: {1e3 * step.seconds:.0f} ms for {step.operators} operators and {step.hooks} hooks, "
+                  f"{1e3 * rates:.0f} by these rates")
+
+
+def _engine(model: nn.Module):
+    """The model under ZeRO-3, and its backward."""
     engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config={
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1000,
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
-
-    def step():
-        counted[0] = 0
-        engine.backward(engine(x).sum())
-
-    under = median_seconds(step)
-    print(f"{1e3 * alone:.2f} ms alone, {1e3 * under:.2f} ms under ZeRO-3, {counted[0]} hooks: "
-          f"{1e6 * (under - alone) / counted[0]:.0f} microseconds each")
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": True,
+                              "reduce_bucket_size": int(5e7 * SCALE), "stage3_prefetch_bucket_size": int(5e7 * SCALE),
+                              "stage3_max_live_parameters": int(1e9 * SCALE),
+                              "stage3_max_reuse_distance": int(1e9 * SCALE)}})
+    return engine, engine.backward
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ class Hardware:
     bf16_flops_per_s: float
     fp32_flops_per_s: float
     memory_bytes_per_s: float  # of the card
-    launch_s: float  # host time of one operator of PyTorch
-    hook_s: float  # host time of one of ZeRO-3's hooks around a module's passes
+    operator_s: float  # host time of one operator, views too, with its share of the model's Python and of autograd
+    launch_s: float  # host time of one call to the card's driver: a kernel, a copy, an event
+    hook_s: float  # host time of one of ZeRO-3's hooks around a module's passes, beside the operators it calls
     context_bytes: int  # what CUDA and NCCL take of the card beside torch's memory
     pcie_bytes_per_s: float  # page-locked, each direction, each card
     link_bytes_per_s: float  # NCCL's bus bandwidth between cards

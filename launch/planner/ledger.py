@@ -289,8 +289,10 @@ class Ledger(TorchDispatchMode):
         else:
             work = answer.work
         if work is None:
-            return
-        if work[0] == "kernel":
+            # Many stand in a row: a trace of their number instead of each keeps it short.
+            earlier = self.trace.pop()[1] if self.trace and self.trace[-1][0] == "operators" else 0
+            self.trace.append(("operators", earlier + 1))
+        elif work[0] == "kernel":
             self.trace.append(("kernel", self.stream, *work[1:]))
         elif work[0] == "host":
             self.trace.append(work)

@@ -1,9 +1,10 @@
 """How long the work of a ghost run takes on given hardware: its trace, replayed.
 
-Streams, the links between cards, PCIe in each direction, the disk and the host each have a clock. A kernel starts when
-the host has launched it and its stream is free, and takes what the roofline says (Williams, Waterman & Patterson 2009):
-the longer of its arithmetic at the card's matrix rate and its bytes at the memory rate. Streams wait for each other,
-and the host for them, where DeepSpeed makes them. Kinds of work in a trace:
+Streams, the links between cards, PCIe in each direction, the disk and the host each have a clock. The host spends time
+on every operator, view or not, on every call to the card's driver and on ZeRO-3's hooks: small work is bound by it. A
+kernel starts when the host has launched it and its stream is free, and takes what the roofline says (Williams, Waterman
+& Patterson 2009): the longer of its arithmetic at the card's matrix rate and its bytes at the memory rate. Streams wait
+for each other, and the host for them, where DeepSpeed makes them. Kinds of work in a trace:
 
     ("phase", name)                                   ("host", bytes of memory traffic)
     ("kernel", stream, FLOPs, bytes, dtype)           ("cpu_adam", parameters)
@@ -12,7 +13,7 @@ and the host for them, where DeepSpeed makes them. Kinds of work in a trace:
     ("wait_collective", stream, number)               ("host_wait_disk", handle)
     ("record" | "wait_event", stream, event)          ("host_wait_event", event)
     ("wait_stream", stream, other)                    ("host_wait_stream", stream)      ("host_wait_all",)
-    ("hook",): one of ZeRO-3's
+    ("operators", number): that launch nothing           ("hook",): one of ZeRO-3's
 """
 
 from collections import Counter, defaultdict
@@ -76,8 +77,8 @@ class _Clock:
         self.share = max(1, local)  # ranks that share the host and its disks
 
     def _on_stream(self, stream: int, seconds: float, resource: str) -> float:
-        self.now += self.hardware.launch_s
-        self.phase.busy["launching"] += self.hardware.launch_s
+        self.operators(1)
+        self._call_driver()
         start = max(self.streams[stream], self.now)
         self.streams[stream] = start + seconds
         self.phase.busy[resource] += seconds
@@ -97,7 +98,8 @@ class _Clock:
 
     def _copy(self, direction, stream, size, waits):
         seconds = size / self.hardware.pcie_bytes_per_s
-        self.now += self.hardware.launch_s
+        self.operators(1)
+        self._call_driver()
         start = max(self.streams[stream], self.now, self.pcie[direction])
         self.streams[stream] = self.pcie[direction] = start + seconds
         self.phase.busy["PCIe"] += seconds
@@ -105,7 +107,8 @@ class _Clock:
             self.now = self.streams[stream]
 
     def collective(self, stream, number, name, size, ranks):
-        self.now += self.hardware.launch_s
+        self.operators(1)
+        self._call_driver()
         seconds = 0.0
         if ranks > 1:
             moved = _RING.get(name, 1.0) * (ranks - 1) / ranks * size
@@ -118,12 +121,15 @@ class _Clock:
         self.streams[stream] = max(self.streams[stream], self.collectives.pop(number, 0.0))
 
     def record(self, stream, event):
+        self._call_driver()
         self.events[event] = max(self.streams[stream], self.now)
 
     def wait_event(self, stream, event):
+        self._call_driver()
         self.streams[stream] = max(self.streams[stream], self.events.get(event, 0.0))
 
     def wait_stream(self, stream, other):
+        self._call_driver()
         self.streams[stream] = max(self.streams[stream], self.streams[other])
 
     def host_wait_event(self, event):
@@ -141,6 +147,12 @@ class _Clock:
 
     def host(self, size):
         self._on_host(size * self.share / self.hardware.host_memory_bytes_per_s, "host memory")
+
+    def operators(self, number):
+        self._on_host(number * self.hardware.operator_s, "operators on the host")
+
+    def _call_driver(self):
+        self._on_host(self.hardware.launch_s, "launching")
 
     def hook(self):
         self._on_host(self.hardware.hook_s, "DeepSpeed's hooks")
