@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.planner.allocator import MIB, CachingAllocator, OutOfMemory
 from launch.planner.hardware import load_hardware, profile_names
+from launch.planner.ledger import HOST, Ledger
 from launch.planner.timing import replay
 
 
@@ -42,9 +44,9 @@ def test_a_full_card_gives_back_what_is_cached_before_it_gives_up():
 @pytest.fixture
 def machine():
     """Round numbers."""
-    return dataclasses.replace(load_hardware("a5000x2"), fp16_flops_per_s=1e12, memory_bytes_per_s=1e9, launch_s=0,
-                               hook_s=0, pcie_bytes_per_s=1e9, link_bytes_per_s=1e9, link_latency_s=0,
-                               cpu_adam_parameters_per_s=2e9, nvme_read_bytes_per_s=2e9)
+    return dataclasses.replace(load_hardware("a5000x2"), fp16_flops_per_s=1e12, memory_bytes_per_s=1e9,
+                               operator_s=0, launch_s=0, hook_s=0, pcie_bytes_per_s=1e9, link_bytes_per_s=1e9,
+                               link_latency_s=0, cpu_adam_parameters_per_s=2e9, nvme_read_bytes_per_s=2e9)
 
 
 def seconds(machine, *trace, ranks=1) -> float:
@@ -61,6 +63,36 @@ def test_streams_overlap_until_one_waits(machine):
     assert seconds(machine, copy, kernel) == pytest.approx(2)
     assert seconds(machine, copy, ("wait_stream", 0, 7), kernel) == pytest.approx(3)
     assert seconds(machine, ("up", 7, 1e9, True), kernel) == pytest.approx(3), "a blocking copy holds the host"
+
+
+def test_the_host_pays_for_every_operator_call_and_hook(machine):
+    """Of a trace without work on the card only the host's time is left."""
+    machine = dataclasses.replace(machine, operator_s=1, launch_s=10, hook_s=100)
+    kernel = ("kernel", 0, 0, 0, torch.float16)
+    assert seconds(machine, ("operators", 7)) == pytest.approx(7), "views and the like"
+    assert seconds(machine, kernel) == pytest.approx(11), "an operator that launches a kernel"
+    assert seconds(machine, ("up", 0, 0, False), ("collective", 0, 1, "broadcast", 0, 1)) == pytest.approx(22)
+    assert seconds(machine, ("record", 0, 1), ("wait_event", 3, 1), ("wait_stream", 0, 3)) == pytest.approx(30)
+    assert seconds(machine, ("hook",)) == pytest.approx(100)
+    busy = replay([("phase", "forward"), ("hook",), ("operators", 5), kernel], machine, 1)[-1].busy
+    assert (busy["DeepSpeed's hooks"], busy["operators on the host"], busy["launching"]) == (100, 6, 10)
+
+
+def test_work_on_the_card_hides_behind_a_slow_host_and_the_host_behind_a_slow_card(machine):
+    machine = dataclasses.replace(machine, operator_s=1)
+    small, large = ("kernel", 0, 0.1e12, 0, torch.float16), ("kernel", 0, 5e12, 0, torch.float16)
+    assert seconds(machine, *[small] * 10) == pytest.approx(10.1)
+    assert seconds(machine, *[large] * 10) == pytest.approx(51)
+
+
+def test_operators_that_launch_nothing_are_counted_together():
+    with FakeTensorMode(), Ledger(HOST) as ledger:
+        x = torch.empty(4, 4)
+        x = x.view(16).view(2, 8)
+        x + x
+        x.view(16)
+    assert [event[0] for event in ledger.trace] == ["operators", "kernel", "operators"]
+    assert [event[1] for event in ledger.trace[::2]] == [3, 1]
 
 
 def test_collectives_disks_and_the_host(machine):
