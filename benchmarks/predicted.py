@@ -9,23 +9,18 @@ gathered parameters there ever were.
 """
 
 import argparse
-import dataclasses
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import psutil
-
-from astrobio.config import StackConfig, load_preset, parse
-from launch.planner import ghost
+from astrobio.config import load_preset
+from launch.planner import ghost, process
 from launch.planner.hardware import load_hardware
-from launch.planner.plan import assemble, make_job
+from launch.planner.plan import WORKERS, assemble, make_job
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Three sizes: 1 M, 10 M and 110 M parameters.
@@ -63,31 +58,9 @@ def watched_stack(job, mode):
     return engine, loss_of
 
 
-def measure(job: dict) -> dict:
+def measure(job: ghost.Job) -> dict:
     """Run the job for real, in this process."""
-    from launch.planner.parameters import nominal_batch
-    from launch.zero.accelerator import prepare_accelerator
-    prepare_accelerator()
-    import deepspeed
-
-    from launch.zero.engine import build_engine, device
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29741")
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    config = parse(StackConfig, job["workload"]["stack"], "the model")
-    engine = build_engine(config, job["ds_config"], seed=0)
-    watch_gathered(engine, Path(job["workload"]["gathered"]))
-    phases = []
-    accumulation = engine.gradient_accumulation_steps()
-    for ends in ghost.MICRO_STEPS[accumulation > 1]:
-        before = psutil.Process().io_counters()
-        engine.micro_steps = accumulation - 1 if ends else 0
-        loss = engine(nominal_batch(config, job["micro_batch"]).to(device())).loss
-        engine.backward(loss)
-        engine.step()
-        after = psutil.Process().io_counters()
-        phases.append({"read": after.read_bytes - before.read_bytes, "written": after.write_bytes - before.write_bytes})
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-    return {"micro_steps": phases, "host_peak": peak}
+    return process.run_for_real(job, lambda engine: watch_gathered(engine, Path(job.workload["gathered"])))
 
 
 def compare(model: str, config: str, folder: Path) -> dict:
@@ -96,6 +69,7 @@ def compare(model: str, config: str, folder: Path) -> dict:
     machine = load_hardware("cpu")
     job = make_job(load_preset(preset, changes), ROOT / "ds_configs" / f"{config}.json", machine, ranks=1, changes={
         key: value for key, value in CHANGES.items() if not (key.startswith("fp16") and "bf16" in config)})
+    job.whole = False  # the real run neither validates nor saves
     for block in ("offload_optimizer", "offload_param"):
         if "nvme_path" in job.ds_config["zero_optimization"].get(block, {}):
             job.ds_config["zero_optimization"][block]["nvme_path"] = str(folder / "nvme")
@@ -109,17 +83,23 @@ def compare(model: str, config: str, folder: Path) -> dict:
             steps.append([])
         steps[-1].append(phase)
     job.workload["gathered"] = str(files["measured"])
-    done = subprocess.run([sys.executable, __file__, "--measure"], input=json.dumps(dataclasses.asdict(job)),
-                          capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    measured = json.loads(done.stdout.splitlines()[-1])
+    with process.start(job, "benchmarks.predicted", "--measure") as run:
+        measured = process.finish(run)
     row = {"model": model, "config": config, "parameters": predicted["parameters"],
-           "host_peak": (predicted["host"]["peak_bytes"], measured["host_peak"]),
+           "host_peak": (predicted["host"]["peak_bytes"] - predicted["host"]["parts"].get(WORKERS, 0),
+                         measured["host_peak"]),  # nothing reads ahead here
            "gathered": tuple(int(files[name].read_text()) for name in ("predicted", "measured"))}
     for key, name in (("read", "nvme_read"), ("written", "nvme_written")):
         row[key] = (sum(getattr(phase, name) for phase in steps[-1]), measured["micro_steps"][-1][key])
     return row
+
+
+def beside(said: int, was: int) -> str:
+    """A prediction, what was measured, and how far it is off."""
+    if not said and not was:
+        return "none"
+    off = "exact" if said == was else f"{said / was - 1:+.1%}" if was else "wrong"
+    return f"{said / 1e6:9.2f} {was / 1e6:9.2f} {off:>7s}"
 
 
 def main() -> None:
@@ -130,23 +110,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
     if args.measure:
-        print("\n" + json.dumps(measure(json.load(sys.stdin))))
-        sys.stdout.flush()
-        os._exit(0)
-    print(f"{'model':6s} {'config':20s} {'host peak, MB':>24s} {'NVMe read, MB':>24s} {'NVMe written, MB':>24s} "
-          f"{'gathered elements':>22s}\n{'':27s} " + f"{'predicted  measured':>24s} " * 3)
+        process.main(measure)
+    columns = {"host_peak": "host peak, MB", "read": "NVMe read, MB", "written": "NVMe written, MB",
+               "gathered": "gathered, 1e6 elements"}
+    print(" " * 27 + "".join(f"{heading:>28s}" for heading in columns.values()))
+    print(f"{'model':6s} {'config':20s}" + f"{'predicted  measured':>21s}{'':7s}" * len(columns))
     rows = []
     for model in args.models:
         for config in args.configs:
             with tempfile.TemporaryDirectory(dir=os.environ.get("ASTROBIO_NVME")) as folder:
                 row = compare(model, config, Path(folder))
             rows.append(row)
-            cells = []
-            for key in ("host_peak", "read", "written"):
-                said, was = row[key]
-                cells.append(f"{said / 1e6:8.1f} {was / 1e6:8.1f} {100 * (said / was - 1) if was else 0:+5.1f}%")
-            print(f"{model:6s} {config:20s} {cells[0]:>24s} {cells[1]:>24s} {cells[2]:>24s} "
-                  f"{row['gathered'][0]:>10,d} {row['gathered'][1]:>10,d}", flush=True)
+            print(f"{model:6s} {config:20s}" + "".join(f"{beside(*row[key]):>28s}" for key in columns), flush=True)
+    print("largest deviation" + " " * 10 + "".join(
+        f"{max((abs(said / was - 1) for said, was in (row[key] for row in rows) if was), default=0):>28.1%}"
+        for key in columns))
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
 

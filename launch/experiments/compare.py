@@ -19,12 +19,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from astrobio.config import ConfigError
+import yaml
+
+from astrobio.config import ConfigError, load_preset
 from astrobio.files import write_whole
 from launch.blackbox import TRACE, read_box
 from launch.experiments.page import write_page
 from launch.explain import explain
 from launch.options import parse_changes
+from launch.planner.plan import WORKERS
 from launch.zero.ds_config import read_ds_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,10 +96,14 @@ def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks:
     print(found.headline, flush=True)
     others = [f"{section}.{key}={json.dumps(value)}" for section in ("model", "train")
               for key, value in parsed[section].items()]
+    planned = model
+    if parsed["model"]:
+        planned = str(out / f"{Path(model).stem}.yaml")
+        write_whole(Path(planned), yaml.safe_dump(asdict(load_preset(model, parsed["model"]))))
     for name in configs:
         row = Row(name, str(named[name]))
         path = out / "configs" / f"{name}.json"
-        row.predicted, row.no_prediction = predict(model, path, ranks)
+        row.predicted, row.no_prediction = predict(planned, path, ranks)
         _run(row, path, out / "runs" / name, model, steps, ranks, data, others, timeout_s, device)
         found.rows.append(row)
         print(line(row), flush=True)
@@ -162,6 +169,8 @@ def predict(model: str, ds_config: Path, ranks: int) -> tuple[dict | None, str |
     if not isinstance(found, dict) or "host" not in found:
         last = [text for text in (done.stderr or done.stdout).splitlines() if text.strip()]
         return None, last[-1].strip()[:300] if last else f"astrobio plan ended with status {done.returncode}"
+    # What is measured is what the ranks hold, without the processes that read ahead.
+    found["host"]["peak_bytes"] -= found["host"].get("parts", {}).pop(WORKERS, 0)
     return found, None
 
 

@@ -13,8 +13,11 @@ WIDTH, LABEL, RIGHT = 940, 190, 90
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
 PHASE_COLOURS = {"data": PALETTE[7], "forward": PALETTE[0], "backward": PALETTE[1], "reduce": PALETTE[3],
                  "optimizer": PALETTE[2], "report": PALETTE[4], "other": "#cccccc"}
-#: Parts of what is measured: what each rank held before its model was built, and the rest. The first `plan` has too.
-LIBRARIES, MEASURED = "Python and libraries", "everything else, as measured"
+#: Parts of what is measured: what each rank held before its model was built, and the rest, or all of it. `plan` has
+#: ``LIBRARIES``, which is more than the first: a process that computes needs more beside its tensors than one that has
+#: only begun.
+LIBRARIES, START, MEASURED = "Python and libraries", "measured before the model was built", "measured"
+SMALL = "smaller parts"
 #: Rows of the table: key, heading, unit.
 TABLE = (("step_s", "step", "s"), ("forward_s", "forward", "s"), ("backward_s", "backward", "s"),
          ("optimizer_s", "optimizer", "s"), ("tokens_per_s", "text tokens", "/s"),
@@ -69,13 +72,14 @@ def told(value: float | None, unit: str) -> str:
     for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if value >= size:
             return f"{value / size:.2f} {name}"
-    return f"{value / 1e3:.1f} kB"
+    return f"{value / 1e3:.1f} kB" if value else "0"
 
 
 def _error(measured: float | None, predicted: float | None) -> str:
     if not measured or predicted is None:
         return ""
-    return f"{(predicted - measured) / measured:+.0%}"
+    off = (predicted - measured) / measured
+    return f"{off:+.0%}" if abs(off) >= 0.1 else f"{off:+.1%}" if predicted != measured else "exact"
 
 
 def memory_bars(rows, place: str, key: str) -> Markup | None:
@@ -85,7 +89,7 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
         plan = (row.predicted or {}).get(place) or {}
         if key in row.measured:
             start = row.measured.get("host_at_start_bytes", 0) if place == "host" else 0
-            parts = [(LIBRARIES, start), (MEASURED, row.measured[key] - start)]
+            parts = [(START, start), (MEASURED, row.measured[key] - start)]
             bars.append((row.name, [part for part in parts if part[1] > 0], "measured"))
         if plan.get("peak_bytes"):
             parts = {name: size for name, size in (plan.get("parts") or {}).items()
@@ -97,11 +101,21 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
     if not any(parts for _, parts, _ in bars):
         return None
     limits = [row.limits[place] for row in rows if place in row.limits]
-    names = list(dict.fromkeys(name for _, parts, _ in bars for name, _ in parts))
-    names = [name for name in names if name not in (MEASURED, LIBRARIES)]
-    colours = {MEASURED: "#444444", LIBRARIES: PALETTE[7],
-               **{name: PALETTE[i % (len(PALETTE) - 1)] for i, name in enumerate(names)}}
+    most: dict[str, float] = {}
+    for _, parts, _ in bars:
+        for name, size in parts:
+            most[name] = max(most.get(name, 0), size)
+    fixed = {MEASURED: "#444444", START: PALETTE[7], LIBRARIES: PALETTE[7], SMALL: "#cccccc"}
+    names = sorted(most.keys() - fixed.keys(), key=most.get, reverse=True)
+    colours = dict(zip(names, PALETTE[:-1], strict=False)) | fixed  # as many as there are hues
+    bars = [(label, _joined(parts, colours), kind) for label, parts, kind in bars]
     return _bars(bars, colours, lambda value: told(value, "B"), limits[0] if limits else None)
+
+
+def _joined(parts: list[tuple[str, float]], colours: dict[str, str]) -> list[tuple[str, float]]:
+    """The parts that have a colour, and the others as one."""
+    small = sum(size for name, size in parts if name not in colours)
+    return [*((name, size) for name, size in parts if name in colours), *([(SMALL, small)] if small else [])]
 
 
 def time_bars(rows, predicted: dict[str, dict[str, float]]) -> Markup:

@@ -37,6 +37,7 @@ def load(engine, ledger: Ledger) -> None:
     for flat in _flats(state, write=True):
         for piece, _ in pieces(flat):
             values = torch.empty(piece.shape, dtype=piece.dtype, device="cpu")
+            ledger.touch(values)
             ledger.trace += [("read", file, values.nbytes), ("host_wait_disk", file), ("host", values.nbytes)]
             piece.copy_(values)
     state.end_loading()

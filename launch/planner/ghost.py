@@ -66,6 +66,7 @@ class Result:
     accumulation: int
     process_bytes: int  # resident memory of Python and its libraries before the run
     checkpoint_bytes: int = 0  # what this rank writes into a checkpoint
+    worker_bytes: int = 0  # private memory of a process that reads ahead
 
     @property
     def nvme_resident(self) -> int:
@@ -183,7 +184,7 @@ def stack_workload(job: Job, mode):
     from launch.zero.engine import build_engine, device
 
     weights._ahead = lambda make, items, doing: map(make, items)  # modes do not follow into threads
-    weights.Fill.draw = lambda self, out, start=0: None
+    weights.Fill.draw = lambda self, out, start=0: out.zero_()  # which writes as much
     config = parse(StackConfig, job.workload["stack"], "the model")
     engine = build_engine(config, job.ds_config, seed=0)
     length = job.seq_length or config.language.max_text_tokens
@@ -233,7 +234,9 @@ def main() -> None:
     import torch_geometric.nn  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import launch.zero.engine  # noqa: F401
+    import launch.train  # noqa: F401
+    from launch.planner.workers import worker_bytes
+    worker = worker_bytes()
     # A forked process shows only what it has touched since.
     baseline, running = psutil.Process().memory_info().rss, 0
     for file, job in json.load(sys.stdin).items():
@@ -241,21 +244,22 @@ def main() -> None:
             os.wait()
             running -= 1
         if os.fork() == 0:
-            _write(Path(file), Job(**job), baseline)
+            _write(Path(file), Job(**job), baseline, worker)
         running += 1
     while running:
         os.wait()
         running -= 1
 
 
-def _write(file: Path, job: Job, baseline: int) -> None:
+def _write(file: Path, job: Job, baseline: int, worker: int) -> None:
     """Run the job and leave; its result goes to ``file``, what libraries print to a log beside it."""
     log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        content = pickle.dumps(haunt(job, baseline))
-        file.write_bytes(content)
+        result = haunt(job, baseline)
+        result.worker_bytes = worker
+        file.write_bytes(pickle.dumps(result))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -51,6 +51,10 @@ class Hardware:
     def is_cpu(self) -> bool:
         return self.capability[0] == 0
 
+    def on_one_machine(self, ranks: int) -> int:
+        """How many of so many ranks share one host."""
+        return ranks if self.is_cpu else min(ranks, self.gpus)
+
     def flops_per_s(self, dtype: torch.dtype) -> float:
         return {torch.float16: self.fp16_flops_per_s, torch.bfloat16: self.bf16_flops_per_s}.get(
             dtype, self.fp32_flops_per_s)

@@ -2,6 +2,9 @@
 
 A storage belongs to the part of the code that made it (`PARTS`). Bytes on the simulated GPU are counted in the CUDA
 caching allocator's granules of 512 B; page-locked host memory in powers of two, as torch's pinned allocator takes it.
+Pageable blocks below `launch.zero.accelerator.LARGE_BLOCK` come from glibc's heap, which is taken to grow only: it can
+shrink from its end alone, where some small object always lies. What is freed within it waits for the next small block.
+Larger ones are mapped: they take memory up to the last byte that was written.
 """
 
 import bisect
@@ -19,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from launch.planner import values
 from launch.planner.shapes import Shapes
+from launch.zero.accelerator import LARGE_BLOCK
 
 aten = torch.ops.aten
 numbers = itertools.count(1)  # of streams, events, collectives and disk handles
@@ -32,7 +36,8 @@ GRANULE = 512
 PARAMETERS, GATHERED, GRADIENTS = "partitioned parameters", "gathered parameters", "gradients and buckets"
 ACTIVATIONS, LOGITS, TEMPORARIES = "activations", "logits", "operator temporaries"
 OPTIMIZER, SWAP, WORKSPACE, OTHER = "optimizer state", "swap buffers", "library workspace", "other"
-PARTS = (PARAMETERS, GATHERED, GRADIENTS, ACTIVATIONS, LOGITS, TEMPORARIES, OPTIMIZER, SWAP, WORKSPACE, OTHER)
+KEPT = "freed, kept by glibc"
+PARTS = (PARAMETERS, GATHERED, GRADIENTS, ACTIVATIONS, LOGITS, TEMPORARIES, OPTIMIZER, SWAP, WORKSPACE, KEPT, OTHER)
 
 #: Part of what a function of DeepSpeed 0.19.8 allocates, by (file, function); the innermost one on the stack counts.
 MAKERS: dict[tuple[str, str], str] = {
@@ -116,6 +121,8 @@ class Ledger(TorchDispatchMode):
         self._sequence_module: list[str] = []  # … and the module that ran from then on
         self._seen: dict[int, Any] = {}
         self._pinned: set[int] = set()
+        self._heap: set[int] = set()  # storages on glibc's heap
+        self._mapped: dict[int, int] = {}  # storages not written to their end yet: their bytes
         self.shapes = Shapes()
         self._read = self._written = 0
         self._phase = "init"
@@ -185,14 +192,21 @@ class Ledger(TorchDispatchMode):
             self.add(torch.empty_like(args[0]))
         out, answer = values.run(func, args, kwargs, self.shapes)
         self.operators += 1
+        writes = not func.is_view and func._overloadpacket not in _FREE
+        if self.device == HOST and func._overloadpacket in _IN_FP32 and args[0].dtype is torch.float16:
+            wide = [torch.empty_like(t, dtype=torch.float32) for t in (*args, out) if isinstance(t, torch.Tensor)]
+            for tensor in wide:
+                self.add(tensor)
         for tensor in ((out,) if isinstance(out, torch.Tensor) else tree_leaves(out)):
             if isinstance(tensor, torch.Tensor):
-                self.add(tensor, pinned=pinned)
+                self.add(tensor, pinned=pinned, written=writes)
+                if writes and self._mapped:
+                    self.touch(tensor)
         self._record(func, args, kwargs, out, answer)
         return out
 
-    def add(self, tensor: torch.Tensor, part: str | None = None, pinned: bool = False) -> None:
-        """Count the tensor's storage, once."""
+    def add(self, tensor: torch.Tensor, part: str | None = None, pinned: bool = False, written: bool = True) -> None:
+        """Count the tensor's storage, once; ``written``: all of it holds numbers."""
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._seen:
@@ -202,23 +216,46 @@ class Ledger(TorchDispatchMode):
         part = part or self._part(tensor, size)
         if pinned:
             self._pinned.add(key)
+        elif device == HOST and size < LARGE_BLOCK:
+            self._heap.add(key)
+        elif device == HOST and not written:
+            self._mapped[key], size = size, 0
 
         def gone(_, key=key):
             _, device, size, part = self._seen.pop(key)
-            self._pinned.discard(key)
             self._change(device, part, -size, key)
+            self._pinned.discard(key)
+            self._heap.discard(key)
+            self._mapped.pop(key, None)
 
         self._seen[key] = (weakref.ref(storage, gone), device, size, part)
         self._change(device, part, size, key)
+
+    def touch(self, tensor: torch.Tensor) -> None:
+        """The tensor's numbers were written."""
+        key = id(tensor.untyped_storage())
+        if key not in self._mapped or not tensor.numel():
+            return
+        last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(),
+                                                                               strict=True))
+        end, (reference, device, size, part) = (last + 1) * tensor.itemsize, self._seen[key]
+        if end > size:
+            self._seen[key] = (reference, device, end, part)
+            self._change(device, part, end - size, key)
+            if end >= self._mapped[key]:
+                del self._mapped[key]
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size in place."""
         key = id(storage)
         if key in self._seen:
             reference, device, old, part = self._seen[key]
+            self._mapped.pop(key, None)
             size = self._size(storage.nbytes(), device, key in self._pinned)
             self._seen[key] = (reference, device, size, part)
-            self._change(device, part, size - old, key)
+            self._change(device, part, -old, key)
+            (self._heap.add if device == HOST and size < LARGE_BLOCK else self._heap.discard)(key)
+            self._change(device, part, size, key)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A page-locked copy of a host tensor."""
@@ -230,6 +267,7 @@ class Ledger(TorchDispatchMode):
 
     def lock(self, tensor: torch.Tensor) -> None:
         """The tensor's memory is page-locked where it is, without rounding."""
+        self.touch(tensor)
         self._pinned.add(id(tensor.untyped_storage()))
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
@@ -244,9 +282,10 @@ class Ledger(TorchDispatchMode):
         return size
 
     def _change(self, device: str, part: str, size: int, key: int) -> None:
-        self.live[device] += size
-        self.live[BOTH] += size
         self.parts[device][part] += size
+        kept = self._kept(size) if device == HOST and key in self._heap else 0
+        self.live[device] += size + kept
+        self.live[BOTH] += size + kept
         if device == GPU and size:
             self.blocks.append((key, size, self.stream))
         if size > 0:
@@ -254,6 +293,12 @@ class Ledger(TorchDispatchMode):
                 self._note_peak(device)
             if self.live[BOTH] > self.peaks[BOTH].bytes:
                 self._note_peak(BOTH)
+
+    def _kept(self, size: int) -> int:
+        """By how much the bytes that glibc keeps change when a small block of ``size`` comes, or goes if negative."""
+        before = self.parts[HOST][KEPT]
+        self.parts[HOST][KEPT] = max(before - size, 0)
+        return self.parts[HOST][KEPT] - before
 
     def _note_peak(self, device: str) -> None:
         peak = self.peaks[device]
@@ -330,7 +375,9 @@ class Ledger(TorchDispatchMode):
 
 
 _DEVICE = torch.ops.prim.device.default
-#: Operators that do no work on the device.
+#: launch.zero.accelerator: what a CPU computes in float32, of copies, where its arguments are fp16.
+_IN_FP32 = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+#: Operators that do no work on the device, and write nothing.
 _FREE = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
          aten.lift_fresh, aten.set_, aten.resize_}
 

@@ -15,11 +15,14 @@ from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, OutOfMemory
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
+from launch.planner.process import process_bytes
 from launch.planner.timing import replay
 from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
 from launch.zero.facts import model_facts
+from launch.zero.strategy import precision
 
-PROCESS, CONTEXT, CACHED = "Python and libraries", "CUDA and NCCL context", "cached by the allocator"
+PROCESS, WORKERS = "Python and libraries", "data workers"
+CONTEXT, CACHED = "CUDA and NCCL context", "cached by the allocator"
 #: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
 _STEPS = 1000
 #: Text tokens of a language model given as a Hugging Face folder, unless --seq_length says otherwise.
@@ -124,9 +127,12 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
 
 def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     """The plan that a ghost run and the hardware make together."""
-    local = min(job.ranks, machine.gpus)  # ranks on one machine
+    local = machine.on_one_machine(job.ranks)
     gpu = None if machine.is_cpu else _gpu(result, machine)
-    host, nvme = _host(result, machine, local), _nvme(result, machine, local)
+    process = result.process_bytes
+    if machine.is_cpu:
+        process = process_bytes(precision(job.ds_config), machine, process)
+    host, nvme = _host(result, machine, local, process), _nvme(result, machine, local)
     sides = [side for side in (gpu, host, nvme) if side is not None]
     return {
         "model": job.workload.get("stack", {}).get("name", job.workload.get("function")), "hardware": machine.name,
@@ -166,15 +172,18 @@ def _gpu(result: ghost.Result, machine: Hardware) -> dict[str, Any]:
             "phases": _by_phase(result.phases, GPU), "reserved_by_phase": allocator.by_phase}
 
 
-def _host(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]:
+def _host(result: ghost.Result, machine: Hardware, local: int, process: int) -> dict[str, Any]:
+    """Host memory of all ranks; ``process``: bytes of one beside its tensors."""
     device = BOTH if machine.is_cpu else HOST
     name, peak = _largest(result.phases, device)
     parts = {part: local * size for part, size in _sorted(peak.parts).items()}
-    parts[PROCESS] = local * result.process_bytes
-    total = local * (peak.bytes + result.process_bytes)
+    parts[PROCESS] = local * process
+    parts[WORKERS] = local * TrainConfig().data_workers * result.worker_bytes
+    beside = parts[PROCESS] + parts[WORKERS]  # of the tensors
+    total = local * peak.bytes + beside
     return {"peak_bytes": total, "limit_bytes": machine.host_memory_bytes, "fits": total <= machine.host_memory_bytes,
             "phase": name, "module": peak.module, "parts": parts,
-            "phases": {key: local * (size + result.process_bytes)
+            "phases": {key: local * size + beside
                        for key, size in _by_phase(result.phases, device).items()}}
 
 

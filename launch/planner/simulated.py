@@ -18,7 +18,7 @@ from launch.planner import values
 from launch.planner.autocast import prepare_autocast
 from launch.planner.ledger import GPU, HOST, Ledger, numbers
 from launch.planner.stand_ins import Links, attend, count_hooks, op_libraries, replace_ops
-from launch.zero.accelerator import HostAccelerator
+from launch.zero.accelerator import HostAccelerator, _compute_fp16_in_fp32
 
 _setup_privateuseone_for_python_backend(rename=GPU)
 getattr(torch, GPU).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
@@ -255,7 +255,9 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     _keep_devices_true(ledger)
     prepare_autocast()
     count_hooks(lambda: ledger.trace.append(("hook",)))
-    if not on_host:
+    if on_host:
+        _compute_fp16_in_fp32()
+    else:
         F.scaled_dot_product_attention = functools.partial(attend, capability=capability)
     return FakeTensorMode(allow_non_fake_inputs=True), ledger
 

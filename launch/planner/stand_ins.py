@@ -54,6 +54,8 @@ class Links:
         key, place = self.WHOLE[name]
         message = kwargs[key] if key in kwargs else args[place]
         size = sum(t.nbytes for t in message) if isinstance(message, (list, tuple)) else message.nbytes
+        for tensor in message if isinstance(message, (list, tuple)) else (message,):
+            self._ledger.touch(tensor)
         handle = Handle(self._ledger, next(numbers))
         ranks = self._backend.get_world_size(group)
         self._ledger.trace.append(("collective", self._ledger.stream, handle.number, name, size, ranks))
@@ -76,6 +78,7 @@ class AioHandle:
 
     def async_pread(self, buffer, path, offset=0):
         self.ledger.read(str(path), buffer.nbytes, self.number)
+        self.ledger.touch(buffer)
         self.pending += 1
         return 0
 

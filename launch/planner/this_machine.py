@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ def this_machine() -> Hardware:
     folder = cache_root()
     kept = folder / f"hardware-{os.uname().nodename}.json"
     if not kept.is_file():
-        print(f"measuring this machine (once; kept in {kept})", flush=True)
+        print(f"measuring this machine (once; kept in {kept})", file=sys.stderr, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(measure(folder), indent=1) + "\n")
     machine = parse_hardware(json.loads(kept.read_text()), kept)
@@ -55,11 +56,14 @@ def _rate(amount: float, work: Callable[[], object], device: str = "cpu") -> flo
 
 
 def _products(device: str, size: int) -> dict[str, float]:
+    def product(a: torch.Tensor) -> torch.Tensor:
+        # launch.zero.accelerator: CPUs multiply fp16 in fp32.
+        return a @ a if a.dtype is not torch.float16 or device != "cpu" else (a.float() @ a.float()).half()
+
     rates = {}
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        side = size if dtype is not torch.float16 or device != "cpu" else size // 4  # CPUs are slow at it
-        a = torch.ones(side, side, dtype=dtype, device=device)
-        rates[f"{name}_flops_per_s"] = _rate(2 * side**3, lambda a=a: a @ a, device)
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        rates[f"{name}_flops_per_s"] = _rate(2 * size**3, lambda a=a: product(a), device)
     return rates
 
 
@@ -72,8 +76,9 @@ def _host() -> dict[str, float]:
 
 
 def _host_as_device() -> dict[str, float]:
-    rates = _products("cpu", 1024)
-    return {**rates, "peak_flops_per_s": max(rates.values()), "gpu_memory_bytes": psutil.virtual_memory().total,
+    rates, few = _products("cpu", 1024), torch.ones(16)
+    return {**rates, "launch_s": 1 / _rate(1000, lambda: [few + 1 for _ in range(1000)]),
+            "peak_flops_per_s": max(rates.values()), "gpu_memory_bytes": psutil.virtual_memory().total,
             "memory_bytes_per_s": _host()["host_memory_bytes_per_s"], "gpus": 1}
 
 

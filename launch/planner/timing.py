@@ -73,8 +73,8 @@ class _Clock:
         self.events: dict[int, float] = {}
         self.collectives: dict[int, float] = {}
         self.phase: PhaseTime
-        local = min(ranks, hardware.gpus)
-        self.share = max(1, local)  # ranks that share the host and its disks
+        self.share = hardware.on_one_machine(ranks)  # ranks that share the host and its disks …
+        self.device_share = self.share if hardware.is_cpu else 1  # … and its cores, where those are the device
 
     def _on_stream(self, stream: int, seconds: float, resource: str) -> float:
         self.operators(1)
@@ -86,7 +86,8 @@ class _Clock:
 
     def kernel(self, stream, flops, size, dtype):
         rate = self.hardware.flops_per_s(dtype)
-        arithmetic, traffic = flops / rate, size / self.hardware.memory_bytes_per_s
+        arithmetic, traffic = (self.device_share * amount for amount in (
+            flops / rate, size / self.hardware.memory_bytes_per_s))
         self.phase.flops += flops
         self._on_stream(stream, max(arithmetic, traffic), "arithmetic" if arithmetic > traffic else "card memory")
 

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from launching import FAST, ROOT
 
+from astrobio.config import load_preset
 from launch.experiments import compare as module
 from launch.experiments.compare import (
     Comparison,
@@ -20,7 +21,7 @@ from launch.experiments.compare import (
     predicted_figures,
     timeline,
 )
-from launch.experiments.page import write_page
+from launch.experiments.page import memory_bars, write_page
 
 OFFLOAD = json.loads((ROOT / "ds_configs/zero3_offload.json").read_text())
 PLAN = {"fits": True, "time": {"step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5},
@@ -52,6 +53,24 @@ def test_no_prediction_says_why(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     found, why = predict("tiny", tmp_path / "broken.json", 2)
     assert found is None and why
+
+
+def test_a_prediction_counts_what_is_measured(monkeypatch, tmp_path):
+    """The ranks, not what reads ahead for them; and the model as it was changed."""
+    asked = []
+
+    def plan(command, **_):
+        asked.append(command)
+        parts = {"data workers": 10, "parameters": 90}
+        return subprocess.CompletedProcess(command, 0, json.dumps({"host": {"peak_bytes": 100, "parts": parts}}), "")
+
+    monkeypatch.setattr(module.subprocess, "run", plan)
+    found, _ = predict("tiny", tmp_path / "a.json", 2)
+    assert found["host"] == {"peak_bytes": 90, "parts": {"parameters": 90}}
+    monkeypatch.setattr(module, "_run", lambda row, *_: row.__dict__.update(status="failed", cause="error", reason="x"))
+    (tmp_path / "a.json").write_text(json.dumps(OFFLOAD))
+    compare("tiny", [tmp_path / "a.json"], 1, tmp_path / "out", ranks=1, changes=["model.climate.hidden_size=64"])
+    assert load_preset(asked[-1][asked[-1].index("--model") + 1]).climate.hidden_size == 64
 
 
 def test_predictions_have_the_names_of_what_is_measured():
@@ -95,6 +114,14 @@ def test_the_page_stands_alone_and_has_everything(page):
                   "limit 24.00 GB",
                   "No prediction for zero3 &lt;b&gt;: no such command", "polyline", "<code>fp16.enabled</code>"):
         assert words in text, words
+
+
+def test_more_parts_than_hues_are_told_together():
+    row = Row("a", "a.json", predicted={"host": {"peak_bytes": 55, "parts": {f"part {i}": i for i in range(1, 11)}}})
+    chart = str(memory_bars([row], "host", "host_peak_bytes"))
+    hues = re.findall(r'<i style="background:(#\w+)', chart)
+    assert len(hues) == len(set(hues)) == 8
+    assert "part 10" in chart and "part 3<" not in chart and "smaller parts" in chart
 
 
 def test_the_page_in_a_browser(page, tmp_path):

@@ -1,0 +1,98 @@
+"""Memory beside the model's tensors: a process, glibc's heap, data workers; and predictions beside real runs."""
+
+import sys
+
+import pytest
+import torch
+
+from astrobio.config import ConfigError
+from benchmarks import predicted
+from launch.planner import ghost, process
+from launch.planner.hardware import load_hardware
+from launch.planner.ledger import BOTH, HOST, KEPT, Ledger, Peak, Phase
+from launch.planner.plan import PROCESS, WORKERS, _host
+from launch.planner.workers import worker_bytes
+from launch.zero.accelerator import LARGE_BLOCK
+
+CPU = load_hardware("cpu")
+
+
+def test_glibc_keeps_small_blocks_that_are_freed_and_gives_large_ones_back():
+    ledger, small, large = Ledger(HOST), LARGE_BLOCK // 4, 4 * LARGE_BLOCK
+
+    def block(size):
+        tensor = torch.empty(size, dtype=torch.uint8)
+        ledger.add(tensor)
+        return tensor
+
+    held = [block(small), block(small), block(large)]
+    assert ledger.live[BOTH] == 2 * small + large and not ledger.parts[HOST][KEPT]
+    held.clear()
+    assert ledger.live[BOTH] == ledger.parts[HOST][KEPT] == 2 * small
+    held = [block(small)]
+    assert ledger.live[BOTH] == 2 * small and ledger.parts[HOST][KEPT] == small
+    held += [block(small), block(small)]
+    assert ledger.live[BOTH] == 3 * small and not ledger.parts[HOST][KEPT]
+
+
+def test_a_large_block_takes_memory_as_far_as_it_is_written():
+    ledger = Ledger(HOST)
+    buffer = torch.empty(2 * LARGE_BLOCK, dtype=torch.uint8)
+    ledger.add(buffer, written=False)
+    assert not ledger.live[BOTH]
+    ledger.touch(buffer[200:300])
+    ledger.touch(buffer[:100])
+    assert ledger.live[BOTH] == ledger.peaks[BOTH].bytes == 300
+    ledger.touch(buffer[-1:])
+    assert ledger.live[BOTH] == 2 * LARGE_BLOCK
+    del buffer
+    assert not ledger.live[BOTH] and not ledger.parts[HOST][KEPT]
+
+
+def test_every_rank_of_a_cpu_machine_counts():
+    """Its tensors, its process, its data workers."""
+    phase = Phase("forward", {BOTH: Peak(1000, {"activations": 1000})}, {})
+    result = ghost.Result([phase], [], [], {}, 0, 1, 1, 1, 1, process_bytes=7, worker_bytes=30)
+    assert CPU.on_one_machine(4) == 4 and load_hardware("a5000x2").on_one_machine(4) == 2
+    found = _host(result, CPU, 4, process=500)
+    assert found["peak_bytes"] == sum(found["parts"].values()) == 4 * (1000 + 500 + 30)
+    assert found["parts"][PROCESS] == 2000 and found["parts"][WORKERS] == 120
+    assert found["phases"]["forward"] == found["peak_bytes"]
+
+
+def test_a_worker_holds_less_than_its_rank():
+    """It shares with the rank what it does not change."""
+    assert 1e6 < worker_bytes() < process.largest_resident() / 2
+
+
+def test_a_process_is_measured_once_for_each_precision(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
+    measured = []
+    monkeypatch.setattr(process, "measure", lambda precision, machine: measured.append(precision) or len(measured))
+    assert [process.process_bytes(name, CPU, 9) for name in ("bf16", "fp16", "bf16")] == [1, 2, 1]
+    assert measured == ["bf16", "fp16"]
+
+    def fails(*_):
+        raise ConfigError("no compiler")
+
+    monkeypatch.setattr(process, "measure", fails)
+    assert process.process_bytes("fp32", CPU, 9) == 9 and process.process_bytes("fp16", CPU, 9) == 2
+    assert "no compiler" in capsys.readouterr().err
+
+
+def test_a_real_run_that_fails_says_why(monkeypatch):
+    job = ghost.Job({"stack": {}}, {})
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with process.start(job) as run, pytest.raises(ConfigError, match="a real run on this machine failed"):
+        process.finish(run)
+
+
+@pytest.mark.slow
+@pytest.mark.nvme
+@pytest.mark.parametrize("config", ["zero3_offload_bf16", "zero3_nvme"])
+def test_predicted_beside_measured(config, tmp_path):
+    row = predicted.compare("small", config, tmp_path)
+    (said, was), (read, really_read) = row["host_peak"], row["read"]
+    assert abs(said / was - 1) < 0.1
+    assert abs(read - really_read) <= 0.01 * really_read and (really_read > 0) is ("nvme" in config)
+    assert row["gathered"][0] == row["gathered"][1] > 0
