@@ -170,7 +170,7 @@ class Ledger(TorchDispatchMode):
             place = bisect.bisect_right(self._sequence, node._sequence_nr()) - 1 if node is not None else -1
             if place >= 0 and self._sequence_module[place]:
                 self._latest = self._sequence_module[place]
-        return self._latest if self._phase in ("forward", "backward") else ""
+        return self._latest if self._phase in ("forward", "backward", "evaluate") else ""
 
     # Memory -------------------------------------------------------------------------------------------------------
 
