@@ -1,5 +1,6 @@
 """The dataset card: README.md beside the data."""
 
+from collections import Counter
 from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
@@ -62,7 +63,7 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 
 {_table(["column", "read", "derived", "known"], completeness)}
 
-{_archives(quality.get("archives", {}))}## What to keep in mind
+{_archives(quality.get("archives", {}))}{_stored(quality.get("stored_climates", []))}## What to keep in mind
 
 - The climates are an emulator's mean for tidally locked, ocean-covered planets; catalogued planets above about 1.6
   Earth radii may have no rocky surface at all (Rogers 2015).
@@ -84,10 +85,26 @@ def _archives(archives: dict) -> str:
     return f"""## Archives
 
 The rows of these archives are in `archives/`, checked, as Parquet, with the rows set aside in `quarantine.jsonl` there.
-Catalogues and Gaia are merged into the planet table, telescopes' observations of a planet's star are told in its text;
-genomes, proteins, compounds and climates stand beside the records.
+Catalogues and Gaia are merged into the planet table, telescopes' observations of a planet's star are told in its text,
+climates are records of their own; genomes, proteins and compounds stand beside the records.
 
 {_table(["archive", "rows", "of what it has", "reasons to set rows aside"], rows)}
+
+"""
+
+
+def _stored(climates: list[dict]) -> str:
+    """The section on climates that were not emulated; empty if there are none."""
+    if not climates:
+        return ""
+    count = Counter((entry["source"], entry["planet"]) for entry in climates)
+    return f"""## Climates that were not emulated
+
+Means over time, conservatively regridded and interpolated to the emulator's levels; the label follows from them by the
+same rule. Since their provenance tells them apart, only pairs of one habitable and one not, of one planet and source,
+have it; the others are without a label (the rule's verdict is in `quality.json`, `stored_climates`).
+
+{_table(["source", "planet", "climates"], [[*key, number] for key, number in sorted(count.items())])}
 
 """
 

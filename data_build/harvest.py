@@ -27,10 +27,10 @@ from data_build.sources import ARCHIVES
 from data_build.sources.base import DTYPES, Archive, SourceInfo, connect, read
 from data_build.store import AnswerStore, write_whole
 
-CHUNK, VECTOR_CHUNK = 1000, 50  # rows in memory at a time, and in a file
+CHUNK, VECTOR_CHUNK = 1000, 4  # rows in memory at a time, and in a file
 MANIFEST = "stage.json"
 _ARROW = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_(),
-          "float32[2048]": pa.list_(pa.float32(), 2048)}
+          **{name: pa.list_(pa.float32(), int(name[8:-1])) for name in DTYPES if name.startswith("float32[")}}
 assert _ARROW.keys() == DTYPES.keys()
 
 

@@ -23,6 +23,7 @@ from astrobio.files import sync
 from astrobio.schema import HABITABILITY_RULE
 from data_build.assembly import assemble, records_of, versions
 from data_build.cache import DataError
+from data_build.climates import archived
 from data_build.fetch import Policy
 from data_build.gathering import gather_planets
 from data_build.harvest import Harvest, harvest_all
@@ -113,7 +114,9 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         computed = partial(_computed, pool=pool, work=work, workers=workers, stages=stages)
         candidates = _candidates(recipe, planets, computed)
         quality.candidates(candidates)
-        groups, alone = select_runs(candidates, recipe)
+        stored = archived(harvests, planets)
+        quality.stored(stored)
+        groups, alone = select_runs(candidates, recipe, stored)
         if not groups:
             raise DataError("no run could be chosen: raise the limit, sampled_planets or candidates_per_planet")
         tasks = [(groups[start:start + _GROUPS_PER_TASK], recipe) for start in range(0, len(groups), _GROUPS_PER_TASK)]

@@ -6,6 +6,7 @@ import numpy as np
 
 from astrobio.schema import MODALITIES, OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
 from data_build import checks
+from data_build.climates import report
 from data_build.planets import PLANET_PARAMETERS, Planet, kepler_axis_au
 from data_build.recipe import Recipe
 from data_build.selection import Candidate, Run
@@ -25,6 +26,7 @@ class Quality:
         self._set_aside: Counter = Counter()
         self._imbalance: list[float] = []
         self._candidates: dict = {}
+        self._stored: list[dict] = []
 
     def candidates(self, candidates: dict[str, list[Candidate]]) -> None:
         """Take in all candidate runs, before the choice."""
@@ -33,6 +35,12 @@ class Quality:
             for candidate in members:
                 found[candidate.planet.kind][_label_name(candidate.label)] += 1
         self._candidates = {kind: dict(counter) for kind, counter in found.items()}
+
+    def stored(self, candidates: list[Candidate]) -> None:
+        """Take in the climates that were not emulated."""
+        self._stored = report(candidates)
+        for candidate in candidates:
+            self._planets.setdefault(candidate.planet.key, candidate.planet)
 
     def set_aside(self, reason: str) -> None:
         """Count something that did not get in."""
@@ -69,6 +77,7 @@ class Quality:
                              for kind in ("observed", "synthetic")},
             "crossmatch": self._crossmatch,
             "candidates": self._candidates,
+            **({"stored_climates": self._stored} if self._stored else {}),
             "checks": self._checks(planets),
             "set_aside": dict(self._set_aside),
             "qualities": {"planet": "share of the star and planet columns read from a catalogue; 0.5 if sampled",

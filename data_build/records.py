@@ -1,6 +1,7 @@
 """One run in, one record of the schema out; and the bytes by which two records are compared."""
 
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 
 import clero
@@ -15,10 +16,11 @@ from astrobio.schema import (
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
 )
+from data_build.climates import read
 from data_build.planets import EMULATOR_INPUTS, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import SAMPLED_SOURCE, Atmosphere, stream
-from data_build.selection import Run
+from data_build.selection import Run, StoredClimate
 from data_build.sources import INFOS, Clero, Cobra, SourceInfo, TauRex
 from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
 from data_build.text import describe, scrub
@@ -34,6 +36,8 @@ _SURFACE_TEMPERATURE = [column.name for column in CLIMATE_SURFACE_VARIABLES].ind
 _QUALITY_EXTENDED, _QUALITY_METABOLISM, _QUALITY_PLAIN_TEXT = 0.5, 0.5, 0.5
 
 _SAMPLED = SourceInfo(SAMPLED_SOURCE, "planet", "1", "Apache-2.0", "data_build.sampling", "synthetic")
+_SOLAR_SYSTEM = SourceInfo("solar_system", "planet", "IAU 2015 nominal values", "public domain",
+                           "Prša et al. 2016, AJ 152, 41", "observed")
 _TEMPLATE = SourceInfo("template", "text", "1", "Apache-2.0", "data_build.text", "synthetic")
 
 
@@ -62,9 +66,14 @@ def in_core(inputs: dict[str, float]) -> bool:
 def make_records(runs: list[Run], recipe: Recipe) -> list[dict]:
     """The records of some runs, in their order, as the schema's `FEATURES` want them."""
     emulator, _, _ = models()
-    climates = emulator.climates([emulator_inputs(run.candidate.planet, run.candidate.atmosphere) for run in runs])
-    return [_record(run, levels, surface, recipe)
-            for run, levels, surface in zip(runs, climates.levels, climates.surface, strict=True)]
+    inputs = [emulator_inputs(run.candidate.planet, run.candidate.atmosphere) for run in runs
+              if run.candidate.stored is None]
+    emulated: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+    if inputs:
+        climates = emulator.climates(inputs)
+        emulated = zip(climates.levels, climates.surface, strict=True)
+    return [_record(run, *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)), recipe)
+            for run in runs]
 
 
 def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe) -> dict:
@@ -152,7 +161,8 @@ def _provenance(run: Run) -> dict:
         text = _together([text, *(INFOS[name] for name, _ in planet.observations)], text.kind)
     parts = {
         "planet": _planet_source(planet).provenance(planet.quality),
-        "climate": emulator.info.provenance(1.0 if run.candidate.core else _QUALITY_EXTENDED),
+        "climate": _climate_source(run.candidate.stored) if run.candidate.stored
+        else emulator.info.provenance(1.0 if run.candidate.core else _QUALITY_EXTENDED),
         "metabolism": cobra.info.provenance(_QUALITY_METABOLISM),
         "spectrum": taurex.info.provenance(1.0),
         "text": text.provenance(1.0 if described else _QUALITY_PLAIN_TEXT),
@@ -163,10 +173,18 @@ def _provenance(run: Run) -> dict:
     return parts
 
 
+def _climate_source(stored: StoredClimate) -> dict:
+    """A stored climate's provenance: its version tells what was averaged and interpolated."""
+    entry = INFOS[stored.source].provenance(1.0)
+    return {**entry, "version": f"{entry['version']}; {stored.processing}"}
+
+
 def _planet_source(planet: Planet) -> SourceInfo:
-    if planet.kind == "synthetic":
+    if planet.source == SAMPLED_SOURCE:
         return _SAMPLED
-    return _together([INFOS[name] for name in planet.source.split("+")], "observed")
+    if planet.source == _SOLAR_SYSTEM.name:
+        return _SOLAR_SYSTEM
+    return _together([INFOS[name] for name in planet.source.split("+")], planet.kind)
 
 
 def _together(infos: list[SourceInfo], kind: str) -> SourceInfo:

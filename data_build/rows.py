@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_build.sources.base import DTYPES, Archive, Field, SourceInfo
+import numpy as np
 
-#: Numbers at least as large as this are fill values that nothing declared as such: netCDF's default 9.96921e36, the
-#: 1e20 of CMIP, 1e30 and 1e36 of older models. No quantity here comes near.
-FILL = 1e19
+from data_build.sources.base import DTYPES, FILL, Archive, Field, SourceInfo
+
 #: A required field must be there in this share of an archive's rows, or the archive is not what it was.
 REQUIRED_SHARE = 0.95
 
@@ -27,7 +26,7 @@ def _value_problem(value: Any, field: Field) -> str:
         return f"{field.name} is absent" if field.required else ""
     if not isinstance(value, DTYPES[field.dtype]) or (isinstance(value, bool) and field.dtype != "bool"):
         return f"{field.name} is no {field.dtype} but {type(value).__name__}"
-    if isinstance(value, list):
+    if isinstance(value, np.ndarray):
         return _field_problem(value, field)
     if isinstance(value, (int, float)):
         if field.dtype == "float64" and abs(value) >= FILL:
@@ -41,12 +40,14 @@ def _value_problem(value: Any, field: Field) -> str:
     return ""
 
 
-def _field_problem(values: list[float], field: Field) -> str:
+def _field_problem(values: np.ndarray, field: Field) -> str:
     expected = int(field.dtype.split("[")[1].rstrip("]"))
-    if len(values) != expected:
-        return f"{field.name} has {len(values)} values, not {expected}"
-    fills = [value for value in values if abs(value) >= FILL]
-    return f"{field.name} holds the fill value {fills[0]:.4g}, not masked" if fills else ""
+    if values.shape != (expected,):
+        return f"{field.name} is of shape {values.shape}, not ({expected},)"
+    if not np.isfinite(values).all():
+        return f"{field.name} is not finite"
+    fill = float(values[np.abs(values).argmax()])
+    return f"{field.name} holds the fill value {fill:.4g}, not masked" if abs(fill) >= FILL else ""
 
 
 class RowQuality:

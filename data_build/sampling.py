@@ -29,11 +29,12 @@ _DWARF_RADIUS_SUN = 1.3  # larger hosts have left the main sequence
 
 @dataclass(frozen=True)
 class Atmosphere:
-    """Surface pressure in bar and volume mixing ratios of the dry air; N2 is the rest."""
+    """Surface pressure in bar and volume mixing ratios of the dry air, and what the ``rest`` of it is."""
 
     surface_pressure_bar: float
     co2_vmr: float
     ch4_vmr: float
+    rest: str = "nitrogen"
 
 
 def stream(seed: int, *names: str) -> np.random.Generator:

@@ -5,11 +5,15 @@ kind of planet, the columns known, derived and read, the climate's quality, whic
 wording of the text. So the label is balanced in every split for every value of all those, and no classifier can learn
 it from them. Most pairs are of one planet; a planet that reaches only one class whatever its atmosphere is paired with
 another planet alike in the columns known and derived, and then neither's name nor description is told.
+
+Climates of archives and of a real GCM are few, and their provenance tells them apart: they are paired with one another
+alone, within a planet, a source and its processing. Those without a partner stay without a label.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
 from data_build.planets import Planet
@@ -18,19 +22,37 @@ from data_build.sampling import Atmosphere, stream
 
 
 @dataclass(frozen=True)
+class StoredClimate:
+    """A climate that was not emulated: ``row`` of the Parquet file ``path``, of ``source``; see
+    `data_build.sources.climate`. ``processing`` says what was averaged and interpolated."""
+
+    source: str
+    climate_id: str
+    processing: str
+    path: Path
+    row: int
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """One planet with one atmosphere: its label (None where open) and whether it is in CLERO's core domain."""
+    """One planet with one atmosphere: its label (None where open) and whether it is in CLERO's core domain.
+
+    Its climate is CLERO's, or a stored one.
+    """
 
     planet: Planet
     number: int
     atmosphere: Atmosphere
     label: int | None
     core: bool
+    stored: StoredClimate | None = None
 
     @property
     def run_id(self) -> str:
-        """``<planet key>/<number>``; the number is that of the candidate, which is independent of the label."""
-        return f"{self.planet.key}/{self.number:03d}"
+        """``<planet key>/<number>``, ``<planet key>/<source>-<number>`` where the climate is a stored one; the number
+        is that of the candidate, which is independent of the label."""
+        source = f"{self.stored.source}-" if self.stored else ""
+        return f"{self.planet.key}/{source}{self.number:03d}"
 
 
 @dataclass(frozen=True)
@@ -52,11 +74,13 @@ class Block:
     pairs: list[tuple[Candidate, Candidate]] = field(default_factory=list)
 
 
-def select_runs(candidates: dict[str, list[Candidate]], recipe: Recipe) -> tuple[list[tuple[Run, ...]], list[dict]]:
+def select_runs(candidates: dict[str, list[Candidate]], recipe: Recipe,
+                stored: Iterable[Candidate] = ()) -> tuple[list[tuple[Run, ...]], list[dict]]:
     """Choose the runs.
 
     Args:
         candidates: planet key → that planet's candidates.
+        stored: candidates with a stored climate; all of them are kept.
 
     Returns:
         Groups of runs (pairs, and single runs without a label) in a random order, and the planets set aside with the
@@ -78,6 +102,7 @@ def select_runs(candidates: dict[str, list[Candidate]], recipe: Recipe) -> tuple
             for pair in block.pairs]
     planet_split = {planet.key: split for block, split in zip(blocks, splits, strict=True) for planet in block.planets}
     runs += _unlabelled(candidates, planet_split, 2 * len(runs), recipe)
+    runs += _stored_runs(list(stored), planet_split, recipe)
     order = stream(recipe.seed, "order").permutation(len(runs))
     return [runs[index] for index in order], set_aside
 
@@ -176,6 +201,32 @@ def _unlabelled(candidates: dict[str, list[Candidate]], planet_split: dict[str, 
     chosen: Iterable[int] = stream(recipe.seed, "unlabelled").permutation(len(open_))[:wanted]
     return [(Run(open_[i], planet_split[open_[i].planet.key], open_[i].run_id,
                  _draw_present(open_[i].run_id, recipe), named=True),) for i in chosen]
+
+
+def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: Recipe) -> list[tuple[Run, ...]]:
+    """Every stored climate: in pairs of one habitable and one not where a planet has two that are otherwise alike, the
+    others without a label. A planet that has no split yet gets one."""
+    new = {candidate.planet.key: candidate.planet for candidate in stored if candidate.planet.key not in planet_split}
+    blocks = [Block([new[key]]) for key in sorted(new)]
+    planet_split = planet_split | dict(zip(sorted(new), assign_splits(blocks, recipe), strict=True))
+    alike: dict[tuple, list[Candidate]] = defaultdict(list)
+    for candidate in stored:
+        alike[candidate.planet.key, candidate.stored.source, candidate.stored.processing, candidate.atmosphere.rest,
+              signature(candidate.planet)].append(candidate)
+    runs = []
+    for members in alike.values():
+        verdicts = [[candidate for candidate in members if candidate.label == label] for label in (1, 0)]
+        pairs = list(zip(*verdicts, strict=False))
+        paired = {candidate.run_id for pair in pairs for candidate in pair}
+        alone = [(replace(candidate, label=None),) for candidate in members if candidate.run_id not in paired]
+        for group in [*pairs, *alone]:
+            name = "+".join(candidate.run_id for candidate in group)
+            # The climate is what the record is there for; a spectrum would need a tidally locked planet's terminator.
+            present = {**_draw_present(name, recipe), "climate": True, "spectrum": False}
+            ordered = sorted(group, key=lambda candidate: candidate.number)
+            runs.append(tuple(Run(candidate, planet_split[candidate.planet.key], name, present, named=True)
+                              for candidate in ordered))
+    return runs
 
 
 def _draw_present(name: str, recipe: Recipe) -> dict[str, bool]:

@@ -49,6 +49,8 @@ def describe(planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random
     sentence = _SENTENCES[rng.integers(len(_SENTENCES))]
     opening = _OPENINGS[rng.integers(len(_OPENINGS))]
     closing = _ATMOSPHERE_OPENINGS[rng.integers(len(_ATMOSPHERE_OPENINGS))]
+    if atmosphere.rest != "nitrogen":
+        closing = f"The rest of the air is {atmosphere.rest}."
     order = rng.permutation(3)
     air = {"surface_pressure_bar": atmosphere.surface_pressure_bar, "co2_vmr": atmosphere.co2_vmr,
            "ch4_vmr": atmosphere.ch4_vmr}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import requests
 
 from data_build.cache import DataError
@@ -41,8 +42,13 @@ class Field:
         return self.theirs or self.name
 
 
-#: dtype of a field → the Python type of its values; a vector is a list of floats.
-DTYPES = {"string": str, "float64": float, "int64": int, "bool": bool, "float32[2048]": list}
+#: dtype of a field → the Python type of its values; a vector is a NumPy array.
+DTYPES = {"string": str, "float64": float, "int64": int, "bool": bool, "float32[6144]": np.ndarray,
+          "float32[102400]": np.ndarray}
+
+#: Numbers at least as large as this are fill values that nothing declared as such: netCDF's default 9.96921e36, the
+#: 1e20 of CMIP, 1e30 and 1e36 of older models. No quantity here comes near.
+FILL = 1e19
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,8 @@ def _data_error(error: BaseException | None) -> DataError | None:
 
 def _converted(value: Any, field: Field) -> Any:
     """The value in our unit and type; None where it is absent; unchanged where it is of another type."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return value
     if value is None or value == "" or type(value).__name__ == "MaskedConstant":
         return None
     if isinstance(value, bytes):

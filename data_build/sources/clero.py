@@ -21,7 +21,7 @@ _LEVEL_FIELDS = {"air_temperature": "temperature", "log10_specific_humidity": "s
                  "cloud_fraction": "cloud_fraction", "eastward_wind": "u", "northward_wind": "v"}
 _SURFACE_FIELDS = {"surface_temperature": "surface_temperature", "absorbed_shortwave": "asr",
                    "outgoing_longwave": "olr"}
-_HUMIDITY_FLOOR = 1e-9  # kg kg-1, the schema's floor
+HUMIDITY_FLOOR = 1e-9  # kg kg-1, the schema's floor
 
 AREA_WEIGHTS = climate_analysis.latitude_weights(climate_analysis.latitude_centers(32))
 
@@ -63,7 +63,7 @@ class Clero:
         fields = self._emulator.predict([{**row, "GCM": GCM} for row in inputs])
         levels = np.stack([_top_first(fields, _LEVEL_FIELDS[column.name]) for column in CLIMATE_LEVEL_VARIABLES], 1)
         humidity = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("log10_specific_humidity")
-        levels[:, humidity] = np.log10(np.maximum(levels[:, humidity], _HUMIDITY_FLOOR))
+        levels[:, humidity] = np.log10(np.maximum(levels[:, humidity], HUMIDITY_FLOOR))
         surface = np.stack([fields[_SURFACE_FIELDS[column.name]] for column in CLIMATE_SURFACE_VARIABLES], 1)
         return Climates(levels, surface)
 

@@ -1,4 +1,8 @@
-"""Copernicus Climate Data Store: the Earth's surface temperature of ERA5, month by month, by cdsapi."""
+"""Copernicus Climate Data Store: the Earth's climate of ERA5, a climate for each year of monthly means, by cdsapi.
+
+The names of data sets, variables and levels are those the store's own request form shows; ``grid`` makes it send one
+degree in place of a quarter (ECMWF, "How to download ERA5", confluence.ecmwf.int/display/CKB), some 200 MB a year.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,23 +12,35 @@ import requests
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn
 from data_build.fetch import Authorisation
+from data_build.planets import EARTH
 from data_build.sources.base import SourceInfo, downloaded
-from data_build.sources.netcdf import FIELDS, field_problems, field_rows
+from data_build.sources.climate import FIELDS, climate_problems, climate_row
+from data_build.sources.netcdf import merged, read_means
 
 URL = "https://cds.climate.copernicus.eu/api"
 DATASET = "reanalysis-era5-single-levels-monthly-means"
-YEARS = (1990, 2000, 2010, 2020)
+#: What is asked for a year. Instantaneous and mean values come in one file each: together the store would zip them.
+REQUESTS = (
+    (DATASET, ("skin_temperature", "surface_pressure"), {}),
+    (DATASET, ("mean_top_net_short_wave_radiation_flux", "mean_top_net_long_wave_radiation_flux"), {}),
+    ("reanalysis-era5-pressure-levels-monthly-means",
+     ("temperature", "specific_humidity", "fraction_of_cloud_cover", "u_component_of_wind", "v_component_of_wind"),
+     {"pressure_level": ["10", "70", "100", "175", "300", "400", "550", "700", "800", "900", "925", "1000"]}),
+)
+#: Year → CO2 at Mauna Loa in ppm and global CH4 in ppb, annual means (Lan, Tans & Thoning, NOAA Global Monitoring
+#: Laboratory, gml.noaa.gov/ccgg/trends).
+GASES = {1990: (354.5, 1714.0), 2020: (414.2, 1879.0)}
 MONTHS = 12
 
 
 class Copernicus:
-    """Monthly means of an Earth that is known. Each data set's licence must be accepted once on its web page."""
+    """Annual means of an Earth that is known. Each data set's licence must be accepted once on its web page."""
 
     info = SourceInfo(
         name="copernicus", title="Copernicus Climate Data Store", modality="climate", kind="simulated",
-        version=f"ERA5 monthly means, {', '.join(map(str, YEARS))}", client="cdsapi",
+        version="ERA5 monthly means", client="cdsapi",
         licence="Licence to use Copernicus Products",
-        citation="Hersbach et al. 2020, QJRMS 146, 1999; doi:10.24381/cds.f17050d7",
+        citation="Hersbach et al. 2020, QJRMS 146, 1999; doi:10.24381/cds.f17050d7; doi:10.24381/cds.6860a573",
         requests_per_second=2.0,
         fields=FIELDS,
         sign_in=SignIn(variables={"key": "CDSAPI_KEY"}, required=True, rc_file="~/.cdsapirc",
@@ -32,32 +48,44 @@ class Copernicus:
                              f"https://cds.climate.copernicus.eu/datasets/{DATASET}?tab=download)",
                        hosts=("cds.climate.copernicus.eu",), keyring_service="astrobio:cds"))
 
-    check = staticmethod(field_problems)
+    #: Where the planet's numbers come from: `data_build.records` has the declaration.
+    planet_source, planet_kind = "solar_system", "observed"
+
+    check = staticmethod(climate_problems)
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
-        """A field for each month of `YEARS`."""
+        """A climate for each year of `GASES`."""
+        for year, (co2, ch4) in GASES.items():
+            parts, problems = [], []
+            for number, request in enumerate(REQUESTS):
+                means, found, _ = self._asked(session, year, f"era5-{year}-{number}", *request)
+                parts.append(means)
+                problems += found
+            values = {**EARTH, "co2_vmr": co2 * 1e-6, "ch4_vmr": ch4 * 1e-9}
+            yield climate_row(f"era5-{year}", "Earth", values, merged(parts), problems, "nitrogen and oxygen")
+
+    def _asked(self, session: requests.Session, year: int, name: str, dataset: str, variables: tuple[str, ...],
+               more: dict[str, Any]):
+        """The means of one file over a year's months."""
         import cdsapi
 
         # A key without a colon makes it the present client; the real one is added by the transport.
         client = cdsapi.Client(url=URL, key="added-by-the-transport", quiet=True, progress=False, retry_max=1,
                                sleep_max=60, session=session)
-        for year in YEARS:
-            result = client.retrieve(DATASET, {
-                "product_type": ["monthly_averaged_reanalysis"], "variable": ["2m_temperature"],
-                "year": [str(year)], "month": [f"{month:02d}" for month in range(1, MONTHS + 1)],
-                "time": ["00:00"], "data_format": "netcdf", "download_format": "unarchived"})
-            # Its own download goes past the session.
-            with downloaded(session, result.location, self.info) as path:
-                if path.stat().st_size != result.content_length:
-                    raise DataError(f"{self.info.title}: {year} has {path.stat().st_size} of {result.content_length} "
-                                    "bytes: the answer was cut short; build with --refresh")
-                count = 0
-                for row in field_rows(path, f"era5-{year}", self.info.title):
-                    count += 1
-                    yield row
-            if count != MONTHS:
-                raise DataError(f"{self.info.title}: {year} has {count} of {MONTHS} months: the answer was cut short; "
-                                "build with --refresh")
+        result = client.retrieve(dataset, {
+            "product_type": ["monthly_averaged_reanalysis"], "variable": list(variables), "year": [str(year)],
+            "month": [f"{month:02d}" for month in range(1, MONTHS + 1)], "time": ["00:00"], **more,
+            "grid": [1.0, 1.0], "data_format": "netcdf", "download_format": "unarchived"})
+        with downloaded(session, result.location, self.info) as path:  # its own download goes past the session
+            if path.stat().st_size != result.content_length:
+                raise DataError(f"{self.info.title}: {name} has {path.stat().st_size} of {result.content_length} "
+                                "bytes: the answer was cut short; build with --refresh")
+            means, problems, attributes = read_means(path, name, self.info.title)
+        short = [f"{variable} {mean.times}" for variable, mean in means.items() if mean.times != MONTHS]
+        if short:
+            raise DataError(f"{self.info.title}: {name} has not {MONTHS} months ({', '.join(short)}): the answer was "
+                            "cut short; build with --refresh")
+        return means, problems, attributes
 
     def settled(self, method: str, head: bytes) -> bool:
         """A job's order is kept, so that it is found again; its state is kept once it is successful."""

@@ -1,47 +1,91 @@
-"""Climate files in netCDF: opened by xarray, and turned into rows of one field on the schema's grid each.
+"""Climate files in netCDF: means over their times of the variables a climate is made of, on the schema's grid.
 
 A cell that holds a fill value is absent, not a temperature of 1e36 K: what the file declares as fill (``_FillValue``,
-``missing_value``) xarray masks; what it does not declare stays in the row, where `data_build.rows` finds it.
+``missing_value``) xarray masks; what it does not declare is found in the file's own values, before any average hides
+it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from clero import climate_analysis
 
 from astrobio.schema import CLIMATE_LATITUDES, CLIMATE_LONGITUDES
 from data_build.cache import DataError
-from data_build.sources.base import Field
+from data_build.sources.base import FILL
 
-#: Variables that are read, by any of the names models give them: name → (unit, minimum, maximum, names).
+_TEMPERATURE = {"K": (1, 0), "C": (1, 273.15), "degC": (1, 273.15)}
+_SHARE = {"1": (1, 0), "kg/kg": (1, 0), "kgkg-1": (1, 0), "(0-1)": (1, 0), "%": (0.01, 0)}
+_WIND = {"m/s": (1, 0), "ms-1": (1, 0)}
+_FLUX = {"W/m2": (1, 0), "Wm-2": (1, 0)}
+_PRESSURE = {"Pa": (1, 0), "hPa": (100, 0), "mb": (100, 0), "mbar": (100, 0), "millibars": (100, 0)}
+#: A flux that a file counts downward, where the schema's goes up.
+_DOWNWARD = {unit: (-factor, 0) for unit, (factor, _) in _FLUX.items()}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a climate: ``unit``, possible range, and the names it has in ERA5, ModelE, ExoPlaSim and CMIP.
+
+    ``names`` maps each to its units there, and those to factor and offset; ``on_levels`` tells whether it has levels.
+    """
+
+    unit: str
+    minimum: float
+    maximum: float
+    on_levels: bool
+    names: Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+def _all(*names: str, units: Mapping[str, tuple[float, float]]) -> dict[str, Mapping[str, tuple[float, float]]]:
+    return dict.fromkeys(names, units)
+
+
+#: ERA5's names are those of the Climate Data Store's netCDF files (``avg_*``; before 2024 ``mtn*``), ModelE's those of
+#: its DEFACC.f (diagnostics ``aij``, ``aijl`` on model layers, ``aijk`` on constant pressure), and the last CMIP's.
 VARIABLES = {
-    "surface_temperature": ("K", 30, 2000, ("ts", "tas", "t2m", "tsurf")),
-    "air_temperature": ("K", 30, 2000, ("ta",)),
-    "absorbed_shortwave": ("W m-2", -1, 2e4, ("tsr", "srnf_toa", "rsnt")),
-    "outgoing_longwave": ("W m-2", 0, 2e4, ("rlut", "trnf_toa", "olr")),
+    "air_temperature": Variable("K", 30, 2000, True, _all("t", "TempL", "ta", units=_TEMPERATURE)),
+    "specific_humidity": Variable("kg kg-1", -1e-3, 1, True, _all("q", "SpHuL", "hus", units=_SHARE)),
+    "cloud_fraction": Variable("1", -0.01, 1.01, True, _all("cc", "cf", "cl", units=_SHARE)),
+    "eastward_wind": Variable("m s-1", -500, 500, True, _all("u", "ub", "ucp", "ua", units=_WIND)),
+    "northward_wind": Variable("m s-1", -500, 500, True, _all("v", "vb", "vcp", "va", units=_WIND)),
+    "surface_temperature": Variable("K", 30, 2000, False, _all("skt", "tgrnd", "ts", units=_TEMPERATURE)),
+    "absorbed_shortwave": Variable("W m-2", -10, 2e4, False, _all("avg_tnswrf", "mtnswrf", "srnf_toa", "rst",
+                                                                  units=_FLUX)),
+    "outgoing_longwave": Variable("W m-2", 0, 2e4, False, {
+        **_all("avg_tnlwrf", "mtnlwrf", "trnf_toa", units=_DOWNWARD), **_all("rlut", units=_FLUX)}),
+    "surface_pressure": Variable("Pa", 10, 1e8, False, _all("sp", "prsurf", "ps", units=_PRESSURE)),
 }
 
-FIELDS = (
-    Field("field_id", "string", required=True),  # <file>:<variable>:<number of the time>
-    Field("variable", "string", required=True),
-    Field("unit", "string", required=True),
-    Field("time", "string", required=True),
-    Field("missing_fraction", "float64", "1", 0, 1, required=True),
-    Field("minimum", "float64", "unit", required=True),
-    Field("maximum", "float64", "unit", required=True),
-    Field("values", "float32[2048]", "unit", required=True),  # [32 × 64], latitude from south to north
-)
+
+@dataclass(frozen=True)
+class Mean:
+    """A variable's mean over the times of a file: ``values`` [K, 32, 64] and ``levels`` [K], None without levels.
+
+    ``levels`` are pressures in Pa, or shares of the surface pressure where ``sigma`` is true. ``times`` were averaged.
+    """
+
+    values: np.ndarray
+    levels: np.ndarray | None
+    sigma: bool
+    times: int
 
 
-def field_rows(path: Path, name: str, title: str) -> Iterator[dict[str, Any]]:
-    """One row for each time of each variable of `VARIABLES` in the file.
+def read_means(path: Path, name: str, title: str) -> tuple[dict[str, Mean], list[str], dict[str, str]]:
+    """The means of a file's variables, one time of one variable in memory at a time.
 
     Args:
-        path: the file; ``name`` is what rows call it, ``title`` the archive's name in messages.
+        path: the file; ``name`` is what messages call it, ``title`` the archive's name in them.
+
+    Returns:
+        Variable → its mean; what is wrong with the file's values (units, fill values, ranges, absent cells); and the
+        file's attributes.
 
     Raises:
-        DataError: the file is damaged, or holds none of the variables.
+        DataError: the file is damaged.
     """
     import xarray
 
@@ -50,65 +94,165 @@ def field_rows(path: Path, name: str, title: str) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{title}: {name} is no whole netCDF file ({type(error).__name__}: {error}): it is damaged or "
                         "cut short; build with --refresh") from error
+    means, problems = {}, []
     with data:
-        latitude, longitude = (_coordinate(data, names, name, title) for names in (("lat", "latitude"),
-                                                                                  ("lon", "longitude")))
-        found = {ours: next((theirs for theirs in names if theirs in data), None)
-                 for ours, (_, _, _, names) in VARIABLES.items()}
-        if not any(found.values()):
-            raise DataError(f"{title}: {name} holds none of {', '.join(VARIABLES)}; it has "
-                            f"{', '.join(map(str, data.data_vars))}")
-        for variable, theirs in found.items():
+        for variable, about in VARIABLES.items():
+            theirs = next((other for other in about.names if other in data.data_vars), None)
             if theirs is None:
                 continue
-            array = data[theirs]
-            others = [dimension for dimension in array.dims if dimension not in (latitude, longitude)]
-            stacked = array.transpose(*others, latitude, longitude)
-            times = int(np.prod([array.sizes[dimension] for dimension in others], dtype=int))
-            for number in range(times):  # one field at a time: a file may be larger than the memory
-                index = dict(zip(others, np.unravel_index(number, [array.sizes[d] for d in others]), strict=True)) \
-                    if others else {}
-                field = stacked.isel(index)
-                values = field.values.astype(float)
-                known = values[np.isfinite(values)]
-                time = str(float(field["time"])) if "time" in field.coords else "0"
-                yield {"field_id": f"{name}:{variable}:{number:06d}", "variable": variable,
-                       "unit": str(array.attrs.get("units", "")), "time": time,
-                       "missing_fraction": float(1 - known.size / max(1, values.size)),
-                       "minimum": float(known.min()) if known.size else None,
-                       "maximum": float(known.max()) if known.size else None,
-                       "values": regridded(values, data[latitude].values, data[longitude].values).ravel().tolist()}
+            units = about.names[theirs]
+            unit = _unit(data[theirs])
+            if unit not in units:
+                problems.append(f"the unit of {variable} ({theirs}) is {data[theirs].attrs.get('units', '')!r}, it "
+                                f"must be {about.unit} or another of {', '.join(units)}")
+                continue
+            mean, found = _mean(data, theirs, variable, about, units[unit])
+            problems += found
+            if mean is not None:
+                means[variable] = mean
+        attributes = {str(key): str(value) for key, value in data.attrs.items()}
+    return means, problems, attributes
 
 
-def field_problems(row: dict[str, Any]) -> list[str]:
-    """What is wrong with a row of `field_rows`: its unit, and values no planet has."""
-    unit, low, high, _ = VARIABLES[row["variable"]]
-    problems = [] if row["unit"].replace("**", "") == unit else [f"unit is {row['unit']!r}, it must be {unit}"]
-    if row["minimum"] < low or row["maximum"] > high:
-        problems.append(f"{row['variable']} is outside [{low:g}, {high:g}] {unit}")
-    return problems
+def _mean(data, theirs: str, variable: str, about: Variable,
+          conversion: tuple[float, float]) -> tuple[Mean | None, list[str]]:
+    array = data[theirs]
+    axes = [_axis(array, names) for names in (("lat", "latitude", "lat2"), ("lon", "longitude", "lon2"))]
+    vertical = _axis(array, ("pressure_level", "plev", "plm", "level", "lev")) if about.on_levels else None
+    if None in axes or (about.on_levels and vertical is None):
+        return None, [f"{variable} ({theirs}) has the dimensions {', '.join(map(str, array.dims))}: latitude, "
+                      f"longitude{' and level' if about.on_levels else ''} are needed"]
+    latitude, longitude = axes
+    others = [axis for axis in array.dims if axis not in (latitude, longitude, vertical)]
+    array = array.transpose(*others, *([vertical] if vertical else []), latitude, longitude)
+    weights = overlaps(data[latitude].values, data[longitude].values)
+    count = array.sizes[vertical] if vertical else 1
+    total, times, low, high, absent = np.zeros((count, CLIMATE_LATITUDES, CLIMATE_LONGITUDES)), 0, np.inf, -np.inf, 0
+    for index in product(*(range(array.sizes[axis]) for axis in others)):
+        values = array.isel(dict(zip(others, index, strict=True))).values.astype(float)
+        known = values[np.isfinite(values)]
+        absent += values.size - known.size
+        if known.size:
+            low, high = min(low, known.min()), max(high, known.max())
+        if not absent:
+            total += regridded(values, weights)
+        times += 1
+    problems = _range_problems(variable, about, conversion, low, high)
+    if absent:
+        problems.append(f"{variable} is absent in {absent / array.size:.1%} of its cells")
+    if problems:
+        return None, problems
+    factor, offset = conversion
+    levels, sigma, found = _levels(data, vertical, theirs) if vertical else (None, False, [])
+    return (None if found else Mean(total / times * factor + offset, levels, sigma, times)), found
 
 
-def regridded(values: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """``values`` [Y, X] on the schema's grid [32, 64], bilinear, periodic in longitude; NaN where a neighbour is."""
-    rows = np.argsort(latitude)
-    columns = np.argsort(longitude % 360)
-    values, latitude, longitude = values[rows][:, columns], latitude[rows], (longitude % 360)[columns]
-    longitude = np.concatenate([[longitude[-1] - 360], longitude, [longitude[0] + 360]])
-    values = np.concatenate([values[:, -1:], values, values[:, :1]], axis=1)
-    new_latitude = (np.arange(CLIMATE_LATITUDES) + 0.5) * 180 / CLIMATE_LATITUDES - 90
-    new_longitude = (np.arange(CLIMATE_LONGITUDES) + 0.5) * 360 / CLIMATE_LONGITUDES
-    by_row = np.stack([np.interp(new_longitude, longitude, row) for row in values])
-    return np.stack([np.interp(new_latitude, latitude, column) for column in by_row.T], axis=1)
+def _range_problems(variable: str, about: Variable, conversion: tuple[float, float], low: float,
+                    high: float) -> list[str]:
+    if not np.isfinite(low):
+        return [f"{variable} has no value"]
+    fill = max(low, high, key=abs)
+    if abs(fill) >= FILL:
+        return [f"{variable} holds the fill value {fill:.4g}, not masked"]
+    low, high = sorted(value * conversion[0] + conversion[1] for value in (low, high))
+    if low < about.minimum or high > about.maximum:
+        return [f"{variable} is {low:.4g} to {high:.4g}, outside [{about.minimum:g}, {about.maximum:g}] {about.unit}"]
+    return []
+
+
+def _levels(data, vertical: str, theirs: str) -> tuple[np.ndarray | None, bool, list[str]]:
+    """Levels in Pa, or as shares of the surface pressure (``lev`` of ExoPlaSim), and what is wrong with them."""
+    # ModelE numbers its layers and tells their nominal pressures beside.
+    name = "plm" if vertical == "level" and "plm" in data and data["plm"].size == data.sizes[vertical] else vertical
+    if name not in data:
+        return None, False, [f"the levels of {theirs} have no coordinate {name}"]
+    values = data[name].values.astype(float)
+    if values.max() <= 1:
+        return values, True, []
+    unit = _unit(data[name]) or ("mb" if name == "plm" else "hPa")
+    if unit not in _PRESSURE:
+        return None, False, [f"the levels of {theirs} ({name}) are in {unit!r}: Pa, hPa or mb are needed"]
+    return values * _PRESSURE[unit][0], False, []
+
+
+def overlaps(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of first-order conservative regridding (Jones 1999, Mon. Weather Rev. 127, 2204) to the schema's
+    grid from cells around ``latitude`` [y] and ``longitude`` [x] in degrees, in any order: [32, y] and [64, x].
+
+    A cell ends halfway to the next; the outermost ones end at the poles. Each weight is the share of a new cell's
+    area that an old one covers, so that rows sum to one and the area-weighted mean stays.
+    """
+    return (_shares(np.sin(np.deg2rad(_schema_bounds_latitude())), np.sin(np.deg2rad(_bounds(latitude, -90, 90))),
+                    np.argsort(latitude)),
+            _longitude_shares(longitude))
+
+
+def regridded(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """``values`` [..., y, x], none of them absent, with the weights of `overlaps`: [..., 32, 64]."""
+    return weights[0] @ values @ weights[1].T
+
+
+def _schema_bounds_latitude() -> np.ndarray:
+    centres = climate_analysis.latitude_centers(CLIMATE_LATITUDES)
+    return _bounds(centres, -90, 90)
+
+
+def _bounds(centres: np.ndarray, low: float, high: float) -> np.ndarray:
+    centres = np.sort(centres)
+    return np.concatenate([[low], (centres[1:] + centres[:-1]) / 2, [high]])
+
+
+def _longitude_shares(longitude: np.ndarray) -> np.ndarray:
+    centres = climate_analysis.longitude_centers(CLIMATE_LONGITUDES)
+    step = 360 / CLIMATE_LONGITUDES
+    new = np.append(centres - step / 2, centres[-1] + step / 2)
+    turned = (longitude - new[0]) % 360 + new[0]
+    order = np.argsort(turned)
+    ring = turned[order]
+    middle = (ring + np.append(ring[1:], ring[0] + 360)) / 2  # the end of each cell; the last may lie past the seam
+    edges = np.concatenate([[middle[-1] - 360], middle])
+    return sum(_shares(new, edges + turn, order) for turn in (-360, 0, 360))
+
+
+def _shares(new: np.ndarray, old: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """[n, o]: which share of each interval between the edges ``new`` [n + 1] lies in those between ``old`` [o + 1],
+    the latter in the order they had before they were sorted by ``order``."""
+    shared = np.minimum(new[1:, None], old[None, 1:]) - np.maximum(new[:-1, None], old[None, :-1])
+    weights = np.empty_like(shared)
+    weights[:, order] = np.maximum(shared, 0) / np.diff(new)[:, None]
+    return weights
+
+
+def on_pressures(mean: Mean, surface_pressure_pa: float, pressures: np.ndarray) -> np.ndarray:
+    """A mean's values at ``pressures`` [Z] in Pa, linear in the logarithm of pressure: [Z, 32, 64].
+
+    Raises:
+        ValueError: the file's levels do not reach so far; what they do not tell is not made up.
+    """
+    levels = mean.levels * surface_pressure_pa if mean.sigma else mean.levels
+    if levels.min() > pressures.min() * 1.001 or levels.max() < pressures.max() * 0.999:
+        raise ValueError(f"its levels reach from {levels.min() / 100:.4g} to {levels.max() / 100:.4g} hPa, "
+                         f"{pressures.min() / 100:.4g} to {pressures.max() / 100:.4g} are needed")
+    order = np.argsort(levels)
+    unit = np.eye(len(levels))
+    weights = np.stack([np.interp(np.log(pressures), np.log(levels[order]), row) for row in unit], axis=1)
+    return np.tensordot(weights, mean.values[order], axes=1)
+
+
+def merged(parts: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
+    """The means of several files of one climate; the first file's stand where two have a variable."""
+    return {name: mean for part in reversed(parts) for name, mean in part.items()}
+
+
+def _axis(array, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in array.dims), None)
+
+
+def _unit(array) -> str:
+    return "".join(str(array.attrs.get("units", "")).replace("**", "").replace("^", "").split())
 
 
 def _engine(path: Path) -> str:
     with path.open("rb") as file:
         return "scipy" if file.read(3) == b"CDF" else "h5netcdf"
 
-
-def _coordinate(data, names, file: str, title: str) -> str:
-    for name in names:
-        if name in data.coords or name in data.dims:
-            return name
-    raise DataError(f"{title}: {file} has no coordinate {' or '.join(names)}")

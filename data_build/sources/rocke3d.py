@@ -1,48 +1,138 @@
-"""ROCKE-3D: the climates published with its papers, netCDF files in a folder of a web server."""
+"""ROCKE-3D: the climates published with its papers, netCDF files in folders of a web server.
+
+Under `FOLDER` each paper has a folder, with one for each run in it or in that: diagnostics named
+``<period>.aij<run>.nc`` (maps), ``aijl`` (model layers) and, in some, ``aijk`` (winds on constant pressure), a pair of
+them for each year, and the run's rundeck ``<run>.R``. The layout is that of Tsigaridis et al. 2025 (GMD 18, 5825) and
+Way et al. 2018 (ApJS 239, 24); the variables' names and units are ModelE's own (its DEFACC.f).
+"""
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urljoin
 
 import requests
 
+from astrobio.schema import PLANET_COLUMNS
 from data_build.cache import DataError
+from data_build.planets import EARTH, EARTH_INSTELLATION
 from data_build.sources.base import SourceInfo, downloaded, good
-from data_build.sources.netcdf import FIELDS, field_problems, field_rows
+from data_build.sources.climate import FIELDS, climate_problems, climate_row
+from data_build.sources.netcdf import merged, read_means
 
 FOLDER = "https://portal.nccs.nasa.gov/GISS_modelE/ROCKE-3D/publication-supplements/"
+DEPTH = 2  # folders below it: papers, and runs in them
 _LINK = re.compile(r'href="([^"?#]+)"')
+_DIAGNOSTICS = re.compile(r"(?P<period>[^/]*?)\.?(?P<kind>aijl|aijk|aij)(?P<run>[^/]*)\.nc$")
+_PARAMETER = re.compile(r"^\s*(\w+)\s*=\s*'?([^'!\n]*?)'?\s*(?:!.*)?$", re.MULTILINE)
+
+#: Names of stellar spectra (rundeck ``solar_spec``) → effective temperature in K, and mass and radius in the Sun's
+#: (TRAPPIST-1: Agol et al. 2021, PSJ 2, 1).
+STARS = {
+    "sun": {name: EARTH[name] for name in ("stellar_temperature_k", "stellar_radius_sun", "stellar_mass_sun")},
+    "trappist1": {"stellar_temperature_k": 2566.0, "stellar_radius_sun": 0.1192, "stellar_mass_sun": 0.0898},
+}
+#: Paper's folder → what its runs have in common and do not tell themselves. planet_2.0's runs are an Earth of 1850
+#: (``master_yr=1850``) with the gases of CMIP6 (Meinshausen et al. 2017, GMD 10, 2057).
+SUPPLEMENTS = {
+    "Tsigaridis2025GMD-planet_2.0": {**EARTH, "planet": "Earth", "co2_vmr": 284.3e-6, "ch4_vmr": 0.808e-6,
+                                     "rest_of_air": "nitrogen and oxygen"},
+}
 
 
 class Rocke3d:
-    """Simulated climates of rocky planets. There is no interface: the folder's page lists the files."""
+    """Simulated climates of rocky planets. There is no interface: the folders' pages list the files.
+
+    Of each run the last year is taken, the one nearest to a steady state.
+    """
 
     info = SourceInfo(
         name="rocke3d", title="ROCKE-3D", modality="climate", kind="simulated",
-        version="publication supplements, live", client="xarray",
+        version="publication supplements", client="xarray",
         licence="public domain (NASA)",
-        citation="Way et al. 2017, ApJS 231, 12",
+        citation="Way et al. 2017, ApJS 231, 12; Tsigaridis et al. 2025, GMD 18, 5825",
         requests_per_second=1.0,
         fields=FIELDS)
 
-    check = staticmethod(field_problems)
+    #: The planet is the modellers' assumption.
+    planet_source, planet_kind = "rocke3d", "synthetic"
+
+    check = staticmethod(climate_problems)
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
-        """A field for each time of each variable in the folder's files, and in those of its folders."""
-        files, folders = self._listed(session, FOLDER)
-        for folder in folders:
-            files += self._listed(session, folder)[0]
-        for url in files:
-            with downloaded(session, url, self.info) as path:
-                yield from field_rows(path, url.removeprefix(FOLDER), self.info.title)
+        """A climate for each run in the folders."""
+        for folder, links in self._folders(session, FOLDER, DEPTH):
+            runs: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+            for link in links:
+                if named := _DIAGNOSTICS.match(link.removeprefix(folder)):
+                    runs[named["run"]][named["period"]][named["kind"]] = link
+            decks = {link.removeprefix(folder)[:-2]: link for link in links if link.endswith(".R")}
+            for run, periods in sorted(runs.items()):
+                period, files = max(periods.items())
+                deck = decks.get(run) or (next(iter(decks.values())) if len(decks) == 1 else None)
+                rundeck = good(session.get(deck), self.info).text if deck else ""
+                yield self._climate(session, f"{folder.removeprefix(FOLDER)}{period}.{run}".strip("/."), files, rundeck)
 
-    def _listed(self, session: requests.Session, folder: str) -> tuple[list[str], list[str]]:
-        """The netCDF files and the folders that a folder's page links to, sorted."""
+    def _climate(self, session: requests.Session, climate_id: str, files: Mapping[str, str],
+                 rundeck: str) -> dict[str, Any]:
+        parts, attributes = [], {}
+        problems = [f"its folder has no {kind} file of that year" for kind in ("aij", "aijl") if kind not in files]
+        for url in sorted(files.values()) if not problems else ():
+            with downloaded(session, url, self.info) as path:
+                means, found, said = read_means(path, url.removeprefix(FOLDER), self.info.title)
+            parts.append(means)
+            problems += found
+            attributes |= said
+        values = {**SUPPLEMENTS.get(climate_id.split("/")[0], {}), **from_rundeck(rundeck),
+                  **from_attributes(attributes)}
+        planet = str(values.pop("planet", climate_id.split("/")[0]))
+        rest = str(values.pop("rest_of_air", "nitrogen"))
+        return climate_row(climate_id, planet, values, merged(parts), problems, rest)
+
+    def _folders(self, session: requests.Session, folder: str, depth: int) -> Iterator[tuple[str, list[str]]]:
+        """Each folder with the links on its page, sorted, and those of its folders down to ``depth``."""
         page = good(session.get(folder), self.info).text
         if "</html>" not in page.lower():
             raise DataError(f"{self.info.title}: the page of {folder} is no whole page: it was cut short, or the "
                             "server has changed; try again later; if it persists, please report it")
         links = sorted({urljoin(folder, link) for link in _LINK.findall(page)})
         inside = [link for link in links if link.startswith(folder) and link != folder]
-        return [link for link in inside if link.endswith(".nc")], [link for link in inside if link.endswith("/")]
+        yield folder, [link for link in inside if not link.endswith("/")]
+        for link in inside:
+            if link.endswith("/") and depth:
+                yield from self._folders(session, link, depth - 1)
+
+
+def from_rundeck(text: str) -> dict[str, Any]:
+    """What a rundeck tells of its planet, in the schema's columns; ModelE's defaults are the Earth's."""
+    if not text:
+        return {}
+    said = {name.lower(): value.strip() for name, value in _PARAMETER.findall(text)}
+    values: dict[str, Any] = dict(STARS.get(said.get("solar_spec", "sun"), {}))
+    flux = _number(said.get("planet_s0"))
+    values["instellation_w_m2"] = flux if flux else EARTH_INSTELLATION * (_number(said.get("s0x")) or 1.0)
+    values["eccentricity"] = _number(said.get("eccentricity"), EARTH["eccentricity"])
+    period = _number(said.get("siderealorbitalperiod"))
+    values["period_d"] = period / 86400 if period else EARTH["period_d"]
+    if "#define PLANET_PARAMS" not in text:  # else gravity and radius are compiled in, and told by attributes alone
+        values |= {"radius_earth": EARTH["radius_earth"], "mass_earth": EARTH["mass_earth"]}
+    if said.get("planetname"):
+        values["planet"] = said["planetname"]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def from_attributes(attributes: Mapping[str, str]) -> dict[str, Any]:
+    """The schema's columns, ``planet`` and ``rest_of_air`` among a file's attributes."""
+    columns = {column.name for column in PLANET_COLUMNS}
+    numbers = {name: _number(value) for name, value in attributes.items() if name in columns}
+    texts = {name: attributes[name] for name in ("planet", "rest_of_air") if attributes.get(name)}
+    return {**{name: value for name, value in numbers.items() if value is not None}, **texts}
+
+
+def _number(text: str | None, default: float | None = None) -> float | None:
+    """A number as Fortran writes it, such as 527040.0d0."""
+    try:
+        return float(text.lower().replace("d", "e")) if text else default
+    except ValueError:
+        return default

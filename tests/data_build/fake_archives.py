@@ -19,6 +19,8 @@ from archive_server import Reply, Request
 from astropy.io.votable import from_table
 from astropy.table import Table
 
+from data_build.sources import copernicus
+
 RECORDINGS = Path(__file__).parent / "recordings"
 
 
@@ -365,42 +367,85 @@ class FakeGtdb:
         return [kind(row[field.column]) for row in self.rows]
 
 
-def netcdf(path: Path, name: str, times: int) -> bytes:
-    """A synthetic file with one temperature field a time."""
+LATITUDE, LONGITUDE = np.linspace(88, -88, 12), np.arange(0, 360, 15.0)
+PRESSURES = np.array([5.0, 50.0, 200.0, 400.0, 600.0, 800.0, 900.0, 950.0, 1000.0])  # hPa
+
+
+def synthetic_fields(warmth: float = 0.0) -> dict[str, tuple[np.ndarray, str]]:
+    """Variable → values on the grid above, and their unit; the planet's energy is balanced. All synthetic."""
+    sunshine = np.cos(np.deg2rad(LATITUDE))[:, None] + np.zeros((12, 24))
+    profile = (PRESSURES / 1000)[:, None, None]
+    return {"air_temperature": (220 + (20 + warmth + 40 * sunshine) * profile, "K"),
+            "specific_humidity": (1e-6 + 8e-3 * sunshine * profile**3, "kg kg**-1"),
+            "cloud_fraction": (0.5 * sunshine * profile, "(0 - 1)"),
+            "eastward_wind": (10 * sunshine * (1 - profile), "m s**-1"),
+            "northward_wind": (0 * sunshine * profile, "m s**-1"),
+            "surface_temperature": (250 + warmth + 45 * sunshine, "K"),
+            "surface_pressure": (98000 + 0 * sunshine, "Pa"),
+            "absorbed_shortwave": (240 + 0 * sunshine, "W m**-2"),
+            "outgoing_longwave": (240 + 0 * sunshine, "W m**-2")}
+
+
+def netcdf(path: Path, variables: dict[str, tuple[tuple[str, ...], np.ndarray, str]], coordinates: dict,
+           **attributes) -> bytes:
+    """A synthetic file: name → dimensions, values, unit."""
     import xarray
 
-    latitude, longitude = np.linspace(-88, 88, 12), np.arange(0, 360, 15.0)
-    field = 250 + 40 * np.cos(np.deg2rad(latitude))[None, :, None] + np.zeros((times, 12, 24)) \
-        + np.arange(times)[:, None, None]
-    xarray.Dataset({name: (("time", "lat", "lon"), field.astype("f4"), {"units": "K"})},
-                   {"time": np.arange(times), "lat": latitude, "lon": longitude},
-                   {"title": "synthetic"}).to_netcdf(path, engine="h5netcdf")
+    xarray.Dataset({name: (dimensions, np.asarray(values, "f4"), {"units": unit})
+                    for name, (dimensions, values, unit) in variables.items()},
+                   coordinates, {"title": "synthetic", **attributes}).to_netcdf(path, engine="h5netcdf")
     return path.read_bytes()
 
 
+ERA5 = {"skin_temperature": ("skt", "surface_temperature"), "surface_pressure": ("sp", "surface_pressure"),
+        "mean_top_net_short_wave_radiation_flux": ("avg_tnswrf", "absorbed_shortwave"),
+        "mean_top_net_long_wave_radiation_flux": ("avg_tnlwrf", "outgoing_longwave"),
+        "temperature": ("t", "air_temperature"), "specific_humidity": ("q", "specific_humidity"),
+        "fraction_of_cloud_cover": ("cc", "cloud_fraction"), "u_component_of_wind": ("u", "eastward_wind"),
+        "v_component_of_wind": ("v", "northward_wind")}
+
+
+def era5(path: Path, asked: list[str], months: int) -> bytes:
+    """A synthetic answer of the data store to a request for some variables, in the layout of its netCDF files."""
+    fields, variables = synthetic_fields(), {}
+    for variable in asked:
+        name, ours = ERA5[variable]
+        values, unit = fields[ours]
+        values = np.stack([values * (-1 if name == "avg_tnlwrf" else 1)] * months)
+        axes = ("pressure_level",) if values.ndim == 4 else ()
+        variables[name] = (("valid_time", *axes, "latitude", "longitude"), values, unit)
+    return netcdf(path, variables, {
+        "valid_time": np.arange(months), "latitude": LATITUDE, "longitude": LONGITUDE,
+        "pressure_level": ("pressure_level", PRESSURES, {"units": "hPa"})})
+
+
 class FakeCopernicus:
-    """The data store: a job that is accepted, then successful, then a synthetic file for each year."""
+    """The data store: a job that is accepted, then successful, then a synthetic file of a year."""
 
     then, host = "refused", "cds.climate.copernicus.eu"
 
     def __init__(self, folder: Path):
-        self.months, self.polls, self.cut_short = 12, {}, False
-        self.file = {count: netcdf(folder / f"{count}.nc", "t2m", count) for count in (11, 12)}
+        self.folder, self.polls, self.files, self.cut_short, self.is_empty = folder, {}, {}, False, False
 
     def reply(self, request):
         root = "https://cds.climate.copernicus.eu/api/retrieve/v1"
         if request.host == "object-store.synthetic":
             assert "private-token" not in request.headers  # the token is for the data store alone
-            return Reply(self.file[11 if self.cut_short else self.months])
+            return Reply(self.files[request.path.strip("/").removesuffix(".nc")])
         if request.path.endswith("/execution"):
-            number = "job-" + json.loads(request.body)["inputs"]["year"][0]
+            asked = json.loads(request.body)["inputs"]
+            number = f"job-{asked['year'][0]}-{asked['variable'][0]}"
+            months = 11 if self.cut_short else len(asked["month"])
+            path = self.folder / f"era5-{asked['variable'][0]}-{months}.nc"
+            if not path.exists():
+                era5(path, asked["variable"], months)
+            self.files[number] = b"" if self.is_empty else path.read_bytes()
             return Reply(self.job(root, number, "accepted"), 201)
-        number = re.search(r"/jobs/(job-\d+)", request.path)
+        number = re.search(r"/jobs/(job-\w+-\w+)", request.path)
         if number and request.path.endswith("/results"):
-            size = len(self.file[11 if self.cut_short else self.months])
             return Reply(json.dumps({"asset": {"value": {
                 "type": "application/netcdf", "href": f"https://object-store.synthetic/{number[1]}.nc",
-                "file:size": size, "file:checksum": "0"}}}).encode())
+                "file:size": len(self.files[number[1]]), "file:checksum": "0"}}}).encode())
         if number:
             self.polls[number[1]] = self.polls.get(number[1], 0) + 1
             return Reply(self.job(root, number[1], "successful"))
@@ -413,34 +458,91 @@ class FakeCopernicus:
                                {"href": f"{root}/jobs/{number}/results", "rel": "results"}],
                            "metadata": {"datasetMetadata": {"messages": []}}}).encode()
 
+    def empty(self):
+        self.is_empty = True
+
     def expected(self, field):
-        return {"unit": ["K"] * 48, "missing_fraction": [0.0] * 48}.get(field.name)
+        years = len(copernicus.GASES)
+        return {"climate_id": [f"era5-{year}" for year in copernicus.GASES], "planet": ["Earth"] * years,
+                "surface_pressure_bar": [0.98] * years, "eccentricity": [0.0167] * years}.get(field.name)
+
+
+RUNDECK = """P2Synthetic.R a synthetic rundeck
+Preprocessor Options
+#define NEW_IO
+End Preprocessor Options
+&&PARAMETERS
+! planet_s0=9999. is commented out
+planet_s0=1000.d0   ! W/m^2
+solar_spec='sun'
+siderealOrbitalPeriod=17280000.0d0  ! s
+&&END_PARAMETERS
+"""
+
+
+def model_e(folder: Path, warmth: float, **attributes) -> dict[str, bytes]:
+    """Synthetic diagnostics of one year of ModelE by kind, with its names, units and staggered winds."""
+    fields = synthetic_fields(warmth)
+    layers = {"lat": LATITUDE, "lon": LONGITUDE - 180, "level": np.arange(9) + 1.0,
+              "plm": ("level", PRESSURES[::-1], {"units": "mb"})}
+    up = {name: values[::-1] for name, (values, _) in fields.items() if values.ndim == 3}
+    flat = {name: values for name, (values, _) in fields.items() if values.ndim == 2}
+    maps, boxes = ("lat", "lon"), ("level", "lat", "lon")
+    return {
+        "aij": netcdf(folder / "aij.nc", {
+            "tgrnd": (maps, flat["surface_temperature"] - 273.15, "C"),
+            "prsurf": (maps, flat["surface_pressure"] / 100, "mb"),
+            "srnf_toa": (maps, flat["absorbed_shortwave"], "W/m^2"),
+            "trnf_toa": (maps, -flat["outgoing_longwave"], "W/m^2")}, layers, **attributes),
+        "aijl": netcdf(folder / "aijl.nc", {
+            "TempL": (boxes, up["air_temperature"], "K"), "SpHuL": (boxes, up["specific_humidity"], "kg/kg"),
+            "cf": (boxes, 100 * up["cloud_fraction"], "%")}, layers),
+        "aijk": netcdf(folder / "aijk.nc", {
+            "ub": (("plm", "lat2", "lon2"), up["eastward_wind"], "m/s"),
+            "vb": (("plm", "lat2", "lon2"), up["northward_wind"], "m/s")},
+            {"plm": ("plm", PRESSURES[::-1], {"units": "mb"}), "lat2": LATITUDE, "lon2": LONGITUDE - 177.5})}
 
 
 class FakeRocke3d:
-    """A folder page with one folder, and a synthetic file in each."""
+    """Folder pages of two synthetic papers: a planet that was run warm and frozen, and an Earth without a rundeck."""
 
     then, host = "refused", "portal.nccs.nasa.gov"
     root = "/GISS_modelE/ROCKE-3D/publication-supplements/"
 
     def __init__(self, folder: Path):
-        self.file, self.is_empty, self.cut_short = netcdf(folder / "rocke.nc", "tsurf", 2), False, False
+        told = {"planet": "Synthetic world", "co2_vmr": 4e-4, "ch4_vmr": 1e-6}
+        self.runs = {"Synthetic2020/warm/": model_e(folder, 0, **told),
+                     "Synthetic2020/frozen/": model_e(folder, -60, **told),
+                     "Tsigaridis2025GMD-planet_2.0/P2Synthetic/": model_e(folder, 0)}
+        self.is_empty, self.cut_short = False, False
 
     def reply(self, request):
-        if request.path.endswith(".nc"):
-            return Reply(self.file[:5000] if self.cut_short else self.file)
-        links = "" if self.is_empty else '<a href="synthetic.nc">a</a>'
-        if request.path == self.root:
-            links += '<a href="../">up</a><a href="?C=M">sorted</a><a href="inner/">inner</a>'
-        return Reply(f"<html><body>{links}</body></html>".encode())
+        path = request.path.removeprefix(self.root)
+        for folder, files in self.runs.items():
+            if path.startswith(folder) and path.endswith(".nc"):
+                file = files[re.search(r"aijl|aijk|aij", path)[0]]
+                return Reply(file[:5000] if self.cut_short else file)
+        if path.endswith(".R"):
+            return Reply(RUNDECK.encode())
+        links = ["../", "?C=M"]
+        if path in self.runs and not self.is_empty:
+            links += [f"ANN{year}.{kind}P2Synthetic.nc" for year in (4000, 4001) for kind in ("aij", "aijl", "aijk")]
+            links += ["P2Synthetic.R"] if path.startswith("Synthetic") else []
+        else:
+            links += sorted({folder.removeprefix(path).split("/")[0] + "/" for folder in self.runs
+                             if folder.startswith(path)} - {"/"})
+        return Reply(f"<html><body>{''.join(f'<a href={chr(34)}{link}{chr(34)}>a</a>' for link in links)}</body></html>"
+                     .encode())
 
     def empty(self):
         self.is_empty = True
 
     def expected(self, field):
-        names = [] if self.is_empty else ["synthetic.nc", "synthetic.nc", "inner/synthetic.nc", "inner/synthetic.nc"]
-        return {"field_id": [f"{name}:surface_temperature:{i % 2:06d}" for i, name in enumerate(names)],
-                "variable": ["surface_temperature"] * len(names)}.get(field.name)
+        known = {"climate_id": sorted(f"{folder}ANN4001.P2Synthetic" for folder in self.runs),
+                 "planet": ["Synthetic world", "Synthetic world", "Earth"],
+                 "instellation_w_m2": [1000.0, 1000.0, 1361.0], "period_d": [200.0, 200.0, 365.256],
+                 "rest_of_air": ["nitrogen", "nitrogen", "nitrogen and oxygen"]}
+        return [] if self.is_empty else known.get(field.name)
 
 
 def fake(name: str, folder: Path):

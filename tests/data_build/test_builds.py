@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from archive_server import ArchiveServer, Reply
 from fake_archives import fake
 from planted import PLANTED, forms_of_the_secret, grep
 
+from astrobio.schema import SPLITS
 from data_build.pipeline import validate
 from data_build.recipe import load_recipe
 from data_build.sources import ARCHIVES
@@ -84,6 +86,12 @@ def test_a_build_with_every_archive_is_whole_and_tells_no_secret(tmp_path, archi
         rows = sum(pq.read_metadata(path).num_rows for path in (out / "archives" / name).glob("*.parquet"))
         entry = quality["archives"][name]
         assert rows == entry["rows"] > 0 and entry["complete"] and not entry["quarantined"], name
+    stored = {"earth/copernicus": 2, "earth/rocke3d": 1, "synthetic-world/rocke3d": 2}
+    records = {run_id: label for split in SPLITS for run_id, label in zip(
+        *(datasets.load_from_disk(str(out / split))[column] for column in ("run_id", "label_present")), strict=True)}
+    for name, count in stored.items():
+        found = [label for run_id, label in records.items() if run_id.startswith(f"{name}-")]
+        assert len(found) == count and all(found) == (name == "synthetic-world/rocke3d")
     assert {"nasa_pscomppars": True, "exoplanet_eu": True}.items() <= {
         name: bool(quality["crossmatch"]["raw_completeness"][name]) for name in TINY["catalogues"] + ALL["catalogues"]
     }.items()
