@@ -27,6 +27,7 @@ from data_build.climates import archived
 from data_build.fetch import Policy
 from data_build.gathering import gather_planets
 from data_build.harvest import Harvest, harvest_all
+from data_build.organism import checks, facts
 from data_build.planets import Planet
 from data_build.progress import Stages
 from data_build.quality import Quality
@@ -109,7 +110,7 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
     stages.say("planets: reading and matching the catalogues")
     planets, report, set_aside = gather_planets(recipe, identity["limit"], harvests)
     work.finish("planets", planets=len(planets), set_aside=len(set_aside))
-    quality = Quality(recipe, planets, report)
+    quality = Quality(recipe, planets, report, checks(harvests))
     with worker_pool(workers) as pool:
         computed = partial(_computed, pool=pool, work=work, workers=workers, stages=stages)
         candidates = _candidates(recipe, planets, computed)
@@ -119,7 +120,9 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         groups, alone = select_runs(candidates, recipe, stored)
         if not groups:
             raise DataError("no run could be chosen: raise the limit, sampled_planets or candidates_per_planet")
-        tasks = [(groups[start:start + _GROUPS_PER_TASK], recipe) for start in range(0, len(groups), _GROUPS_PER_TASK)]
+        told = facts(harvests)
+        tasks = [(groups[start:start + _GROUPS_PER_TASK], recipe, told)
+                 for start in range(0, len(groups), _GROUPS_PER_TASK)]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
     stages.say("dataset: checks, statistics, tokenizer, reports")
     return assemble(work.folder / "dataset", recipe, identity, records_of(groups, chunks), set_aside + alone, quality,

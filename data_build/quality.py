@@ -1,6 +1,7 @@
 """quality.json: how complete, consistent and balanced the dataset is, with the limits it was held to."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,8 +19,8 @@ _KEPLER_LIMIT = 0.10
 class Quality:
     """Gathers figures while a dataset is built; `counts` is for the manifest, `report` for quality.json."""
 
-    def __init__(self, recipe: Recipe, planets: list[Planet], crossmatch: dict):
-        self._recipe, self._crossmatch = recipe, crossmatch
+    def __init__(self, recipe: Recipe, planets: list[Planet], crossmatch: dict, more_checks: Sequence[dict] = ()):
+        self._recipe, self._crossmatch, self._more_checks = recipe, crossmatch, more_checks
         self._planets = {planet.key: planet for planet in planets}
         self._used: dict[str, str] = {}  # planet key → split
         self._tally: Counter = Counter()
@@ -111,6 +112,7 @@ class Quality:
             {"check": "net flux of each metabolite, mmol gDW-1 h-1", "limit": checks.MASS_BALANCE_LIMIT,
              "then": "set aside"},
             {"check": "mean transit depth over (R_p/R_*)²", "limit": list(checks.DEPTH_LIMIT), "then": "set aside"},
+            *self._more_checks,
         ]
 
 

@@ -38,6 +38,9 @@ _QUALITY_EXTENDED, _QUALITY_METABOLISM, _QUALITY_PLAIN_TEXT = 0.5, 0.5, 0.5
 _SAMPLED = SourceInfo(SAMPLED_SOURCE, "planet", "1", "Apache-2.0", "data_build.sampling", "synthetic")
 _SOLAR_SYSTEM = SourceInfo("solar_system", "planet", "IAU 2015 nominal values", "public domain",
                            "Prša et al. 2016, AJ 152, 41", "observed")
+#: Pairs of an archive and a sentence of it.
+Facts = tuple[tuple[str, str], ...]
+
 _TEMPLATE = SourceInfo("template", "text", "1", "Apache-2.0", "data_build.text", "synthetic")
 
 
@@ -63,8 +66,12 @@ def in_core(inputs: dict[str, float]) -> bool:
     return all(low <= inputs[key] <= high for key, (low, high) in clero.CORE_DOMAIN.items())
 
 
-def make_records(runs: list[Run], recipe: Recipe) -> list[dict]:
-    """The records of some runs, in their order, as the schema's `FEATURES` want them."""
+def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dict]:
+    """The records of some runs, in their order, as the schema's `FEATURES` want them.
+
+    Args:
+        facts: what archives tell of the metabolic network's organism (`data_build.organism.facts`).
+    """
     emulator, _, _ = models()
     inputs = [emulator_inputs(run.candidate.planet, run.candidate.atmosphere) for run in runs
               if run.candidate.stored is None]
@@ -72,11 +79,19 @@ def make_records(runs: list[Run], recipe: Recipe) -> list[dict]:
     if inputs:
         climates = emulator.climates(inputs)
         emulated = zip(climates.levels, climates.surface, strict=True)
-    return [_record(run, *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)), recipe)
-            for run in runs]
+    return [_record(run, *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)), recipe,
+                    _told(run, recipe, facts)) for run in runs]
 
 
-def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe) -> dict:
+def _told(run: Run, recipe: Recipe, facts: Facts) -> Facts:
+    """Two of the facts for a run with a metabolism, the same two for its partner."""
+    if not run.present["metabolism"] or not facts:
+        return ()
+    chosen = stream(recipe.seed, "organism", run.pair).permutation(len(facts))[:2]
+    return tuple(facts[index] for index in chosen)
+
+
+def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, told: Facts) -> dict:
     """``levels`` [V, Z, Y, X] and ``surface`` [S, Y, X]: the run's climate, whether or not the record keeps it."""
     candidate = run.candidate
     planet, atmosphere = candidate.planet, candidate.atmosphere
@@ -94,10 +109,11 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe) -
         "metabolism_node_kind": None, "metabolism_node_features": None,
         "metabolism_edge_index": None, "metabolism_edge_features": None,
         "spectrum": None,
-        "text": describe(planet, atmosphere, run.named, stream(recipe.seed, "text", run.pair)),
+        "text": describe(planet, atmosphere, run.named, stream(recipe.seed, "text", run.pair),
+                         [sentence for _, sentence in told]),
         "label_present": candidate.label is not None,
         "label": np.int8(candidate.label or 0),
-        "provenance": _provenance(run),
+        "provenance": _provenance(run, told),
     }
     if run.present["climate"]:
         record["climate_levels"] = np.repeat(levels[:, None], CLIMATE_TIMES, axis=1).astype(np.float16)
@@ -152,13 +168,15 @@ def water_vmr(specific_humidity: np.ndarray, atmosphere: Atmosphere) -> np.ndarr
     return moles / (moles + (1 - specific_humidity) / dry)
 
 
-def _provenance(run: Run) -> dict:
+def _provenance(run: Run, told: Facts) -> dict:
     planet = run.candidate.planet
     emulator, taurex, cobra = models()
     described = run.named and bool(scrub(planet.description))
     text = INFOS["open_exoplanet_catalogue"] if described else _TEMPLATE
     if run.named and planet.observations:
         text = _together([text, *(INFOS[name] for name, _ in planet.observations)], text.kind)
+    if told:
+        text = _together([text, *(INFOS[name] for name, _ in told)], text.kind)
     parts = {
         "planet": _planet_source(planet).provenance(planet.quality),
         "climate": _climate_source(run.candidate.stored) if run.candidate.stored

@@ -5,6 +5,7 @@ fact is always the same, whatever its value, so that the words tell nothing of t
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,12 +40,14 @@ _ATMOSPHERE_OPENINGS = ("The rest of the air is nitrogen.", "Nitrogen makes up t
                         "The background gas is nitrogen.")
 
 
-def describe(planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random.Generator) -> str:
+def describe(planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random.Generator,
+             more: Sequence[str] = ()) -> str:
     """The text of a run.
 
     Args:
         named: whether the planet's name and description are told; otherwise it is "a planet".
         rng: chooses wording and order. Runs given generators of equal state get the same words.
+        more: sentences for the end.
     """
     sentence = _SENTENCES[rng.integers(len(_SENTENCES))]
     opening = _OPENINGS[rng.integers(len(_OPENINGS))]
@@ -58,7 +61,7 @@ def describe(planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random
               f"{_facts(_ATMOSPHERE, air, sentence)} {closing}"]
     told = [planet.description, " ".join(sentence for _, sentence in planet.observations)] if named else []
     parts = [opening.format(name=planet.name if named and planet.name else "a planet"), *map(scrub, told),
-             *(groups[index] for index in order)]
+             *(groups[index] for index in order), *more]
     return " ".join(part for part in parts if part)
 
 

@@ -12,7 +12,7 @@ from multiprocessing import get_context, parent_process
 from data_build.habitability import habitability
 from data_build.planets import Planet
 from data_build.recipe import Recipe
-from data_build.records import emulator_inputs, in_core, make_records, models
+from data_build.records import Facts, emulator_inputs, in_core, make_records, models
 from data_build.sampling import sample_atmospheres
 from data_build.selection import Candidate, Run
 
@@ -46,9 +46,9 @@ def candidates_from_json(planet: Planet, stored: list, recipe: Recipe) -> list[C
             in enumerate(zip(sample_atmospheres(planet, recipe), stored, strict=True))]
 
 
-def group_records(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[dict]:
+def group_records(groups: list[tuple[Run, ...]], recipe: Recipe, facts: Facts) -> list[dict]:
     """A worker's task: the records of some groups of runs, in order."""
-    return make_records([run for group in groups for run in group], recipe)
+    return make_records([run for group in groups for run in group], recipe, facts)
 
 
 @contextmanager

@@ -31,6 +31,21 @@ _MAINTENANCE_J_MOL, _MAINTENANCE_REFERENCE_K, _GAS_CONSTANT = 69e3, 310.15, 8.31
 
 
 @dataclass(frozen=True)
+class Organism:
+    """An organism as the archives of genomes and proteins know it."""
+
+    name: str
+    taxonomy_id: int  # NCBI Taxonomy
+    uniprot_id: int  # UniProt keeps the strain's proteins under its parent
+    sequence: str  # RefSeq accession of the chromosome
+    assembly: str  # INSDC and RefSeq number of the assembly, behind GCA_ or GCF_
+
+
+#: Whose network `Cobra` is (Orth, Fleming & Palsson 2010).
+ORGANISM = Organism("Escherichia coli K-12 MG1655", 511145, 83333, "NC_000913", "000005845.2")
+
+
+@dataclass(frozen=True)
 class Network:
     """A graph in the layout of the schema: see `astrobio.schema.NODE_FEATURES` and ``EDGE_FEATURES``."""
 
@@ -65,6 +80,13 @@ class Cobra:
         model = read_sbml_model(str(self.path()))
         model.solver = "glpk"
         return model
+
+    def metabolites(self) -> list[tuple[str, str, list[str]]]:
+        """Identifier, formula and KEGG's identifiers of each metabolite."""
+        annotated = [(metabolite, metabolite.annotation.get("kegg.compound", [])) for metabolite in
+                     self._model.metabolites]
+        return [(metabolite.id, metabolite.formula, [known] if isinstance(known, str) else list(known))
+                for metabolite, known in annotated]
 
     def unbalanced(self) -> dict[str, dict[str, float]]:
         """`unbalanced_reactions` of the network."""

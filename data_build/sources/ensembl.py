@@ -1,4 +1,5 @@
-"""Ensembl Genomes: genomes of archaeal genera, by its REST service."""
+"""Ensembl Genomes: genomes of archaeal genera and of the metabolic network's organism, by its REST service
+(``GET info/genomes/taxonomy/:taxon_name``, rest.ensembl.org/documentation)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,13 +8,16 @@ import requests
 
 from data_build.cache import DataError
 from data_build.sources.base import Field, SourceInfo, good, require_columns
+from data_build.sources.cobra import ORGANISM
 
-#: Genera that live where it is hot, salty, cold, sour, or without oxygen.
-GENERA = ("Methanococcus", "Methanosarcina", "Halobacterium", "Sulfolobus", "Pyrococcus", "Thermococcus")
+#: Genera that live where it is hot, salty, cold, sour, or without oxygen, and the metabolic network's organism: names
+#: or NCBI's numbers, with all that is beneath them.
+TAXA = ("Methanococcus", "Methanosarcina", "Halobacterium", "Sulfolobus", "Pyrococcus", "Thermococcus",
+        str(ORGANISM.taxonomy_id))
 
 
 class Ensembl:
-    """Assemblies of genomes and their size. The service answers a genus as a whole, without pages."""
+    """Assemblies of genomes and their size. The service answers a taxon as a whole, without pages."""
 
     info = SourceInfo(
         name="ensembl", title="Ensembl Genomes", modality="metabolism", kind="observed",
@@ -28,12 +32,12 @@ class Ensembl:
                 Field("length_bp", "int64", "bp", 1, 10**12, theirs="base_count")))
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
-        """Every genome of `GENERA`."""
-        for genus in GENERA:
-            answer = good(session.get(f"https://rest.ensembl.org/info/genomes/taxonomy/{genus}",
+        """Every genome of `TAXA`."""
+        for taxon in TAXA:
+            answer = good(session.get(f"https://rest.ensembl.org/info/genomes/taxonomy/{taxon}",
                                       headers={"Accept": "application/json"}), self.info).json()
             if not isinstance(answer, list):
-                raise DataError(f"{self.info.title}: the answer for {genus} is no list of genomes: the service has "
+                raise DataError(f"{self.info.title}: the answer for {taxon} is no list of genomes: the service has "
                                 "changed, please report it")
             for entry in answer:
                 require_columns(self.info, entry)

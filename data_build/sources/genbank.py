@@ -1,4 +1,5 @@
-"""NCBI GenBank: reference genomes of methanogens, by Bio.Entrez: searched, counted, fetched in batches."""
+"""NCBI GenBank: reference genomes of methanogens and of the metabolic network's organism, by Bio.Entrez: searched,
+counted, fetched in batches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,11 @@ from data_build.credentials import Credentials, SignIn
 from data_build.fetch import Authorisation
 from data_build.sources.base import Field, SourceInfo
 from data_build.sources.biopython import sent_through
+from data_build.sources.cobra import ORGANISM
 
 SEARCH_PAGE, FETCH_PAGE = 500, 20
-TERM = "Methanobacteriota[Organism] AND refseq[Filter] AND complete genome[Title] AND 500000:4000000[SLEN]"
+TERM = ("(Methanobacteriota[Organism] AND refseq[Filter] AND complete genome[Title] AND 500000:4000000[SLEN]) "
+        f"OR {ORGANISM.sequence}[Accession]")
 
 
 class GenBank:

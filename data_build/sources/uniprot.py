@@ -1,4 +1,5 @@
-"""UniProt: reviewed enzymes of archaea, by its REST service, along its cursor."""
+"""UniProt: reviewed enzymes of archaea and of the metabolic network's organism, by its REST service, along its
+cursor."""
 
 import csv
 from collections.abc import Iterator
@@ -8,9 +9,10 @@ import requests
 
 from data_build.cache import DataError
 from data_build.sources.base import Field, SourceInfo, good, require_columns
+from data_build.sources.cobra import ORGANISM
 
 PAGE = 500  # entries, the service's limit
-QUERY = "reviewed:true AND taxonomy_id:2157 AND ec:*"
+QUERY = f"reviewed:true AND ec:* AND (taxonomy_id:2157 OR organism_id:{ORGANISM.uniprot_id})"
 
 
 class UniProt:

@@ -18,6 +18,8 @@ import numpy as np
 from archive_server import Reply, Request
 from astropy.io.votable import from_table
 from astropy.table import Table
+from Bio.Seq import Seq
+from Bio.SeqRecord import SeqRecord
 
 from data_build.sources import copernicus
 
@@ -225,10 +227,17 @@ class FakeGemini:
 
 
 class FakeGenBank:
-    """GenBank records recorded by Biopython; the search's answer is synthetic."""
+    """GenBank records recorded by Biopython; the search's answer and the record of E. coli are synthetic."""
 
     then, host = "refused", "eutils.ncbi.nlm.nih.gov"
-    names = {"AL109817.1": "iro.gb", "EU851978.1": "EU851978.gbk", "KF527485.1": "KF527485.gbk"}
+    names = {"AL109817.1": "iro.gb", "EU851978.1": "EU851978.gbk", "KF527485.1": "KF527485.gbk", "NC_000913.3": ""}
+
+    def text(self, name: str) -> str:
+        if self.names[name]:
+            return (RECORDINGS / self.names[name]).read_text()
+        record = SeqRecord(Seq("ACGT" * 15 + "GC" * 2), name, name.split(".")[0], "synthetic",
+                           annotations={"molecule_type": "DNA", "organism": "Escherichia coli synthetic"})
+        return record.format("genbank")
 
     def __init__(self):
         self.found, self.cut_short = list(self.names), False
@@ -244,7 +253,7 @@ class FakeGenBank:
 <IdList>{ids}</IdList><TranslationSet/><QueryTranslation>synthetic</QueryTranslation></eSearchResult>""".encode(),
                          headers={"Content-Type": "text/xml; charset=UTF-8"})  # noqa: E501
         names = asked["id"].split(",")[:1 if self.cut_short else None]
-        text = "".join((RECORDINGS / self.names[name]).read_text() for name in names)
+        text = "\n".join(map(self.text, names))
         return Reply(text.encode(), headers={"Content-Type": "text/plain"})
 
     def empty(self):
@@ -253,7 +262,7 @@ class FakeGenBank:
     def expected(self, field):
         from Bio import SeqIO
 
-        records = [SeqIO.read(RECORDINGS / self.names[name], "genbank") for name in self.found]
+        records = [SeqIO.read(io.StringIO(self.text(name)), "genbank") for name in self.found]
         known = {"accession": [record.id for record in records], "length_bp": [len(record) for record in records],
                  "organism": [record.annotations["organism"] for record in records]}
         return known.get(field.name)
@@ -265,7 +274,7 @@ class FakeKegg:
     then, host = "refused", "rest.kegg.jp"
 
     def __init__(self):
-        self.compounds, self.cut_short = [f"C9{i:04d}" for i in range(12)], False
+        self.compounds, self.cut_short = ["C00031", *(f"C9{i:04d}" for i in range(11))], False  # C00031: glucose
 
     def reply(self, request):
         operation, rest = request.path.lstrip("/").split("/", 1)
@@ -297,11 +306,14 @@ class FakeEnsembl:
     def __init__(self):
         self.genomes = [{"name": f"synthetic_genome_{i}", "display_name": f"Synthetic genome {i}", "taxonomy_id":
                          str(2190 + i), "assembly_accession": f"GCA_00000{i}.1", "base_count": str(10**6 + i)}
-                        for i in range(3)]
+                        for i in range(2)]
+        self.coli = {"name": "synthetic_coli", "display_name": "Synthetic E. coli", "taxonomy_id": "511145",
+                     "assembly_accession": "GCA_000005845.2", "base_count": "64"}
         self.cut_short = False
 
     def reply(self, request):
-        body = json.dumps(self.genomes if request.path.endswith("/Methanococcus") else []).encode()
+        found = {"Methanococcus": self.genomes, "511145": [self.coli] if self.genomes else []}
+        body = json.dumps(found.get(request.path.split("/")[-1], [])).encode()
         cut, self.cut_short = (10 if self.cut_short else None), False
         return Reply(body, cut=cut)
 
@@ -310,7 +322,7 @@ class FakeEnsembl:
 
     def expected(self, field):
         return [genome[field.column] if field.dtype == "string" else int(genome[field.column])
-                for genome in self.genomes]
+                for genome in (*self.genomes, *([self.coli] if self.genomes else []))]
 
 
 class FakeUniProt:
@@ -321,6 +333,9 @@ class FakeUniProt:
     def __init__(self):
         self.rows = [{"Entry": f"Q0000{i}", "Organism": "synthetic archaeon", "Organism (ID)": "2190",
                       "EC number": "1.1.1.1", "Length": "4", "Mass": "480", "Sequence": "MKVL"} for i in range(5)]
+        for row in self.rows[3:]:
+            row |= {"Organism": "synthetic Escherichia coli (strain K12)", "Organism (ID)": "83333",
+                    "EC number": f"2.7.1.{row['Entry'][-1]}; 2.7.1.9"}
         self.names = list(self.rows[0])
         self.cut_short = False
 
@@ -341,23 +356,32 @@ class FakeUniProt:
 
 
 class FakeGtdb:
-    """A synthetic release of four genomes."""
+    """A synthetic release of three archaeal genomes, E. coli's, and another bacterial one."""
 
     then, host = "refused", "data.gtdb.ecogenomic.org"
 
     def __init__(self):
         self.rows = [{"accession": f"RS_GCF_00000{i}.1", "gtdb_taxonomy": "d__Archaea;p__synthetic", "genome_size":
-                      str(2 * 10**6 + i), "gc_percentage": "41.5", "protein_count": "2100", "checkm_completeness":
-                      "99.1"} for i in range(4)]
+                      str(2 * 10**6 + i), "gc_percentage": "41.5", "protein_count": "2100", "checkm2_completeness":
+                      "99.1"} for i in range(3)]
+        self.rows += [{**self.rows[0], "accession": "RS_GCF_000005845.2", "genome_size": "64",
+                       "gtdb_taxonomy": "d__Bacteria;p__synthetic;s__Escherichia coli"}]
         self.names = [*self.rows[0], "ncbi_date"]
         self.cut_short = False
 
     def reply(self, request):
-        lines = ["\t".join(self.names), *("\t".join([*row.values(), "none"]) for row in self.rows)]
-        packed = gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+        other = [{**row, "accession": "RS_GCF_9.1"} for row in self.rows[3:]]  # of bacteria only E. coli is taken
+        files = {"ar53_metadata_r220.tsv.gz": self.packed(self.rows[:3]),
+                 "bac120_metadata_r220.tsv.gz": self.packed(other + self.rows[3:])}
         if request.path.endswith("MD5SUM.txt"):
-            return Reply(f"{hashlib.md5(packed).hexdigest()}  ./ar53_metadata_r220.tsv.gz\n".encode())
+            return Reply("".join(f"{hashlib.md5(packed).hexdigest()}  ./{name}\n" for name, packed in files.items())
+                         .encode())
+        packed = files[request.path.split("/")[-1]]
         return Reply(packed[:-20] if self.cut_short else packed)
+
+    def packed(self, rows):
+        lines = ["\t".join(self.names), *("\t".join([*row.values(), "none"]) for row in rows)]
+        return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
 
     def empty(self):
         self.rows = []

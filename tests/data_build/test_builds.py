@@ -92,6 +92,15 @@ def test_a_build_with_every_archive_is_whole_and_tells_no_secret(tmp_path, archi
     for name, count in stored.items():
         found = [label for run_id, label in records.items() if run_id.startswith(f"{name}-")]
         assert len(found) == count and all(found) == (name == "synthetic-world/rocke3d")
+    assert [check["differ"] for check in quality["checks"] if "KEGG" in check["check"]] == [[]]
+    texts = [record for split in SPLITS for record in datasets.load_from_disk(str(out / split)).select_columns(
+        ["text", "metabolism_present", "provenance"])]
+    organisms = {"genbank", "ensembl", "uniprot", "gtdb", "kegg"}
+    named = [organisms & set(record["provenance"]["text"]["source"].split("+")) for record in texts]
+    assert set.union(*named) == organisms
+    for record, archives_told in zip(texts, named, strict=True):
+        assert len(archives_told) == 2 * record["metabolism_present"]
+        assert ("Escherichia coli" in record["text"]) == record["metabolism_present"]
     assert {"nasa_pscomppars": True, "exoplanet_eu": True}.items() <= {
         name: bool(quality["crossmatch"]["raw_completeness"][name]) for name in TINY["catalogues"] + ALL["catalogues"]
     }.items()

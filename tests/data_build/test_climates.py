@@ -195,6 +195,19 @@ def test_only_pairs_that_are_alike_are_labelled(stored):
     assert report(stored)[0]["habitable"] == 1  # the verdict that the record does not have is told here
 
 
+def test_partners_are_told_the_same_of_the_organism(stored):
+    groups, _ = select_runs({}, load_recipe("sample"), stored)
+    pair = next(group for group in groups if len(group) == 2)
+    known = tuple((name, f"A sentence of {name}.") for name in ("genbank", "gtdb", "kegg", "uniprot"))
+    for present in (True, False):
+        runs = [replace(run, present={**run.present, "metabolism": present}) for run in pair]
+        records = make_records(runs, load_recipe("sample"), known)
+        words = [[word for word in record["text"].split() if not any(map(str.isdigit, word))] for record in records]
+        assert words[0] == words[1] and records[0]["text"].count("A sentence of") == 2 * present
+        assert str(records[0]["provenance"]) == str(records[1]["provenance"])
+        assert len(records[0]["provenance"]["text"]["source"].split("+")) == 1 + 2 * present
+
+
 def test_a_planet_of_the_catalogue_stays_in_its_split(stored):
     some = {f"planet-{number}": candidates(f"planet-{number}", [0, 1] * 6) for number in range(40)}
     groups, _ = select_runs(some, load_recipe("sample"))

@@ -172,7 +172,7 @@ def test_what_was_answered_is_not_asked_again_after_a_kill(tmp_path, monkeypatch
         asked = len(server.requests)
         monkeypatch.setattr(pq, "write_table", write)
         harvest(ARCHIVES["gtdb"](), tmp_path / "gtdb", policy, 100)
-        assert len(server.requests) == asked == 2
+        assert len(server.requests) == asked == 3
 
 
 def test_several_archives_at_once_and_every_failure_is_told(tmp_path):
