@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_build.crossmatch import planet_key
 from data_build.habitability import habitability
-from data_build.harvest import Harvest
+from data_build.harvest import Harvest, schema_of
 from data_build.planets import Planet
 from data_build.selection import Candidate, StoredClimate
 from data_build.sources import ARCHIVES
-from data_build.sources.climate import fields, planet_and_air
+from data_build.sources.climate import FIELDS, climate_problems, fields, planet_and_air
+from data_build.sources.exoplasim import ExoPlaSim
 
 
 def archived(harvests: Mapping[str, Harvest], planets: list[Planet]) -> list[Candidate]:
@@ -41,6 +44,50 @@ def archived(harvests: Mapping[str, Harvest], planets: list[Planet]) -> list[Can
             found.append(Candidate(planet, numbers[name, planet.key], air, label, core=False, stored=stored))
             numbers[name, planet.key] += 1
     return found
+
+
+def to_simulate(candidates: Mapping[str, list[Candidate]], planets: int) -> list[Candidate]:
+    """For a GCM to run: of the first ``planets`` that have both, one candidate that the emulator finds habitable and
+    one that it does not, inside the same domain of the emulator."""
+    chosen = []
+    for members in candidates.values():
+        for core in (True, False):
+            pair = [next((candidate for candidate in members if candidate.label == label and candidate.core == core),
+                         None) for label in (1, 0)]
+            if None not in pair:
+                chosen.append(sorted(pair, key=lambda candidate: candidate.number))
+                break
+        if len(chosen) == planets:
+            break
+    return [candidate for pair in chosen for candidate in pair]
+
+
+def simulate(candidate: Candidate, years: int) -> dict[str, Any]:
+    """A worker's task: ExoPlaSim's climate of a candidate, as a row of `data_build.sources.climate`."""
+    return ExoPlaSim().climate(candidate.run_id, candidate.planet, candidate.atmosphere, years)
+
+
+def write_row(row: dict[str, Any], path: Path) -> None:
+    """Write one climate row as Parquet."""
+    pq.write_table(pa.Table.from_pylist([row], schema_of(FIELDS)), path)
+
+
+def simulated(candidates: list[Candidate], files: list[Path]) -> tuple[list[Candidate], list[dict]]:
+    """The candidates with the climates that ``files`` hold in place of the emulator's, and those set aside, with the
+    reason."""
+    found, set_aside, name = [], [], ExoPlaSim.info.name
+    for candidate, path in zip(candidates, files, strict=True):
+        row = pq.read_table(path).to_pylist()[0]
+        problems = climate_problems(row)
+        if problems:
+            set_aside.append({"run_id": f"{candidate.planet.key}/{name}-{candidate.number:03d}",
+                              "reason": "; ".join(problems)})
+            continue
+        air = replace(candidate.atmosphere, surface_pressure_bar=row["surface_pressure_bar"])
+        found.append(Candidate(candidate.planet, candidate.number, air,
+                               habitability(*fields(row), air.surface_pressure_bar), core=False,
+                               stored=StoredClimate(name, candidate.run_id, row["processing"], path, 0)))
+    return found, set_aside
 
 
 def read(stored: StoredClimate) -> tuple[np.ndarray, np.ndarray]:

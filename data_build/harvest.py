@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +24,7 @@ from data_build.cache import DataError
 from data_build.fetch import Policy
 from data_build.rows import RowQuality, row_problems
 from data_build.sources import ARCHIVES
-from data_build.sources.base import DTYPES, Archive, SourceInfo, connect, read
+from data_build.sources.base import DTYPES, Archive, Field, SourceInfo, connect, read
 from data_build.store import AnswerStore, write_whole
 
 CHUNK, VECTOR_CHUNK = 1000, 4  # rows in memory at a time, and in a file
@@ -113,8 +113,7 @@ def harvest(archive: Archive, folder: Path, policy: Policy, limit: int,
 def _write(archive: Archive, folder: Path, policy: Policy, limit: int, quality: RowQuality,
            told: Callable[[int], None]) -> bool:
     """Write rows and quarantine; returns whether the archive ended before the limit did."""
-    schema = pa.schema([pa.field(field.name, _ARROW[field.dtype], metadata={"unit": field.unit})
-                        for field in archive.info.fields])
+    schema = schema_of(archive.info.fields)
     key = archive.info.fields[0].name
     rows = read(archive, connect(archive, policy))
     chunk = VECTOR_CHUNK if any("[" in field.dtype for field in archive.info.fields) else CHUNK
@@ -137,6 +136,11 @@ def _write(archive: Archive, folder: Path, policy: Policy, limit: int, quality: 
                 number += 1
             told(len(block))
     return taken < limit or next(rows, None) is None
+
+
+def schema_of(fields: Iterable[Field]) -> pa.Schema:
+    """The Arrow schema of rows with these fields, units in the metadata."""
+    return pa.schema([pa.field(field.name, _ARROW[field.dtype], metadata={"unit": field.unit}) for field in fields])
 
 
 def _found(folder: Path, info: SourceInfo, limit: int) -> Harvest | None:

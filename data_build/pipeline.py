@@ -23,7 +23,7 @@ from astrobio.files import sync
 from astrobio.schema import HABITABILITY_RULE
 from data_build.assembly import assemble, records_of, versions
 from data_build.cache import DataError
-from data_build.climates import archived
+from data_build.climates import archived, simulate, simulated, to_simulate, write_row
 from data_build.fetch import Policy
 from data_build.gathering import gather_planets
 from data_build.harvest import Harvest, harvest_all
@@ -33,7 +33,7 @@ from data_build.progress import Stages
 from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
 from data_build.selection import Candidate, select_runs
-from data_build.sources import CATALOGUES, SOURCES
+from data_build.sources import CATALOGUES, OPTIONAL, SOURCES, ExoPlaSim
 from data_build.validation import validate
 from data_build.work import WorkFolder
 from data_build.workers import (
@@ -115,7 +115,8 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         computed = partial(_computed, pool=pool, work=work, workers=workers, stages=stages)
         candidates = _candidates(recipe, planets, computed)
         quality.candidates(candidates)
-        stored = archived(harvests, planets)
+        simulations, crashed = _simulated(recipe, candidates, computed)
+        stored = archived(harvests, planets) + simulations
         quality.stored(stored)
         groups, alone = select_runs(candidates, recipe, stored)
         if not groups:
@@ -125,7 +126,8 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
                  for start in range(0, len(groups), _GROUPS_PER_TASK)]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
     stages.say("dataset: checks, statistics, tokenizer, reports")
-    return assemble(work.folder / "dataset", recipe, identity, records_of(groups, chunks), set_aside + alone, quality,
+    return assemble(work.folder / "dataset", recipe, identity, records_of(groups, chunks),
+                    set_aside + alone + crashed, quality,
                     sources, harvests)
 
 
@@ -154,6 +156,17 @@ def _candidates(recipe: Recipe, planets: list[Planet], computed: Callable) -> di
     return found
 
 
+def _simulated(recipe: Recipe, candidates: dict[str, list[Candidate]],
+               computed: Callable) -> tuple[list[Candidate], list[dict]]:
+    """Candidates whose climates ExoPlaSim ran, where the recipe asks for it, and the runs set aside."""
+    if not recipe.exoplasim:
+        return [], []
+    ExoPlaSim().prepare()
+    chosen = to_simulate(candidates, recipe.exoplasim["planets"])
+    tasks = [(candidate, recipe.exoplasim["years"]) for candidate in chosen]
+    return simulated(chosen, computed("exoplasim", simulate, tasks, write_row, ".parquet"))
+
+
 def _computed(stage: str, task: Callable, tasks: list[tuple], write: Callable, suffix: str, *, pool: Executor,
               work: WorkFolder, workers: int, stages: Stages) -> list[Path]:
     """The chunks of a stage, one for each of ``tasks``, in order; those that are there are not computed again."""
@@ -169,8 +182,10 @@ def _computed(stage: str, task: Callable, tasks: list[tuple], write: Callable, s
 def _ensure_sources(recipe: Recipe) -> list[str]:
     """The names of the recipe's offline sources, their files fetched and checked."""
     names = [name for name in SOURCES if name in recipe.catalogues or name not in CATALOGUES]
+    if recipe.exoplasim:
+        names.append(ExoPlaSim.info.name)
     for name in names:
-        SOURCES[name]().ensure()
+        (SOURCES | OPTIONAL)[name]().ensure()
     return names
 
 

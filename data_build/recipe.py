@@ -36,11 +36,12 @@ class Recipe:
     wavelength_um: tuple[float, float]
     vocabulary_size: int
     archives: dict[str, int] = field(default_factory=dict)
+    exoplasim: dict[str, int] = field(default_factory=dict)  # planets, and years at most, for a real GCM to run
 
     def as_dict(self) -> dict:
         """The recipe as plain JSON-able values, for the manifest; without what is left at its default."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-                if key != "archives" or value}
+                if key not in ("archives", "exoplasim") or value}
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
@@ -57,7 +58,9 @@ def load_recipe(recipe: str | Path) -> Recipe:
     if not isinstance(content, dict):
         raise DataError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
     required = [entry.name for entry in fields(Recipe) if entry.default_factory is MISSING]
-    _check_keys(path, "", content, required, optional=("archives",))
+    _check_keys(path, "", content, required, optional=("archives", "exoplasim"))
+    if content.get("exoplasim"):
+        _check_keys(path, "exoplasim.", content["exoplasim"], ("planets", "years"))
     _check_keys(path, "absent_share.", content["absent_share"], OPTIONAL_MODALITIES)
     _check_keys(path, "splits.", content["splits"], SPLITS)
     content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
@@ -132,6 +135,10 @@ def _check_values(path: Path, content: dict) -> None:
         if name in ARCHIVES and name not in content.get("archives", {}):
             raise DataError(f"{path}: the catalogue {name} is read over the network: give it a line in archives, such "
                             f"as {name}: 20000")
+    for key, highest in (("planets", 1000), ("years", 300)):
+        value = content["exoplasim"][key] if content.get("exoplasim") else 1
+        require(f"exoplasim.{key}", value, type(value) is int and 1 <= value <= highest,
+                f"a whole number from 1 to {highest}")
     archives = content.get("archives", {})
     require("archives", archives, isinstance(archives, dict), "a mapping of archives to the most rows to take of each")
     for name, rows in archives.items():

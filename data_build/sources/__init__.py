@@ -40,5 +40,5 @@ CATALOGUES = {cls.info.name: cls for cls in (NasaExoplanetArchive, OpenExoplanet
 #: Every source's declaration, by name.
 INFOS: dict[str, SourceInfo] = {name: cls.info for name, cls in (ARCHIVES | SOURCES | OPTIONAL).items()}
 
-__all__ = ["ARCHIVES", "CATALOGUES", "INFOS", "OPTIONAL", "SOURCES", "Archive", "Clero", "Cobra", "Field", "SourceInfo",
-           "TauRex"]
+__all__ = ["ARCHIVES", "CATALOGUES", "INFOS", "OPTIONAL", "SOURCES", "Archive", "Clero", "Cobra", "ExoPlaSim", "Field",
+           "SourceInfo", "TauRex"]

@@ -94,24 +94,28 @@ def read_means(path: Path, name: str, title: str) -> tuple[dict[str, Mean], list
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{title}: {name} is no whole netCDF file ({type(error).__name__}: {error}): it is damaged or "
                         "cut short; build with --refresh") from error
-    means, problems = {}, []
     with data:
-        for variable, about in VARIABLES.items():
-            theirs = next((other for other in about.names if other in data.data_vars), None)
-            if theirs is None:
-                continue
-            units = about.names[theirs]
-            unit = _unit(data[theirs])
-            if unit not in units:
-                problems.append(f"the unit of {variable} ({theirs}) is {data[theirs].attrs.get('units', '')!r}, it "
-                                f"must be {about.unit} or another of {', '.join(units)}")
-                continue
-            mean, found = _mean(data, theirs, variable, about, units[unit])
-            problems += found
-            if mean is not None:
-                means[variable] = mean
-        attributes = {str(key): str(value) for key, value in data.attrs.items()}
-    return means, problems, attributes
+        return *means_of(data), {str(key): str(value) for key, value in data.attrs.items()}
+
+
+def means_of(data) -> tuple[dict[str, Mean], list[str]]:
+    """The means of an `xarray.Dataset`, and what is wrong with its values."""
+    means, problems = {}, []
+    for variable, about in VARIABLES.items():
+        theirs = next((other for other in about.names if other in data.data_vars), None)
+        if theirs is None:
+            continue
+        units = about.names[theirs]
+        unit = _unit(data[theirs])
+        if unit not in units:
+            problems.append(f"the unit of {variable} ({theirs}) is {data[theirs].attrs.get('units', '')!r}, it must "
+                            f"be {about.unit} or another of {', '.join(units)}")
+            continue
+        mean, found = _mean(data, theirs, variable, about, units[unit])
+        problems += found
+        if mean is not None:
+            means[variable] = mean
+    return means, problems
 
 
 def _mean(data, theirs: str, variable: str, about: Variable,
