@@ -1,4 +1,8 @@
-"""Encyclopaedia of exoplanetary systems (exoplanet.eu): its table in the Observatoire de Paris' TAP service."""
+"""Encyclopaedia of exoplanetary systems (exoplanet.eu): its table in the Observatoire de Paris' TAP service.
+
+Columns and units are those of the service's own resource descriptor (github.com/epn-vespa/VESPA-CRISM-helper-scripts,
+q.rd_examples/exoplanet/q.rd): it tells how a planet was published, not whether it is confirmed.
+"""
 
 from typing import Any
 
@@ -21,9 +25,9 @@ class ExoplanetEu:
         fields=(
             Field("entry", "string", required=True, theirs="granule_uid"),
             Field("name", "string", required=True, theirs="target_name"),
-            Field("other_names", "string", theirs="alt_target_name"),
+            Field("other_names", "string", theirs="alternate_name"),
             Field("host", "string", theirs="star_name"),
-            Field("status", "string", theirs="planet_status"),
+            Field("status", "string", theirs="publication_status"),
             Field("ra_deg", "float64", "deg", 0, 360, theirs="ra"),
             Field("dec_deg", "float64", "deg", -90, 90, theirs="dec"),
             Field("stellar_temperature_k", "float64", "K", 250, 2e5, theirs="star_teff"),
@@ -38,14 +42,15 @@ class ExoplanetEu:
         ))
 
     def rows(self, session):
-        """Every planet, confirmed or not."""
+        """Every planet, however it was published."""
         # The service has no https.
         return tap_rows(self.info, session, "http://voparis-tap-planeto.obspm.fr/tap", "exoplanet.epn_core")
 
     @classmethod
     def planet(cls, row: dict[str, Any]) -> Planet | None:
-        """A row as a planet; None if it is not a confirmed one. It does not tell M sin i from M: masses are derived."""
-        if (row["status"] or "").lower() != "confirmed":
+        """A row as a planet; None unless it is from a refereed paper (status R). Masses count as derived: which are
+        M sin i it does not tell."""
+        if (row["status"] or "").upper() != "R":
             return None
         values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
         others = [name.strip() for name in (row["other_names"] or "").replace(";", ",").split(",") if name.strip()]

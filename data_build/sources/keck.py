@@ -1,4 +1,9 @@
-"""Keck Observatory Archive: HIRES exposures, by TAP. (pykoa's licence forbids commercial use; TAP does not need it.)"""
+"""Keck Observatory Archive: HIRES exposures, by TAP. (pykoa's licence forbids commercial use; TAP does not need it.)
+
+One table an instrument, of its FITS headers (koa.ipac.caltech.edu/UserGuide); of HIRES ``mjd`` is a number where
+``date_obs`` is a text, ``koaimtyp`` tells science exposures, and ``waveblue`` and ``wavered`` are in Å. Only rows whose
+proprietary period is over are given.
+"""
 
 from data_build.sources.base import SourceInfo
 from data_build.sources.observation import observation_fields

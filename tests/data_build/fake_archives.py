@@ -139,8 +139,8 @@ def nasa() -> FakeTap:
 def exoplanet_eu() -> FakeTap:
     planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e"]
     return FakeTap({
-        "granule_uid": ["1", "2", "3"], "target_name": planets, "alt_target_name": ["Alpha Cen C b", "", "K2-112 e"],
-        "star_name": [name[:-2] for name in planets], "planet_status": ["Confirmed"] * 3,
+        "granule_uid": ["1", "2", "3"], "target_name": planets, "alternate_name": ["Alpha Cen C b", "", "K2-112 e"],
+        "star_name": [name[:-2] for name in planets], "publication_status": ["R"] * 3,
         "ra": [217.4, 346.6, 346.6], "dec": [-62.7, -5.0, -5.0], "star_teff": [3042.0, 2550.0, 2550.0],
         "star_radius": [0.14, 0.117, 0.117], "star_mass": [0.12, 0.08, 0.08], "mag_j": [5.36, 11.35, 11.35],
         "radius": [0.1, 0.0997, 0.0819], "mass": [0.0037, 0.0043, 0.0022], "period": [11.18, 1.51, 6.10],
