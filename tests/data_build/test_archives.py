@@ -172,8 +172,8 @@ def test_a_silent_server_is_an_error_that_says_so(name, stand_in, tmp_path):
 def test_a_refused_sign_in_says_what_to_do(name, stand_in, tmp_path, caplog):
     sign_in = ARCHIVES[name].info.sign_in
 
-    def refusing(request):
-        return Reply(f"bad credentials {PLANTED}".encode(), 401)
+    def refusing(request):  # an archive's complaint may quote the request
+        return Reply(f"bad credentials {PLANTED if sign_in else ''}".encode(), 401)
 
     caplog.set_level(logging.DEBUG)
     with pytest.raises(RefusedSignIn) as caught:
