@@ -1,9 +1,9 @@
 """From a recipe to a dataset, in stages that outlive a killed process.
 
 archives (rows of what is asked over the network) → planets (matched, completed, sampled) → candidates (a label for each
-atmosphere) → records (of the runs that were chosen) → the dataset. The stages' chunks are in a hidden folder beside the
-target; the same command goes on where a build stopped. The dataset is assembled there too and renamed at the end: the
-target is there whole or not at all.
+atmosphere) → exoplasim (a real GCM's climates, where the recipe asks) → records (of the runs that were chosen) → the
+dataset. The stages' chunks are in a hidden folder beside the target; the same command goes on where a build stopped.
+The dataset is assembled there too and renamed at the end: the target is there whole or not at all.
 """
 
 import errno
@@ -126,9 +126,8 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
                  for start in range(0, len(groups), _GROUPS_PER_TASK)]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
     stages.say("dataset: checks, statistics, tokenizer, reports")
-    return assemble(work.folder / "dataset", recipe, identity, records_of(groups, chunks),
-                    set_aside + alone + crashed, quality,
-                    sources, harvests)
+    return assemble(work.folder / "dataset", recipe, identity, records_of(groups, chunks), set_aside + alone + crashed,
+                    quality, sources, harvests)
 
 
 def _harvest(recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages,

@@ -2,7 +2,8 @@
 
 The fields are means over the times of the archive's files (the schema holds a steady state), conservatively regridded
 to the schema's 32 × 64 cells and brought to the emulator's ten pressure levels, linearly in the logarithm of pressure
-(of humidity, the logarithm). Nothing is extrapolated: a climate that lacks a variable, a cell or a level is set aside.
+(of humidity, the logarithm). A pressure level below the ground of a mountain has the value above it; nothing else is
+extrapolated: a climate that lacks a variable, a cell or a level is set aside.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from data_build.planets import Planet, derive, gravity_m_s2
 from data_build.sampling import Atmosphere
 from data_build.sources.base import Field
 from data_build.sources.clero import HUMIDITY_FLOOR, area_mean, pressures_pa
-from data_build.sources.netcdf import VARIABLES, Mean, on_pressures
+from data_build.sources.netcdf import VARIABLES, Mean, above_ground, on_pressures
 
 _CELLS = CLIMATE_LATITUDES * CLIMATE_LONGITUDES
 _AIR = ("surface_pressure_bar", "co2_vmr", "ch4_vmr")
@@ -60,12 +61,9 @@ def climate_row(climate_id: str, planet: str, values: Mapping[str, float], means
         pressure = float(area_mean(means["surface_pressure"].values[0]))
         values["surface_pressure_bar"] = pressure / 1e5
         try:
-            levels, surface = _fields(means, pressure)
+            levels, surface, processing = _fields(means, pressure)
         except ValueError as error:
             problems.append(str(error))
-        air = means["air_temperature"]
-        processing = (f"mean of {air.times} times, conservatively regridded to {CLIMATE_LATITUDES} × "
-                      f"{CLIMATE_LONGITUDES}, {len(air.levels)} levels interpolated to {CLIMATE_LEVELS} in ln p")
     known = _planet(planet, values, "", "").values
     unknown = [column.name for column in PLANET_COLUMNS if column.required and column.name not in known]
     if unknown and not problems:
@@ -108,18 +106,22 @@ def _planet(name: str, values: Mapping[str, float], source: str, kind: str) -> P
     return derive(planet)
 
 
-def _fields(means: Mapping[str, Mean], surface_pressure_pa: float) -> tuple[np.ndarray, np.ndarray]:
+def _fields(means: Mapping[str, Mean], surface_pressure_pa: float) -> tuple[np.ndarray, np.ndarray, str]:
+    """The row's ``levels``, ``surface`` and ``processing``."""
     pressures = pressures_pa(surface_pressure_pa / 1e5)
-    levels = []
+    levels, continued = [], []
     for column in CLIMATE_LEVEL_VARIABLES:
-        if column.name == "log10_specific_humidity":
-            humidity = means["specific_humidity"]
-            logarithm = np.log10(np.maximum(humidity.values, HUMIDITY_FLOOR))
-            levels.append(on_pressures(Mean(logarithm, humidity.levels, humidity.sigma, humidity.times),
-                                       surface_pressure_pa, pressures))
-        else:
-            levels.append(on_pressures(means[column.name], surface_pressure_pa, pressures))
+        name = "specific_humidity" if column.name == "log10_specific_humidity" else column.name
+        mean, below = above_ground(means[name], means["surface_pressure"].values[0], name)
+        if name == "specific_humidity":
+            mean = replace(mean, values=np.log10(np.maximum(mean.values, HUMIDITY_FLOOR)))
+        levels.append(on_pressures(mean, surface_pressure_pa, pressures))
+        continued += [name] * below
     cloud = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("cloud_fraction")
     levels[cloud] = np.clip(levels[cloud], 0, 1)  # packed integers stray from 0 and 1 by a rounding
     surface = [means[column.name].values[0] for column in CLIMATE_SURFACE_VARIABLES]
-    return np.stack(levels).astype(np.float32).ravel(), np.stack(surface).astype(np.float32).ravel()
+    air = means["air_temperature"]
+    processing = (f"mean of {air.times} times, conservatively regridded to {CLIMATE_LATITUDES} × "
+                  f"{CLIMATE_LONGITUDES}, {len(air.levels)} levels interpolated to {CLIMATE_LEVELS} in ln p"
+                  + (f", {', '.join(continued)} continued below the ground" if continued else ""))
+    return np.stack(levels).astype(np.float32).ravel(), np.stack(surface).astype(np.float32).ravel(), processing

@@ -5,8 +5,9 @@ A cell that holds a fill value is absent, not a temperature of 1e36 K: what the 
 it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _SHARE = {"1": (1, 0), "kg/kg": (1, 0), "kgkg-1": (1, 0), "(0-1)": (1, 0), "%": 
 _WIND = {"m/s": (1, 0), "ms-1": (1, 0)}
 _FLUX = {"W/m2": (1, 0), "Wm-2": (1, 0)}
 _PRESSURE = {"Pa": (1, 0), "hPa": (100, 0), "mb": (100, 0), "mbar": (100, 0), "millibars": (100, 0)}
+#: A level at less than this share of a cell's surface pressure is above its ground: slopes share cells.
+_GROUND = 0.9
 #: A flux that a file counts downward, where the schema's goes up.
 _DOWNWARD = {unit: (-factor, 0) for unit, (factor, _) in _FLUX.items()}
 
@@ -31,6 +34,7 @@ class Variable:
     """A variable of a climate: ``unit``, possible range, and the names it has in ERA5, ModelE, ExoPlaSim and CMIP.
 
     ``names`` maps each to its units there, and those to factor and offset; ``on_levels`` tells whether it has levels.
+    ``family`` is what precedes the pressure in the names of maps of one level each, such as ``u_850``.
     """
 
     unit: str
@@ -38,6 +42,7 @@ class Variable:
     maximum: float
     on_levels: bool
     names: Mapping[str, Mapping[str, tuple[float, float]]]
+    family: str = ""
 
 
 def _all(*names: str, units: Mapping[str, tuple[float, float]]) -> dict[str, Mapping[str, tuple[float, float]]]:
@@ -50,8 +55,8 @@ VARIABLES = {
     "air_temperature": Variable("K", 30, 2000, True, _all("t", "TempL", "ta", units=_TEMPERATURE)),
     "specific_humidity": Variable("kg kg-1", -1e-3, 1, True, _all("q", "SpHuL", "hus", units=_SHARE)),
     "cloud_fraction": Variable("1", -0.01, 1.01, True, _all("cc", "cf", "cl", units=_SHARE)),
-    "eastward_wind": Variable("m s-1", -500, 500, True, _all("u", "ub", "ucp", "ua", units=_WIND)),
-    "northward_wind": Variable("m s-1", -500, 500, True, _all("v", "vb", "vcp", "va", units=_WIND)),
+    "eastward_wind": Variable("m s-1", -500, 500, True, _all("u", "ub", "ucp", "ua", units=_WIND), "u_"),
+    "northward_wind": Variable("m s-1", -500, 500, True, _all("v", "vb", "vcp", "va", units=_WIND), "v_"),
     "surface_temperature": Variable("K", 30, 2000, False, _all("skt", "tgrnd", "ts", units=_TEMPERATURE)),
     "absorbed_shortwave": Variable("W m-2", -10, 2e4, False, _all("avg_tnswrf", "mtnswrf", "srnf_toa", "rst",
                                                                   units=_FLUX)),
@@ -65,6 +70,7 @@ VARIABLES = {
 class Mean:
     """A variable's mean over the times of a file: ``values`` [K, 32, 64] and ``levels`` [K], None without levels.
 
+    NaN on a level is absent: pressure levels may lie below the ground.
     ``levels`` are pressures in Pa, or shares of the surface pressure where ``sigma`` is true. ``times`` were averaged.
     """
 
@@ -104,6 +110,8 @@ def means_of(data) -> tuple[dict[str, Mean], list[str]]:
     for variable, about in VARIABLES.items():
         theirs = next((other for other in about.names if other in data.data_vars), None)
         if theirs is None:
+            data, theirs = _stacked(data, about)
+        if theirs is None:
             continue
         units = about.names[theirs]
         unit = _unit(data[theirs])
@@ -116,6 +124,19 @@ def means_of(data) -> tuple[dict[str, Mean], list[str]]:
         if mean is not None:
             means[variable] = mean
     return means, problems
+
+
+def _stacked(data, about: Variable):
+    """The data set with the family's maps as one variable on levels in hPa, and its name; None if there are none."""
+    import xarray
+
+    found = {float(name.removeprefix(about.family)): name for name in map(str, data.data_vars)
+             if about.family and re.fullmatch(rf"{about.family}\d+", name)}
+    if len(found) < 2:
+        return data, None
+    name = next(iter(about.names))
+    levels = xarray.DataArray(sorted(found), dims="pressure_level", name="pressure_level", attrs={"units": "hPa"})
+    return data.assign({name: xarray.concat([data[found[level]] for level in sorted(found)], levels)}), name
 
 
 def _mean(data, theirs: str, variable: str, about: Variable,
@@ -138,11 +159,10 @@ def _mean(data, theirs: str, variable: str, about: Variable,
         absent += values.size - known.size
         if known.size:
             low, high = min(low, known.min()), max(high, known.max())
-        if not absent:
-            total += regridded(values, weights)
+        total += regridded(values, weights)
         times += 1
     problems = _range_problems(variable, about, conversion, low, high)
-    if absent:
+    if absent and not about.on_levels:
         problems.append(f"{variable} is absent in {absent / array.size:.1%} of its cells")
     if problems:
         return None, problems
@@ -192,8 +212,14 @@ def overlaps(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, n
 
 
 def regridded(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """``values`` [..., y, x], none of them absent, with the weights of `overlaps`: [..., 32, 64]."""
-    return weights[0] @ values @ weights[1].T
+    """``values`` [..., y, x] with the weights of `overlaps`: [..., 32, 64]; of a new cell the mean over what is known
+    of it, NaN where that is less than half."""
+    known = np.isfinite(values)
+    if known.all():
+        return weights[0] @ values @ weights[1].T
+    cover = weights[0] @ known @ weights[1].T
+    total = weights[0] @ np.where(known, values, 0) @ weights[1].T
+    return np.where(cover >= 0.5, total / np.maximum(cover, 0.5), np.nan)
 
 
 def _schema_bounds_latitude() -> np.ndarray:
@@ -241,6 +267,29 @@ def on_pressures(mean: Mean, surface_pressure_pa: float, pressures: np.ndarray) 
     unit = np.eye(len(levels))
     weights = np.stack([np.interp(np.log(pressures), np.log(levels[order]), row) for row in unit], axis=1)
     return np.tensordot(weights, mean.values[order], axes=1)
+
+
+def above_ground(mean: Mean, surface_pressure_pa: np.ndarray, name: str) -> tuple[Mean, bool]:
+    """The mean with the value of the lowest level above the ground continued below it, and whether anything was absent.
+
+    Args:
+        surface_pressure_pa: [32, 64]; ``name`` is the variable's, for the message.
+
+    Raises:
+        ValueError: something is absent that is not below the ground.
+    """
+    if np.isfinite(mean.values).all():
+        return mean, False
+    levels = mean.levels[:, None, None] * (surface_pressure_pa if mean.sigma else 1.0)
+    absent = np.isnan(mean.values)
+    wrong = absent & (levels < _GROUND * surface_pressure_pa)
+    if wrong.any():
+        raise ValueError(f"{name} is absent in {wrong.sum()} of its {wrong.size} cells, above the ground")
+    values = mean.values.copy()
+    downward = np.argsort(mean.levels)
+    for above, level in zip(downward, downward[1:], strict=False):
+        values[level] = np.where(absent[level], values[above], values[level])
+    return replace(mean, values=values), True
 
 
 def merged(parts: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:

@@ -1,9 +1,10 @@
 """ROCKE-3D: the climates published with its papers, netCDF files in folders of a web server.
 
 Under `FOLDER` each paper has a folder, with one for each run in it or in that: diagnostics named
-``<period>.aij<run>.nc`` (maps), ``aijl`` (model layers) and, in some, ``aijk`` (winds on constant pressure), a pair of
-them for each year, and the run's rundeck ``<run>.R``. The layout is that of Tsigaridis et al. 2025 (GMD 18, 5825) and
-Way et al. 2018 (ApJS 239, 24); the variables' names and units are ModelE's own (its DEFACC.f).
+``<period>.aij<run>.nc`` (maps, among them winds at pressures, ``u_850``), ``aijl`` (model layers) and, in some,
+``aijk`` (winds on constant pressure), a pair of them for each year, and the run's rundeck ``<run>.R``. The layout is
+that of Tsigaridis et al. 2025 (GMD 18, 5825) and Way et al. 2018 (ApJS 239, 24); the variables' names and units are
+ModelE's own (its DEFACC.f).
 """
 
 import re
@@ -69,7 +70,8 @@ class Rocke3d:
                     runs[named["run"]][named["period"]][named["kind"]] = link
             decks = {link.removeprefix(folder)[:-2]: link for link in links if link.endswith(".R")}
             for run, periods in sorted(runs.items()):
-                period, files = max(periods.items())
+                # Of years (ANN) and means of years (ANM) the last; of other periods only where there is no year.
+                period, files = max(periods.items(), key=lambda item: (item[0].startswith("AN"), item[0]))
                 deck = decks.get(run) or (next(iter(decks.values())) if len(decks) == 1 else None)
                 rundeck = good(session.get(deck), self.info).text if deck else ""
                 yield self._climate(session, f"{folder.removeprefix(FOLDER)}{period}.{run}".strip("/."), files, rundeck)

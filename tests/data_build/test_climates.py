@@ -110,6 +110,33 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path, change, reason):
     assert row_problems(made, ARCHIVES["rocke3d"]()) == [reason] and made["levels"] is None
 
 
+def test_winds_in_maps_of_one_pressure_each_go_on_below_a_mountain(tmp_path):
+    """ModelE's ``aij`` has u_850 and its like, absent below the ground; what is absent elsewhere is an error."""
+    files = model_e(tmp_path, 0)
+    truth = synthetic_fields()
+    pressure = truth["surface_pressure"][0].copy()
+    pressure[5:7, 3:6] = 70000.0  # a mountain
+
+    def maps(hole: float) -> bytes:
+        variables = {"prsurf": (("lat", "lon"), pressure / 100, "mb")}
+        for name, ours in (("u", "eastward_wind"), ("v", "northward_wind")):
+            for level, values in zip(PRESSURES, truth[ours][0], strict=True):
+                values = np.where(level * 100 > pressure, np.nan, values + 3)
+                values[9, 9] = np.nan if level == hole else values[9, 9]
+                variables[f"{name}_{level:.0f}"] = (("lat", "lon"), values, "m/s")
+        return netcdf(tmp_path / "made.nc", variables, {"lat": LATITUDE, "lon": LONGITUDE - 180})
+
+    made = row(tmp_path, maps(hole=0), files["aij"], files["aijl"])
+    assert made["problems"] is None
+    assert made["processing"].endswith("in ln p, eastward_wind, northward_wind continued below the ground")
+    wind = fields(made)[0][LEVELS.index("eastward_wind")]
+    column = wind[:, 16, 10]  # over the mountain, at 120° west
+    highest = np.flatnonzero(pressures_pa(made["surface_pressure_bar"]) < 60000)[-1]
+    assert column[-1] == pytest.approx(column[highest], abs=1.5) and column[-1] > wind[-1, 16, 32] + 1
+    assert "eastward_wind is absent in 6 of its 18432 cells, above the ground" in \
+        row(tmp_path, maps(hole=200.0), files["aij"], files["aijl"])["problems"]
+
+
 def test_levels_that_do_not_reach_are_not_made_up(tmp_path):
     files = year(tmp_path)
     truth = synthetic_fields()
