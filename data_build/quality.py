@@ -82,7 +82,8 @@ class Quality:
             "checks": self._checks(planets),
             "set_aside": dict(self._set_aside),
             "qualities": {"planet": "share of the star and planet columns read from a catalogue; 0.5 if sampled",
-                          "climate": "1 inside CLERO's core domain, 0.5 in the extended one",
+                          "climate": "1 inside CLERO's core domain, 0.5 in the extended one"
+                                     + ("; 1 where it was not emulated" if self._stored else ""),
                           "metabolism": "0.5: a candidate, not an observation",
                           "spectrum": "1; its σ tells the rest",
                           "text": "1 with a catalogue's description, 0.5 without"},

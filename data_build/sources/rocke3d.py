@@ -4,7 +4,7 @@ Under `FOLDER` each paper has a folder, with one for each run in it or in that: 
 ``<period>.aij<run>.nc`` (maps, among them winds at pressures, ``u_850``), ``aijl`` (model layers) and, in some,
 ``aijk`` (winds on constant pressure), a pair of them for each year, and the run's rundeck ``<run>.R``. The layout is
 that of Tsigaridis et al. 2025 (GMD 18, 5825) and Way et al. 2018 (ApJS 239, 24); the variables' names and units are
-ModelE's own (its DEFACC.f).
+ModelE's own (its DEFACC.f). Model layers count at their nominal pressures, though the lower ones follow the ground.
 """
 
 import re
