@@ -167,11 +167,13 @@ def test_a_rundeck_is_read():
         == {"gravity_m_s2": 9.12, "planet": "p"}
 
 
-@pytest.fixture
-def stored(tmp_path):
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
     """Candidates as a build would have them: an Earth of ERA5, and a planet of ROCKE-3D, twice warm and once frozen."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    tmp_path = tmp_path_factory.mktemp("stored")
 
     def harvest(name, rows):
         folder = tmp_path / name

@@ -205,6 +205,7 @@ def test_a_recipe_that_asks_for_an_absent_model_ends_at_once(tmp_path, monkeypat
     assert time.monotonic() - started < 20 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_model_does_not_outlive_its_build(installed, tmp_path):
     """The build's worker is killed with -9, and nothing runs on for hours."""
     mark = tmp_path / "running"
