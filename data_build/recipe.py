@@ -16,8 +16,8 @@ _FOLDER = Path(__file__).parent / "recipes"
 class Recipe:
     """Everything a build depends on besides the sources: the same recipe gives the same content hash.
 
-    Shares are fractions of one; ranges are (low, high) in the unit of the name. ``data_build/recipes/sample.yaml``
-    explains each field.
+    Shares are fractions of one; ranges are (low, high) in the unit of the name. The files in
+    ``data_build/recipes`` explain each field.
     """
 
     name: str
