@@ -22,7 +22,7 @@ def this_machine() -> Hardware:
     """The kept profile, or a new one; delete the file to measure again."""
     folder = cache_root()
     kept = folder / f"hardware-{os.uname().nodename}.json"
-    if not kept.is_file():
+    if not kept.is_file() or set(json.loads(kept.read_text())) != set(NUMBERS):  # an earlier version's has other fields
         print(f"measuring this machine (once; kept in {kept})", file=sys.stderr, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(measure(folder), indent=1) + "\n")

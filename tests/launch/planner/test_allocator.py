@@ -1,11 +1,13 @@
 """The caching allocator's rules, and the replay of a trace in time, on work small enough to count by hand."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from launch.planner import this_machine
 from launch.planner.allocator import MIB, CachingAllocator, OutOfMemory
 from launch.planner.hardware import load_hardware, profile_names
 from launch.planner.ledger import HOST, Ledger
@@ -119,3 +121,8 @@ def test_this_machine_is_measured_once(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr()
     assert "measuring" in told.err and not told.out  # where a plan's JSON goes
     assert load_hardware("this") == machine and "measuring" not in capsys.readouterr().err
+    kept = next(tmp_path.glob("hardware-*.json"))
+    fields = json.loads(kept.read_text())
+    kept.write_text(json.dumps({key: value for key, value in fields.items() if key != "hook_s"}))
+    monkeypatch.setattr(this_machine, "measure", lambda folder: fields)
+    assert load_hardware("this") == machine, "what an earlier version kept, without a field, is measured anew"
