@@ -32,8 +32,7 @@ _TOKENS = 1024
 def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
          seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
          changes: dict[str, Any] | None = None, advice: bool = False, largest: bool = False,
-         data: Path | None = None,
-         epochs: int | None = None) -> dict[str, Any]:
+         data: Path | None = None, epochs: int | None = None) -> dict[str, Any]:
     """Predict memory and time.
 
     Args:
