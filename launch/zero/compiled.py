@@ -48,8 +48,9 @@ def load(builder: OpBuilder, verbose: bool = False):
             if not kept.is_file():
                 print(f"compiling DeepSpeed's {builder.name} (once, a minute or some)", flush=True)
                 _find_own_ninja()
-                _compile(builder, verbose)
+                module = _compile(builder, verbose)
                 write_whole(kept, (folder / f"{builder.name}.so").read_bytes())
+                return module  # the kept file is not to be loaded beside it: torch takes a library's name once
     spec = importlib.util.spec_from_file_location(builder.name, kept)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
