@@ -55,7 +55,7 @@ run_17b: $(SAMPLE)/manifest.json
 
 # DeepSpeed's parts compile beside the first tests, which do not need them.
 test: $(SAMPLE)/manifest.json lint
-	. $(BIN)/activate && { python -m launch.zero.ops & } && python -m pytest -m "not slow and not network" && wait
+	. $(BIN)/activate && { python -m launch.zero.ops & } && python -m pytest -m "not slow and not network" && wait $$!
 
 test_slow: $(SAMPLE)/manifest.json lint ops
 	. $(BIN)/activate && python -m pytest -m "slow and not network"

@@ -46,6 +46,7 @@ def test_the_manifest_is_whole(small_dataset):
         assert stored == sum(count.get("records", 0) for count in counts[split].values())
 
 
+@pytest.mark.slow
 def test_the_content_does_not_depend_on_the_workers(small_dataset, tmp_path, small_limit):
     again = build("sample", tmp_path / "again", limit=small_limit, workers=1, progress=False)
     first = manifest_of(small_dataset)

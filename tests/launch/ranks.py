@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+import time
 import traceback
 import weakref
 from pathlib import Path
@@ -425,6 +426,7 @@ def main() -> None:
     mend_prefetch()
     DATA, OUT = AstrobioDataset(args.data, "train", 64), args.out
     for name in args.cases or CASES:
+        started = time.monotonic()
         try:
             result = CASES[name]()
         except Exception:
@@ -435,7 +437,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             with (args.out / "results.jsonl").open("a") as file:
                 file.write(json.dumps({"case": name, "ranks": gathered}) + "\n")
-            print("done", name, flush=True)
+            print(f"done {name} in {time.monotonic() - started:.1f} s", flush=True)
         gc.collect()
 
 

@@ -48,6 +48,7 @@ def test_the_first_rank_decides_for_all(asked, tmp_path, monkeypatch):
         auto.choose_model(CONFIG, 4, tmp_path)
 
 
+@pytest.mark.slow
 def test_tiny_is_planned_for_real(tmp_path, monkeypatch):
     """On a machine without a GPU, by the profile that is measured of it."""
     prepare_accelerator()

@@ -15,14 +15,20 @@ from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 ACCUMULATED = "zero3_offload_nvme"
+RANKS = (1, 3, 64)
 A5000 = load_hardware("a5000x2")
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, ghost.Result]:
-    """Steps of the tiny preset under every shipped ds_config, one of them with accumulation."""
-    return ghost.run_all({config: make_job("tiny", ROOT / "ds_configs" / f"{config}.json", A5000, changes={
-        "gradient_accumulation_steps": 32 if config == ACCUMULATED else 1}) for config in CONFIGS})
+    """Steps of the tiny preset under every shipped ds_config, one of them with accumulation; with adapters, with a
+    frozen language model, and on other numbers of ranks."""
+    def job(config: str = "zero3_offload", ranks: int = 2, **changes) -> ghost.Job:
+        return make_job(load_preset("tiny", changes), ROOT / "ds_configs" / f"{config}.json", A5000, ranks=ranks,
+                        changes={"gradient_accumulation_steps": 32 if config == ACCUMULATED else 1})
+
+    return ghost.run_all({**{config: job(config) for config in CONFIGS}, **{str(n): job(ranks=n) for n in RANKS},
+                          "lora": job(**{"language.lora": {"rank": 4}}), "frozen": job(freeze=["language"])})
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -60,33 +66,22 @@ def test_gradients_of_the_last_micro_step_reach_the_optimizer(runs):
     assert sum(phase.nvme_written for phase in within) == 0 < sum(phase.nvme_written for phase in last)
 
 
-@pytest.fixture(scope="module")
-def variants() -> dict[str, ghost.Result]:
-    """The tiny preset with adapters and with a frozen language model, and on other numbers of ranks."""
-    def job(ranks: int = 2, **changes) -> ghost.Job:
-        return make_job(load_preset("tiny", changes), ROOT / "ds_configs/zero3_offload.json", A5000, ranks=ranks,
-                        changes={"gradient_accumulation_steps": 1})
-
-    return ghost.run_all({"lora": job(**{"language.lora": {"rank": 4}}), "frozen": job(freeze=["language"]),
-                          **{str(ranks): job(ranks) for ranks in (1, 3, 64)}})
-
-
 @pytest.mark.parametrize("name", ["lora", "frozen"])
-def test_what_is_not_trained_has_no_optimizer_state(variants, name):
-    result = variants[name]
+def test_what_is_not_trained_has_no_optimizer_state(runs, name):
+    result = runs[name]
     state = result.phases[3].peaks[HOST].parts[OPTIMIZER]
     assert result.trainable < result.parameters
     assert 12 * result.trainable / 2 <= state < 12 * result.parameters / 2
 
 
-@pytest.mark.parametrize("ranks", [1, 3, 64])
-def test_ranks_share_the_state(variants, ranks):
+@pytest.mark.parametrize("ranks", RANKS)
+def test_ranks_share_the_state(runs, ranks):
     """Each holds its share; at 64 ranks of a small model much of that is padding."""
-    result = variants[str(ranks)]
+    result = runs[str(ranks)]
     assert 12 * result.parameters / ranks <= result.checkpoint_bytes
     if ranks < 64:
         assert result.checkpoint_bytes < 1.02 * 12 * result.parameters / ranks
-    assert result.tokens == variants["1"].tokens
+    assert result.tokens == runs["1"].tokens
 
 
 def test_a_tensor_left_on_the_host_fails(tmp_path):
