@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from astrobio.config import ConfigError
 from launch.planner.remembered import keep, recall
 
 ROOT = Path(__file__).resolve().parents[2]
+_OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE",
+                "MASTER_ADDR", "MASTER_PORT")
 #: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
 #: order of the parameters, and its optimizer step makes the optimizer's state; what is to be told are the later ones.
 MICRO_STEPS = {False: (True, True), True: (True, False, True)}
@@ -97,24 +100,39 @@ def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float 
 
 def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -> dict[str, Result]:
     """One process imports all libraries once and forks another for each job, as many at a time as there are cores."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path or []),
-                                                                os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, str(number)) for number, name in enumerate(jobs)}
         content = {str(files[name]): dataclasses.asdict(job) for name, job in jobs.items()}
-        done = subprocess.run([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, timeout=timeout * len(jobs),
-                              env=environment, input=json.dumps(content).encode(), capture_output=True)
+        process = subprocess.Popen([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, env=environment(path),
+                                   stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                   start_new_session=True)
+        try:
+            _, error = process.communicate(json.dumps(content).encode(), timeout=timeout * len(jobs))
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"the ghost run{'s of ' + ', '.join(jobs) if len(jobs) > 1 else ''} did not end within "
+                              f"{timeout * len(jobs):.0f} s") from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with those it has forked
+                process.wait()
         found = {}
         for name, file in files.items():
             if not file.is_file():
                 log = file.with_suffix(".log")
-                said = log.read_text() if log.is_file() else done.stderr.decode()
+                said = log.read_text() if log.is_file() else error.decode()
                 lines = [line for line in said.splitlines() if " registered at " not in line]
                 raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
                                   + "\n".join(lines[-25:]).strip())
             found[name] = pickle.loads(file.read_bytes())
             keep(jobs[name], found[name])
         return found
+
+
+def environment(path: list[str] | None = None) -> dict[str, str]:
+    """Of a process that is no rank of a launch, though a rank may start it: with the launcher's variables DeepSpeed
+    would look for the other ranks, and wait. ``path``: more folders to import from."""
+    kept = {key: value for key, value in os.environ.items() if key not in _OF_A_LAUNCH}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path or []), os.environ.get("PYTHONPATH", "")])}
 
 
 def haunt(job: Job, baseline: int = 0) -> Result:

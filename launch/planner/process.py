@@ -65,9 +65,8 @@ def measure(precision: str, machine: Hardware) -> int:
 
 def start(job: ghost.Job, *command: str) -> subprocess.Popen:
     """Run a job for real in a process of its own; ``command``: a module that calls `main`, and its arguments."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ghost.ROOT), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen([sys.executable, "-m", *(command or ["launch.planner.process"])], cwd=ghost.ROOT,
-                               env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               env=ghost.environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     process.stdin.write(json.dumps(dataclasses.asdict(job)))
     process.stdin.close()

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 GIB = 1 << 30
-_WIDTH = 30  # characters of a bar
+_WIDTH = 16  # characters of a bar
 
 
 def print_plan(plan: dict[str, Any], console: Console | None = None) -> None:

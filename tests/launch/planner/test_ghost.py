@@ -1,14 +1,18 @@
 """The ghost run as a test bench: what launch/train.py builds takes a step on a GPU that is not there."""
 
+import contextlib
 import dataclasses
 import json
+import os
+from unittest import mock
 
+import psutil
 import pytest
 
 from astrobio.config import ConfigError, StackConfig, load_preset
 from launch.planner import ghost, largest, remembered
-from launch.planner.hardware import load_hardware
-from launch.planner.ledger import ACTIVATIONS, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
+from launch.planner.hardware import Hardware, load_hardware
+from launch.planner.ledger import ACTIVATIONS, BOTH, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
 from launch.planner.plan import assemble, load_model, make_job, plan, recipe
 from launch.planner.table import fastest
 from launch.preflight import ROOT
@@ -22,13 +26,21 @@ A5000 = load_hardware("a5000x2")
 @pytest.fixture(scope="module")
 def runs() -> dict[str, ghost.Result]:
     """Steps of the tiny preset under every shipped ds_config, one of them with accumulation; with adapters, with a
-    frozen language model, and on other numbers of ranks."""
-    def job(config: str = "zero3_offload", ranks: int = 2, **changes) -> ghost.Job:
-        return make_job(load_preset("tiny", changes), ROOT / "ds_configs" / f"{config}.json", A5000, ranks=ranks,
+    frozen language model, on other numbers of ranks, and on a CPU. A rank of a launch asks, as for `--model auto`."""
+    def job(config: str = "zero3_offload", ranks: int = 2, machine: Hardware = A5000, **changes) -> ghost.Job:
+        return make_job(load_preset("tiny", changes), ROOT / "ds_configs" / f"{config}.json", machine, ranks=ranks,
                         changes={"gradient_accumulation_steps": 32 if config == ACCUMULATED else 1})
 
-    return ghost.run_all({**{config: job(config) for config in CONFIGS}, **{str(n): job(ranks=n) for n in RANKS},
-                          "lora": job(**{"language.lora": {"rank": 4}}), "frozen": job(freeze=["language"])})
+    of_a_rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": "29500"}
+    with mock.patch.dict(os.environ, of_a_rank):
+        return ghost.run_all({**{config: job(config) for config in CONFIGS}, **{str(n): job(ranks=n) for n in RANKS},
+                              "lora": job(**{"language.lora": {"rank": 4}}), "frozen": job(freeze=["language"]),
+                              "cpu": job(machine=load_hardware("cpu"))}, timeout=60)
+
+
+def test_a_rank_of_a_launch_can_ask_about_a_cpu(runs):
+    assert runs["cpu"].phases[3].peaks[BOTH].bytes > 16 * runs["cpu"].parameters / 2
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -156,6 +168,19 @@ def test_a_run_is_remembered_until_something_changes(tmp_path, monkeypatch):
     assert len(asked) == 3
     careless = dataclasses.replace(job, workload={"function": "careless:stack"})
     assert [ghost.run(careless), ghost.run(careless)] == ["seen"] * 2 and len(asked) == 5
+
+
+def test_one_that_does_not_end_is_ended(tmp_path):
+    """With the processes it has forked."""
+    (tmp_path / "endless.py").write_text("import os, pathlib, time\n\ndef stack(job, mode):\n"
+                                         "    pathlib.Path(job.workload['pid']).write_text(str(os.getpid()))\n"
+                                         "    time.sleep(1000)\n")
+    job = make_job("tiny", ROOT / "ds_configs/zero3.json", A5000)
+    job.workload = {"function": "endless:stack", "pid": str(tmp_path / "pid")}
+    with pytest.raises(ConfigError, match="did not end within"):
+        ghost.run(job, path=[str(tmp_path)], timeout=30)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int((tmp_path / "pid").read_text())).status() == psutil.STATUS_ZOMBIE
 
 
 def test_how_long_the_recipe_takes(tmp_path):
