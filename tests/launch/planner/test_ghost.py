@@ -170,6 +170,7 @@ def test_a_run_is_remembered_until_something_changes(tmp_path, monkeypatch):
     assert [ghost.run(careless), ghost.run(careless)] == ["seen"] * 2 and len(asked) == 5
 
 
+@pytest.mark.slow
 def test_one_that_does_not_end_is_ended(tmp_path):
     """With the processes it has forked."""
     (tmp_path / "endless.py").write_text("import os, pathlib, time\n\ndef stack(job, mode):\n"
