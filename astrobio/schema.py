@@ -118,7 +118,8 @@ _PROVENANCE = {
 
 #: The record, as Hugging Face `datasets` stores it.
 FEATURES = datasets.Features({
-    "run_id": datasets.Value("string"),  # "<planet_key>/<run number>"
+    # "<planet_key>/<number>", or "<planet_key>/<source>-<number>" where the climate is stored
+    "run_id": datasets.Value("string"),
     "planet_key": datasets.Value("string"),  # no planet key is in two splits
     "planet": datasets.List(datasets.Value("float32"), length=len(PLANET_COLUMNS)),  # NaN where unknown
     "planet_mask": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where known

@@ -208,6 +208,8 @@ class EngineState:
             yield parameter.detach().view(-1)
             return
         held, swapper = parameter.ds_tensor, getattr(parameter, "nvme_swapper", None)
+        if swapper is not None:
+            swapper.synchronize_reads()  # what is read ahead is there, or not begun
         swapped = held.status == PartitionedParamStatus.NOT_AVAILABLE
         if swapped:
             swapper.swap_in([parameter], async_op=False)

@@ -235,6 +235,17 @@ def test_the_fastest_for_a_host_is_one_that_fits_it():
 
 
 @pytest.mark.slow
+def test_a_frozen_model_on_nvme_is_saved_after_a_validation():
+    """DeepSpeed has then taken all buffers to read ahead for a backward pass that does not come."""
+    stack = load_preset("17b_frozen", {"language.config.num_hidden_layers": 8, "climate.depth": 6,
+                                       "metabolism.depth": 4, "spectrum.depth": 2})
+    job = make_job(stack, ROOT / "ds_configs/zero3_nvme.json", A5000)
+    result = ghost.run(job)
+    assert 2 * result.checkpoint_bytes == pytest.approx(12 * result.trainable + 2 * (
+        result.parameters - result.trainable), rel=0.01)
+
+
+@pytest.mark.slow
 def test_advice_is_what_was_run_and_fits():
     """A model on a host that is too small for its optimizer, and on one that is not."""
     stack = cut_17b()
