@@ -25,10 +25,12 @@ class OutOfMemory(Exception):
 
 @dataclass(eq=False)
 class Block:
-    """A part of a segment; ``before`` and ``after`` are its neighbours in it."""
+    """A part of a segment; ``before`` and ``after`` are its neighbours in it. Of free blocks of one size the one at the
+    lowest ``address`` is taken, as by torch; where the card puts segments nobody knows: here one after the other."""
 
     size: int
     pool: tuple[bool, int]
+    address: int
     free: bool = False
     before: "Block | None" = None
     after: "Block | None" = None
@@ -41,6 +43,7 @@ class CachingAllocator:
         self.limit = limit  # bytes that torch may take; None: no end
         self.allocated = self.reserved = self.peak_reserved = 0
         self.by_phase: dict[str, int] = {}  # largest reserved in each
+        self._end = 0  # of the last segment
         self._free: dict[tuple[bool, int], list[tuple[int, int, Block]]] = {}
         self._blocks: dict[int, Block] = {}
 
@@ -81,10 +84,11 @@ class CachingAllocator:
                     raise OutOfMemory(size, self.allocated, self.reserved)
             self.reserved += segment
             self.peak_reserved = max(self.peak_reserved, self.reserved)
-            block = Block(segment, pool)
+            block = Block(segment, pool, self._end)
+            self._end += segment
         rest = block.size - size
         if rest >= GRANULE if pool[0] else rest > SMALL:
-            left = Block(rest, pool, True, block, block.after)
+            left = Block(rest, pool, block.address + size, True, block, block.after)
             if block.after is not None:
                 block.after.before = left
             block.after, block.size = left, size
@@ -95,11 +99,11 @@ class CachingAllocator:
 
     def _wait(self, block: Block) -> None:
         block.free = True
-        bisect.insort(self._free.setdefault(block.pool, []), (block.size, id(block), block))
+        bisect.insort(self._free.setdefault(block.pool, []), (block.size, block.address, block))
 
     def _unwait(self, block: Block) -> None:
         waiting = self._free[block.pool]
-        waiting.pop(bisect.bisect_left(waiting, (block.size, id(block))))
+        waiting.pop(bisect.bisect_left(waiting, (block.size, block.address)))
 
     def _give(self, block: Block) -> None:
         self.allocated -= block.size

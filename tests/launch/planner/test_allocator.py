@@ -43,6 +43,13 @@ def test_a_full_card_gives_back_what_is_cached_before_it_gives_up():
     assert (error.value.wanted, error.value.allocated) == (80 * MIB, 60 * MIB)
 
 
+def test_a_replay_is_the_same_each_time():
+    """Of free blocks of one size the lowest is taken, whatever Python's own addresses are."""
+    allocator = CachingAllocator().replay([(key, 12 * MIB, 0) for key in range(3)])
+    allocator.replay([(2, -12 * MIB, 0), (0, -12 * MIB, 0), (3, 12 * MIB, 0)])
+    assert allocator._blocks[3].address == 0 and allocator.reserved == 36 * MIB
+
+
 @pytest.fixture
 def machine():
     """Round numbers."""
