@@ -36,7 +36,6 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
                 rows += list(zip(probability(out.logits).cpu()[use].tolist(), batch.label.cpu()[use].tolist(),
                                  batch.observed.cpu()[use].tolist(), strict=True))
     engine.train()
-    forget_backward(engine)
     gathered: list = [None] * dist.get_world_size()
     torch.distributed.all_gather_object(gathered, (rows, sums, weight))
     rows = [row for part, _, _ in gathered for row in part]
@@ -49,14 +48,6 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
     for name, chosen in (("observed", observed.bool()), ("synthetic", ~observed.bool())):
         result[name] = {"records": int(chosen.sum()), **habitability_metrics(chance[chosen], label[chosen])}
     return result
-
-
-def forget_backward(engine) -> None:
-    """Give back what ZeRO-3 has gathered, and read ahead from NVMe, for the backward pass that in training follows a
-    forward pass: after a validation's last one it does not come, and a save would find all of DeepSpeed's buffers taken
-    ("Not enough buffers 0 for swapping 1")."""
-    if hasattr(engine.optimizer, "empty_partition_cache"):
-        engine.empty_partition_cache()
 
 
 def _batches(dataset: AstrobioDataset, micro_batch: int) -> Iterator[tuple[Batch, torch.Tensor]]:

@@ -3,7 +3,6 @@
 import torch
 
 from launch.checkpoints.fingerprint import pieces
-from launch.evaluate import forget_backward
 from launch.planner.ledger import Ledger, numbers
 from launch.zero.state import EngineState
 
@@ -15,7 +14,6 @@ def validate(engine, loss_of) -> None:
         loss, _ = loss_of(engine)
         loss.item()
     engine.train()
-    forget_backward(engine)
 
 
 def save(engine, ledger: Ledger) -> int:

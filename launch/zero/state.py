@@ -16,6 +16,7 @@ from typing import Any
 import deepspeed.comm as dist
 import torch
 from deepspeed.runtime.swap_tensor.partitioned_param_swapper import PartitionedParamStatus
+from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
@@ -211,6 +212,10 @@ class EngineState:
         if swapper is not None:
             swapper.synchronize_reads()  # what is read ahead is there, or not begun
         swapped = held.status == PartitionedParamStatus.NOT_AVAILABLE
+        if swapped and not write and not swapper.available_swap_in_buffers():
+            with self._read_apart(parameter, swapper) as values:
+                yield values
+            return
         if swapped:
             swapper.swap_in([parameter], async_op=False)
         try:
@@ -221,6 +226,19 @@ class EngineState:
         finally:
             if swapped:
                 swapper.remove_partition_and_release_buffers([parameter])
+
+    @contextlib.contextmanager
+    def _read_apart(self, parameter: nn.Parameter, swapper) -> Iterator[Tensor]:
+        """A parameter on NVMe, read into memory of its own: after a validation DeepSpeed's buffers may all be taken for
+        a backward pass that does not come, and its `swap_in` fails with "Not enough buffers"."""
+        handle, numel = swapper.aio_read_handle, parameter.ds_tensor.ds_numel
+        buffer = handle.new_cpu_locked_tensor(swapper._io_aligned_numel(numel), torch.empty(0, dtype=swapper.dtype))
+        try:
+            swap_in_tensors(handle, [buffer], swapper._get_swap_paths([parameter], must_exist=True))
+            handle.wait()
+            yield buffer.narrow(0, 0, numel)
+        finally:
+            handle.free_cpu_locked_tensor(buffer)
 
     def buffers(self) -> dict[str, Tensor]:
         """The persistent buffers of this rank's model, by name."""
