@@ -1,15 +1,27 @@
 """Files that are there whole or not at all, whatever kills the process."""
 
 import contextlib
+import hashlib
+import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
 def cache_root() -> Path:
     """Where what was fetched or measured once is kept: ``$ASTROBIO_CACHE``, else ``~/.cache/astrobio``."""
     return Path(os.environ.get("ASTROBIO_CACHE") or Path.home() / ".cache" / "astrobio")
+
+
+def code_hash(sources: Iterable[Path], packages: Iterable[str]) -> bytes:
+    """Of source files' contents and installed packages' versions: what a result that is kept was computed by."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    for package in packages:
+        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
+    return digest.digest()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

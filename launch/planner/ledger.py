@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from launch.planner import values
 from launch.planner.shapes import Shapes
-from launch.zero.accelerator import LARGE_BLOCK
+from launch.zero.accelerator import IN_FP32, LARGE_BLOCK
 
 aten = torch.ops.aten
 numbers = itertools.count(1)  # of streams, events, collectives and disk handles
@@ -375,8 +375,7 @@ class Ledger(TorchDispatchMode):
 
 
 _DEVICE = torch.ops.prim.device.default
-#: launch.zero.accelerator: what a CPU computes in float32, of copies, where its arguments are fp16.
-_IN_FP32 = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+_IN_FP32 = {getattr(aten, name) for name in IN_FP32}  # of copies
 #: Operators that do no work on the device, and write nothing.
 _FREE = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
          aten.lift_fresh, aten.set_, aten.resize_}

@@ -9,13 +9,12 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import importlib.metadata
 import json
 import pickle
 from pathlib import Path
 from typing import Any
 
-from astrobio.files import cache_root, write_whole
+from astrobio.files import cache_root, code_hash, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "peft")
@@ -56,9 +55,4 @@ def _path(job: Any) -> Path | None:
 @functools.cache
 def _code() -> bytes:
     """All that decides how a ghost run goes: this project and what it stands on."""
-    digest = hashlib.sha256()
-    for source in sorted([*(ROOT / "astrobio").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]):
-        digest.update(source.read_bytes())
-    for package in PACKAGES:
-        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
-    return digest.digest()
+    return code_hash(sorted([*(ROOT / "astrobio").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]), PACKAGES)

@@ -32,6 +32,10 @@ LARGE_BLOCK = 4 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
+#: Operators of aten that a CPU computes in fp32 where their arguments are fp16.
+IN_FP32 = ("mm", "addmm", "bmm", "baddbmm")
+
+
 def prepare_accelerator():
     """The accelerator to use; on a machine without one, the CPU with fp16. Call before anything asks DeepSpeed."""
     _give_freed_memory_back()
@@ -80,7 +84,7 @@ def _compute_fp16_in_fp32() -> None:
     torch 2.13.0 has no fast fp16 kernels for them on most CPUs: they take 20 to 100 times as long as fp32.
     """
     library = torch.library.Library("aten", "IMPL")
-    for name in ("mm", "addmm", "bmm", "baddbmm"):
+    for name in IN_FP32:
         kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a kernel is replaced is the point

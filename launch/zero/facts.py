@@ -5,14 +5,13 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrobio.config import ConfigError, StackConfig, load_preset, preset_names
-from astrobio.files import cache_root, write_whole
+from astrobio.files import cache_root, code_hash, write_whole
 
 if TYPE_CHECKING:  # its imports take seconds, which a remembered count saves
     from astrobio.stack import AstrobioStack
@@ -90,10 +89,7 @@ def _remembered(stack: StackConfig) -> Path | None:
         return None
     sources = [*sorted(Path(__file__).resolve().parents[2].joinpath("astrobio").glob("*.py")), Path(__file__)]
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(stack), sort_keys=True, default=str).encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    for package in PACKAGES:
-        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
+    digest.update(code_hash(sources, PACKAGES))
     return cache_root() / "facts" / f"{digest.hexdigest()[:32]}.json"
 
 
