@@ -78,15 +78,13 @@ def simulated(candidates: list[Candidate], files: list[Path]) -> tuple[list[Cand
     found, set_aside, name = [], [], ExoPlaSim.info.name
     for candidate, path in zip(candidates, files, strict=True):
         row = pq.read_table(path).to_pylist()[0]
+        own = replace(candidate, core=False, stored=StoredClimate(name, candidate.run_id, row["processing"], path, 0))
         problems = climate_problems(row)
         if problems:
-            set_aside.append({"run_id": f"{candidate.planet.key}/{name}-{candidate.number:03d}",
-                              "reason": "; ".join(problems)})
+            set_aside.append({"run_id": own.run_id, "reason": "; ".join(problems)})
             continue
         air = replace(candidate.atmosphere, surface_pressure_bar=row["surface_pressure_bar"])
-        found.append(Candidate(candidate.planet, candidate.number, air,
-                               habitability(*fields(row), air.surface_pressure_bar), core=False,
-                               stored=StoredClimate(name, candidate.run_id, row["processing"], path, 0)))
+        found.append(replace(own, atmosphere=air, label=habitability(*fields(row), air.surface_pressure_bar)))
     return found, set_aside
 
 

@@ -11,8 +11,6 @@ GB = 1e9
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 HEADING = ("| model | ds_config | fits | each card | host | NVMe | NVMe in a step, read / written | step | tokens/s | "
            "bound by |\n|---|---|---|---|---|---|---|---|---|---|")
-
-
 #: Host memory of machines that are often rented, in bytes.
 HOSTS = (50 * GB, 100 * GB, 300 * GB, 512 * GB)
 

@@ -30,8 +30,6 @@ class HostAccelerator(CPU_Accelerator):
 #: Freed blocks from this size on go back to the system at once.
 LARGE_BLOCK = 4 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
-
-
 #: Operators of aten that a CPU computes in fp32 where their arguments are fp16.
 IN_FP32 = ("mm", "addmm", "bmm", "baddbmm")
 
