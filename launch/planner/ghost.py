@@ -124,7 +124,6 @@ def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -
                 raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
                                   + "\n".join(lines[-25:]).strip())
             found[name] = pickle.loads(file.read_bytes())
-            keep(jobs[name], found[name])
         return found
 
 
@@ -278,6 +277,7 @@ def _write(file: Path, job: Job, baseline: int, worker: int) -> None:
         result = haunt(job, baseline)
         result.worker_bytes = worker
         file.write_bytes(pickle.dumps(result))
+        keep(job, result)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from launch.planner import values
@@ -197,11 +196,10 @@ class Ledger(TorchDispatchMode):
             wide = [torch.empty_like(t, dtype=torch.float32) for t in (*args, out) if isinstance(t, torch.Tensor)]
             for tensor in wide:
                 self.add(tensor)
-        for tensor in ((out,) if isinstance(out, torch.Tensor) else tree_leaves(out)):
-            if isinstance(tensor, torch.Tensor):
-                self.add(tensor, pinned=pinned, written=writes)
-                if writes and self._mapped:
-                    self.touch(tensor)
+        for tensor in values.tensors_of((out,), {}):
+            self.add(tensor, pinned=pinned, written=writes)
+            if writes and self._mapped:
+                self.touch(tensor)
         self._record(func, args, kwargs, out, answer)
         return out
 
@@ -350,10 +348,10 @@ class Ledger(TorchDispatchMode):
     def _work(self, func, args, kwargs, out) -> tuple | None:
         """("kernel", FLOPs, bytes, dtype), ("host", bytes), a copy ("up" or "down", bytes), or None for no work."""
         packet = func._overloadpacket
-        outs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        outs = values.tensors_of((out,), {})
         if func.is_view or packet in _FREE or not outs:
             return None
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        tensors = values.tensors_of(args, kwargs)
         if packet in (aten.copy_, aten._to_copy):
             destination, source = (args[0], args[1]) if packet is aten.copy_ else (out, args[0])
             if destination.device.type != source.device.type:
