@@ -35,6 +35,7 @@ class Hardware:
     launch_s: float  # host time of one call to the card's driver: a kernel, a copy, an event
     hook_s: float  # host time of one of ZeRO-3's hooks around a module's passes, beside the operators it calls
     context_bytes: int  # what CUDA and NCCL take of the card beside torch's memory
+    context_host_bytes: int  # what CUDA and its libraries take of the host, in each rank
     pcie_bytes_per_s: float  # page-locked, each direction, each card
     link_bytes_per_s: float  # NCCL's bus bandwidth between cards
     link_latency_s: float  # of one collective

@@ -22,7 +22,7 @@ from launch.zero.facts import model_facts
 from launch.zero.strategy import precision
 
 PROCESS, WORKERS = "Python and libraries", "data workers"
-CONTEXT, CACHED = "CUDA and NCCL context", "cached by the allocator"
+CONTEXT, CACHED, CUDA = "CUDA and NCCL context", "cached by the allocator", "CUDA's libraries"
 #: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
 _STEPS = 1000
 #: Text tokens of a language model given as a Hugging Face folder, unless --seq_length says otherwise.
@@ -178,7 +178,9 @@ def _host(result: ghost.Result, machine: Hardware, local: int, process: int) -> 
     parts = {part: local * size for part, size in _sorted(peak.parts).items()}
     parts[PROCESS] = local * process
     parts[WORKERS] = local * TrainConfig().data_workers * result.worker_bytes
-    beside = parts[PROCESS] + parts[WORKERS]  # of the tensors
+    if machine.context_host_bytes:
+        parts[CUDA] = local * machine.context_host_bytes
+    beside = sum(parts.get(part, 0) for part in (PROCESS, WORKERS, CUDA))  # of the tensors
     total = local * peak.bytes + beside
     return {"peak_bytes": total, "limit_bytes": machine.host_memory_bytes, "fits": total <= machine.host_memory_bytes,
             "phase": name, "module": peak.module, "parts": parts,

@@ -7,6 +7,7 @@ and processor. So it is measured: the smallest preset takes a few steps in a pro
 held at most, less the tensors that a ghost run of the same steps counts, is what any model's process holds.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -68,8 +69,9 @@ def start(job: ghost.Job, *command: str) -> subprocess.Popen:
     process = subprocess.Popen([sys.executable, "-m", *(command or ["launch.planner.process"])], cwd=ghost.ROOT,
                                env=ghost.environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
-    process.stdin.write(json.dumps(dataclasses.asdict(job)))
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # it has ended already; `finish` says why
+        process.stdin.write(json.dumps(dataclasses.asdict(job)))
+        process.stdin.close()
     process.stdin = None
     return process
 

@@ -10,7 +10,7 @@ from benchmarks import predicted
 from launch.planner import ghost, process
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import BOTH, HOST, KEPT, Ledger, Peak, Phase
-from launch.planner.plan import PROCESS, WORKERS, _host
+from launch.planner.plan import CUDA, PROCESS, WORKERS, _host
 from launch.planner.workers import worker_bytes
 from launch.zero.accelerator import LARGE_BLOCK
 
@@ -58,6 +58,15 @@ def test_every_rank_of_a_cpu_machine_counts():
     assert found["peak_bytes"] == sum(found["parts"].values()) == 4 * (1000 + 500 + 30)
     assert found["parts"][PROCESS] == 2000 and found["parts"][WORKERS] == 120
     assert found["phases"]["forward"] == found["peak_bytes"]
+
+
+def test_cuda_takes_host_memory_in_every_rank():
+    cards = load_hardware("a5000x2")
+    phase = Phase("forward", {HOST: Peak(1000, {"activations": 1000})}, {})
+    result = ghost.Result([phase], [], [], {}, 0, 1, 1, 1, 1, process_bytes=7)
+    found = _host(result, cards, 2, process=500)
+    assert found["parts"][CUDA] == 2 * cards.context_host_bytes > 0
+    assert found["peak_bytes"] == found["phases"]["forward"] == 2 * (1000 + 500 + cards.context_host_bytes)
 
 
 def test_a_worker_holds_less_than_its_rank():
