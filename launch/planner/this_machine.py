@@ -26,6 +26,9 @@ def this_machine() -> Hardware:
     kept = folder / f"hardware-{os.uname().nodename}.json"
     if not kept.is_file() or set(json.loads(kept.read_text())) != set(NUMBERS):  # an earlier version's has other fields
         print(f"measuring this machine (once; kept in {kept})", file=sys.stderr, flush=True)
+        if (load := os.getloadavg()[0]) > 1:
+            print(f"other work is running (load {load:.1f}), so that its rates will be too low: delete the file to "
+                  "measure again", file=sys.stderr, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(measure(folder), indent=1) + "\n")
     machine = parse_hardware(json.loads(kept.read_text()), kept)

@@ -76,13 +76,14 @@ class _Clock:
         self.share = hardware.on_one_machine(ranks)  # ranks that share the host and its disks …
         self.device_share = self.share if hardware.is_cpu else 1  # … and its cores, where those are the device
 
-    def _on_stream(self, stream: int, seconds: float, resource: str) -> float:
+    def _on_stream(self, stream: int, seconds: float, resource: str) -> None:
         self.operators(1)
         self._call_driver()
         start = max(self.streams[stream], self.now)
         self.streams[stream] = start + seconds
         self.phase.busy[resource] += seconds
-        return start
+        if self.hardware.is_cpu:  # the host is the device: nothing runs beside it
+            self.now = self.streams[stream]
 
     def kernel(self, stream, flops, size, dtype):
         rate = self.hardware.flops_per_s(dtype)

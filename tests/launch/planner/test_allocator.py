@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -94,6 +95,12 @@ def test_work_on_the_card_hides_behind_a_slow_host_and_the_host_behind_a_slow_ca
     assert seconds(machine, *[large] * 10) == pytest.approx(51)
 
 
+def test_a_cpu_hides_nothing(machine):
+    """It computes in the thread that calls the operator."""
+    machine = dataclasses.replace(machine, operator_s=1, capability=[0, 0])
+    assert seconds(machine, *[("kernel", 0, 5e12, 0, torch.float16)] * 10) == pytest.approx(60)
+
+
 def test_operators_that_launch_nothing_are_counted_together():
     with FakeTensorMode(), Ledger(HOST) as ledger:
         x = torch.empty(4, 4)
@@ -128,6 +135,10 @@ def test_this_machine_is_measured_once(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr()
     assert "measuring" in told.err and not told.out  # where a plan's JSON goes
     assert load_hardware("this") == machine and "measuring" not in capsys.readouterr().err
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0, 0))
+    next(tmp_path.glob("hardware-*.json")).unlink()
+    load_hardware("this")
+    assert "load 3.0" in capsys.readouterr().err
     kept = next(tmp_path.glob("hardware-*.json"))
     fields = json.loads(kept.read_text())
     kept.write_text(json.dumps({key: value for key, value in fields.items() if key != "hook_s"}))
