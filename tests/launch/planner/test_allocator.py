@@ -137,7 +137,7 @@ def test_this_machine_is_measured_once(tmp_path, monkeypatch, capsys):
     assert load_hardware("this") == machine and "measuring" not in capsys.readouterr().err
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0, 0))
     next(tmp_path.glob("hardware-*.json")).unlink()
-    load_hardware("this")
+    machine = load_hardware("this")
     assert "load 3.0" in capsys.readouterr().err
     kept = next(tmp_path.glob("hardware-*.json"))
     fields = json.loads(kept.read_text())
