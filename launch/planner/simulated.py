@@ -255,7 +255,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     replace_ops(op_libraries(ledger))
     coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None  # there are no others
     _keep_devices_true(ledger)
-    _save_time()
+    _be_quick()
     prepare_autocast()
     count_hooks(lambda: ledger.trace.append(("hook",)))
     if on_host:
@@ -265,11 +265,10 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     return FakeTensorMode(allow_non_fake_inputs=True), ledger
 
 
-def _save_time() -> None:
+def _be_quick() -> None:
     """Leave out, or do quicker, what takes a ghost run's time and has no effect on it."""
     nvtx.enable_nvtx = False  # ranges for a profiler
     cpuinfo.get_cpu_info = dict  # starts a process, for a warning
-
     own: dict[tuple, tuple] = {}
 
     def iter_params(module, recurse=False):
