@@ -196,7 +196,7 @@ class Ledger(TorchDispatchMode):
             wide = [torch.empty_like(t, dtype=torch.float32) for t in (*args, out) if isinstance(t, torch.Tensor)]
             for tensor in wide:
                 self.add(tensor)
-        for tensor in values.tensors_of((out,), {}):
+        for tensor in values.tensors_of(out):
             self.add(tensor, pinned=pinned, written=writes)
             if writes and self._mapped:
                 self.touch(tensor)
@@ -348,10 +348,10 @@ class Ledger(TorchDispatchMode):
     def _work(self, func, args, kwargs, out) -> tuple | None:
         """("kernel", FLOPs, bytes, dtype), ("host", bytes), a copy ("up" or "down", bytes), or None for no work."""
         packet = func._overloadpacket
-        outs = values.tensors_of((out,), {})
+        outs = values.tensors_of(out)
         if func.is_view or packet in _FREE or not outs:
             return None
-        tensors = values.tensors_of(args, kwargs)
+        tensors = values.tensors_of(*args, *kwargs.values())
         if packet in (aten.copy_, aten._to_copy):
             destination, source = (args[0], args[1]) if packet is aten.copy_ else (out, args[0])
             if destination.device.type != source.device.type:

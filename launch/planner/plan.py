@@ -21,8 +21,8 @@ from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
 from launch.zero.facts import model_facts
 from launch.zero.strategy import precision
 
-PROCESS, WORKERS = "Python and libraries", "data workers"
-CONTEXT, CACHED, CUDA = "CUDA and NCCL context", "cached by the allocator", "CUDA's libraries"
+PROCESS, WORKERS, CUDA = "Python and libraries", "data workers", "CUDA's libraries"
+CONTEXT, CACHED = "CUDA and NCCL context", "cached by the allocator"
 #: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
 _STEPS = 1000
 #: Text tokens of a language model given as a Hugging Face folder, unless --seq_length says otherwise.
@@ -175,16 +175,13 @@ def _host(result: ghost.Result, machine: Hardware, local: int, process: int) -> 
     """Host memory of all ranks; ``process``: bytes of one beside its tensors."""
     device = BOTH if machine.is_cpu else HOST
     name, peak = _largest(result.phases, device)
-    parts = {part: local * size for part, size in _sorted(peak.parts).items()}
-    parts[PROCESS] = local * process
-    parts[WORKERS] = local * TrainConfig().data_workers * result.worker_bytes
-    if machine.context_host_bytes:
-        parts[CUDA] = local * machine.context_host_bytes
-    beside = sum(parts.get(part, 0) for part in (PROCESS, WORKERS, CUDA))  # of the tensors
-    total = local * peak.bytes + beside
+    beside = {PROCESS: process, WORKERS: TrainConfig().data_workers * result.worker_bytes,
+              CUDA: machine.context_host_bytes}  # the tensors, in each rank
+    parts = {part: local * size for part, size in {**_sorted(peak.parts), **_sorted(beside)}.items()}
+    total = local * (peak.bytes + sum(beside.values()))
     return {"peak_bytes": total, "limit_bytes": machine.host_memory_bytes, "fits": total <= machine.host_memory_bytes,
             "phase": name, "module": peak.module, "parts": parts,
-            "phases": {key: local * size + beside
+            "phases": {key: local * (size + sum(beside.values()))
                        for key, size in _by_phase(result.phases, device).items()}}
 
 

@@ -7,7 +7,6 @@ and processor. So it is measured: the smallest preset takes a few steps in a pro
 held at most, less the tensors that a ghost run of the same steps counts, is what any model's process holds.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -15,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,14 +66,12 @@ def measure(precision: str, machine: Hardware) -> int:
 
 def start(job: ghost.Job, *command: str) -> subprocess.Popen:
     """Run a job for real in a process of its own; ``command``: a module that calls `main`, and its arguments."""
-    process = subprocess.Popen([sys.executable, "-m", *(command or ["launch.planner.process"])], cwd=ghost.ROOT,
-                               env=ghost.environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
-    with contextlib.suppress(BrokenPipeError):  # it has ended already; `finish` says why
-        process.stdin.write(json.dumps(dataclasses.asdict(job)))
-        process.stdin.close()
-    process.stdin = None
-    return process
+    with tempfile.TemporaryFile("w+") as content:  # a pipe would break where the process ends before it has read
+        json.dump(dataclasses.asdict(job), content)
+        content.seek(0)
+        return subprocess.Popen([sys.executable, "-m", *(command or ["launch.planner.process"])], cwd=ghost.ROOT,
+                                env=ghost.environment(), text=True, stdin=content, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen) -> dict:

@@ -41,7 +41,8 @@ def measure(folder: Path) -> dict[str, dict]:
     and latencies are those of a shipped profile: measuring them takes a job of several ranks."""
     cards = torch.cuda.device_count()
     like = load_hardware("a5000x2" if cards else "cpu")
-    measured = {**_host(), **_disk(folder), **(_card() if cards else _host_as_device())}
+    host = _host()
+    measured = {**host, **_disk(folder), **(_card() if cards else _as_device(host))}
     shipped = {key: {"value": getattr(like, key), "source": f"profile {like.name}: {like.sources[key]}"}
                for key in NUMBERS}
     return {**shipped, **{key: {"value": value, "source": "measured on this machine"}
@@ -84,10 +85,10 @@ def _host() -> dict[str, float]:
             "operator_s": core.operator_s * slower, "hook_s": core.hook_s * slower}
 
 
-def _host_as_device() -> dict[str, float]:
+def _as_device(host: dict[str, float]) -> dict[str, float]:
     rates = _products("cpu", 1024)
-    return {**rates, "peak_flops_per_s": max(rates.values()), "gpu_memory_bytes": psutil.virtual_memory().total,
-            "memory_bytes_per_s": _host()["host_memory_bytes_per_s"], "gpus": 1}
+    return {**rates, "peak_flops_per_s": max(rates.values()), "gpu_memory_bytes": host["host_memory_bytes"],
+            "memory_bytes_per_s": host["host_memory_bytes_per_s"], "gpus": 1}
 
 
 def _card() -> dict[str, float]:

@@ -76,21 +76,18 @@ class _Clock:
         self.share = hardware.on_one_machine(ranks)  # ranks that share the host and its disks …
         self.device_share = self.share if hardware.is_cpu else 1  # … and its cores, where those are the device
 
-    def _on_stream(self, stream: int, seconds: float, resource: str) -> None:
-        self.operators(1)
-        self._call_driver()
-        start = max(self.streams[stream], self.now)
-        self.streams[stream] = start + seconds
-        self.phase.busy[resource] += seconds
-        if self.hardware.is_cpu:  # the host is the device: nothing runs beside it
-            self.now = self.streams[stream]
-
     def kernel(self, stream, flops, size, dtype):
         rate = self.hardware.flops_per_s(dtype)
         arithmetic, traffic = (self.device_share * amount for amount in (
             flops / rate, size / self.hardware.memory_bytes_per_s))
         self.phase.flops += flops
-        self._on_stream(stream, max(arithmetic, traffic), "arithmetic" if arithmetic > traffic else "card memory")
+        seconds, resource = max(arithmetic, traffic), "arithmetic" if arithmetic > traffic else "card memory"
+        self.operators(1)
+        self._call_driver()
+        self.streams[stream] = max(self.streams[stream], self.now) + seconds
+        self.phase.busy[resource] += seconds
+        if self.hardware.is_cpu:  # the host is the device: nothing runs beside it
+            self.now = self.streams[stream]
 
     def up(self, stream, size, waits):
         self._copy("up", stream, size, waits)

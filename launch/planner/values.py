@@ -60,7 +60,7 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
     packet = func._overloadpacket
     if packet is aten.index and any(i is not None and i.dtype is torch.bool for i in args[1]):
         return _index(func, *args, shapes), None
-    inputs = tensors_of(args, kwargs)
+    inputs = tensors_of(*args, *kwargs.values())
     follow = all(known(t) is not None for t in inputs) if inputs else packet in _FACTORIES
     if not follow:
         if packet is aten.nonzero:  # of a mask that nobody knows: everywhere true
@@ -77,24 +77,25 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
         out = tree_map(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=inputs[0].device), real)
     else:
         out, answer = shapes(func, args, kwargs)
-        fakes = tensors_of((out,), {})
+        fakes = tensors_of(out)
         if not fakes or any(not _worth_following(t) for t in fakes):
             return out, answer
         with _disable_current_modes():
             real = _on_host(func, args, kwargs)
-    for fake, value in zip(tensors_of((out,), {}), tensors_of((real,), {}), strict=True):
+    for fake, value in zip(tensors_of(out), tensors_of(real), strict=True):
         remember(fake, value)
     return out, answer
 
 
-def tensors_of(args: tuple | list, kwargs: dict) -> list[Tensor]:
-    """The tensors among an operator's arguments, also those in its lists: what `tree_leaves` finds, in less time."""
+def tensors_of(*given: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments or results, also those in lists: what `tree_leaves` finds, in less
+    time."""
     found = []
-    for value in (*args, *kwargs.values()) if kwargs else args:
+    for value in given:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found += tensors_of(value, {})
+            found += tensors_of(*value)
     return found
 
 

@@ -184,6 +184,12 @@ def test_one_that_does_not_end_is_ended(tmp_path):
         assert psutil.Process(int((tmp_path / "pid").read_text())).status() == psutil.STATUS_ZOMBIE
 
 
+def test_the_process_of_a_run_keeps_it_where_it_is_looked_for(runs):
+    job = make_job(load_preset("tiny", {}), ROOT / "ds_configs/zero3.json", A5000, ranks=2,
+                   changes={"gradient_accumulation_steps": 1})
+    assert remembered.recall(job).operators == runs["zero3"].operators
+
+
 def test_how_long_the_recipe_takes(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"counts": {"train": {"observed": {"records": 300},
                                                                              "synthetic": {"records": 33}}}}))
