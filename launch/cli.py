@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--data", type=Path, metavar="DIR", help="a built dataset: how long training on it takes")
     plan.add_argument("--epochs", type=int, metavar="N", help="of it (default: as launch/train.py)")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    plan.add_argument("--quick", action="store_true",
+                      help="two runs of shortened stacks and a straight line through them, in a third of the time")
     plan.add_argument("--advice", action="store_true",
                       help="also look for changes that fit or are faster; each takes as long as the plan")
     plan.add_argument("--largest", action="store_true",
@@ -113,6 +115,10 @@ def _plan(args) -> int:
     """Predict what a model costs under a ds_config."""
     if args.ds_config is None and not args.table:
         raise ConfigError("--ds_config is missing: give one of ds_configs/, or your own")
+    if args.quick and (args.table or args.advice or args.largest):
+        raise ConfigError("--quick tells of one plan: not with --table, --advice or --largest, whose runs are whole")
+    from launch.planner import ghost
+    ghost.start()
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on
         from launch.planner.plan import plan
         from launch.planner.report import print_plan
@@ -121,7 +127,8 @@ def _plan(args) -> int:
             text = table(args.model.split(","), args.hardware)
         else:
             found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks,
-                         advice=args.advice, largest=args.largest, data=args.data, epochs=args.epochs)
+                         advice=args.advice, largest=args.largest, data=args.data, epochs=args.epochs,
+                         quick=args.quick)
     if args.table:
         print(text)
     elif args.json:

@@ -5,6 +5,7 @@
 happens. `run` starts a process for it, because a simulation changes torch and DeepSpeed for good.
 """
 
+import atexit
 import dataclasses
 import functools
 import gc
@@ -21,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from astrobio.config import ConfigError
 from launch.planner.remembered import keep, recall
 
@@ -32,6 +31,7 @@ _OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_S
 #: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
 #: order of the parameters, and its optimizer step makes the optimizer's state; what is to be told are the later ones.
 MICRO_STEPS = {False: (True, True), True: (True, False, True)}
+_ahead: list[subprocess.Popen] = []  # started, and waiting for jobs
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Result:
     trainable: int
     tokens: int  # of one micro-batch on one rank
     accumulation: int
-    process_bytes: int  # resident memory of Python and its libraries before the run
+    process_bytes: int = 0  # resident memory of Python and its libraries before the run
     checkpoint_bytes: int = 0  # what this rank writes into a checkpoint
     worker_bytes: int = 0  # private memory of a process that reads ahead
 
@@ -103,18 +103,14 @@ def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, str(number)) for number, name in enumerate(jobs)}
         content = {str(files[name]): dataclasses.asdict(job) for name, job in jobs.items()}
-        process = subprocess.Popen([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, env=environment(path),
-                                   stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                   start_new_session=True)
+        process = _ahead.pop() if _ahead and path is None else _process(path)
         try:
             _, error = process.communicate(json.dumps(content).encode(), timeout=timeout * len(jobs))
         except subprocess.TimeoutExpired:
             raise ConfigError(f"the ghost run{'s of ' + ', '.join(jobs) if len(jobs) > 1 else ''} did not end within "
                               f"{timeout * len(jobs):.0f} s") from None
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with those it has forked
-                process.wait()
+            _end(process)
         found = {}
         for name, file in files.items():
             if not file.is_file():
@@ -127,6 +123,24 @@ def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -
         return found
 
 
+def start() -> None:
+    """Let the process of the next run import its libraries from now on, beside whatever is to be found out before."""
+    _ahead.append(_process())
+    atexit.register(_end, _ahead[-1])
+
+
+def _process(path: list[str] | None = None) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, env=environment(path),
+                            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            start_new_session=True)
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)  # with those it has forked
+        process.wait()
+
+
 def environment(path: list[str] | None = None) -> dict[str, str]:
     """Of a process that is no rank of a launch, though a rank may start it: with the launcher's variables DeepSpeed
     would look for the other ranks, and wait. ``path``: more folders to import from."""
@@ -134,11 +148,9 @@ def environment(path: list[str] | None = None) -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path or []), os.environ.get("PYTHONPATH", "")])}
 
 
-def haunt(job: Job, baseline: int = 0) -> Result:
-    """Run the job in this process, which is of no other use afterwards; ``baseline``: resident memory of a process that
-    has imported what training imports, if another one's is to count."""
+def haunt(job: Job) -> Result:
+    """Run the job in this process, which is of no other use afterwards."""
     from launch.planner.simulated import simulate
-    baseline = baseline or psutil.Process().memory_info().rss
     mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
     with mode, ledger:
         engine, loss_of = _workload(job, mode)
@@ -162,7 +174,7 @@ def haunt(job: Job, baseline: int = 0) -> Result:
     count = [getattr(p, "ds_numel", p.numel()) for p in parameters]
     return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.files, ledger.operators, sum(count),
                   sum(n for n, p in zip(count, parameters, strict=True) if p.requires_grad), tokens,
-                  accumulation, baseline, saved)
+                  accumulation, checkpoint_bytes=saved)
 
 
 def _afterwards(engine, loss_of, job: Job, ledger) -> int:
@@ -246,36 +258,39 @@ def _watch_modules(module, ledger) -> None:
 
 def main() -> None:
     """Read jobs on stdin, by the file that each pickled result is to go to."""
+    gc.disable()  # importing makes objects by the hundred thousand, and hardly one of them is garbage
     # Imported once, for all jobs: what a training process imports too.
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
     import torch_geometric.nn  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import launch.train  # noqa: F401
-    from launch.planner.workers import worker_bytes
-    worker = worker_bytes()
-    # A forked process shows only what it has touched since.
-    baseline, running = psutil.Process().memory_info().rss, 0
+    from launch.planner.process import idle_bytes
+    imported, worker = idle_bytes()
+    import launch.planner.simulated  # noqa: F401
+    import launch.zero.engine  # noqa: F401
+    gc.freeze()
+    gc.enable()
+    running = 0
     for file, job in json.load(sys.stdin).items():
         if running >= len(os.sched_getaffinity(0)):
             os.wait()
             running -= 1
         if os.fork() == 0:
-            _write(Path(file), Job(**job), baseline, worker)
+            _write(Path(file), Job(**job), imported, worker)
         running += 1
     while running:
         os.wait()
         running -= 1
 
 
-def _write(file: Path, job: Job, baseline: int, worker: int) -> None:
+def _write(file: Path, job: Job, imported: int, worker: int) -> None:
     """Run the job and leave; its result goes to ``file``, what libraries print to a log beside it."""
     log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        result = haunt(job, baseline)
-        result.worker_bytes = worker
+        result = haunt(job)
+        result.process_bytes, result.worker_bytes = imported, worker
         file.write_bytes(pickle.dumps(result))
         keep(job, result)
     except BaseException:

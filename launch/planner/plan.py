@@ -6,6 +6,7 @@ Everything here is a prediction.
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from launch.planner.allocator import CachingAllocator, OutOfMemory
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
 from launch.planner.process import process_bytes
-from launch.planner.timing import replay
+from launch.planner.timing import PhaseTime, replay
 from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
 from launch.zero.facts import model_facts
 from launch.zero.strategy import precision
@@ -32,7 +33,7 @@ _TOKENS = 1024
 def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
          seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
          changes: dict[str, Any] | None = None, advice: bool = False, largest: bool = False,
-         data: Path | None = None, epochs: int | None = None) -> dict[str, Any]:
+         data: Path | None = None, epochs: int | None = None, quick: bool = False) -> dict[str, Any]:
     """Predict memory and time.
 
     Args:
@@ -45,6 +46,7 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
         changes: dotted keys of the ds_config.
         advice: also look for changes that fit or are faster, a ghost run each.
         largest: also look for the largest micro-batch and the longest text that fit, a handful of ghost runs each.
+        quick: by two runs of shortened stacks (`launch.planner.quick`), where that is less.
         data: a built dataset; how long ``epochs`` of it take is told too (as many as launch/train.py runs if None).
 
     Returns:
@@ -57,7 +59,11 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
     """
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
     job = make_job(model, ds_config, machine, seq_length, micro_batch, ranks, changes)
-    found = assemble(ghost.run(job), job, machine)
+    if quick:
+        from launch.planner.quick import quick_plan
+        found = quick_plan(job, machine)
+    else:
+        found = assemble(ghost.run(job), job, machine)
     if data is not None:
         found["recipe"] = recipe(found, data, epochs or TrainConfig.epochs)
     if largest:
@@ -124,10 +130,32 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
         model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length))
 
 
-def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, Any]:
-    """The plan that a ghost run and the hardware make together."""
+@dataclass
+class Reserved:
+    """What the caching allocator takes from a card: its ``peak``, the most in each phase, and whether there is as much.
+    Bytes."""
+
+    peak: int
+    by_phase: dict[str, int]
+    fits: bool
+
+
+def reserve(blocks: list[tuple[int, int, int]], limit: int | None) -> Reserved:
+    """The blocks of a ghost run in a card with room for ``limit`` bytes, or as many as it takes."""
+    try:
+        allocator, fits = CachingAllocator(limit).replay(blocks), True
+    except OutOfMemory:
+        allocator, fits = CachingAllocator().replay(blocks), False
+    return Reserved(allocator.peak_reserved, allocator.by_phase, fits)
+
+
+def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware, timed: list[PhaseTime] | None = None,
+             reserved: Reserved | None = None) -> dict[str, Any]:
+    """The plan that a ghost run and the hardware make together; ``timed`` and ``reserved``: in place of what the run's
+    trace and blocks say."""
     local = machine.on_one_machine(job.ranks)
-    gpu = None if machine.is_cpu else _gpu(result, machine)
+    gpu = None if machine.is_cpu else _gpu(result, machine, reserved or reserve(
+        result.blocks, machine.gpu_memory_bytes - machine.context_bytes))
     process = result.process_bytes
     if machine.is_cpu:
         process = process_bytes(precision(job.ds_config), machine, process)
@@ -138,8 +166,8 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[st
         "ranks": job.ranks, "micro_batch": job.micro_batch, "accumulation": result.accumulation,
         "tokens": result.tokens, "parameters": result.parameters, "trainable": result.trainable,
         "fits": all(side["fits"] for side in sides), "gpu": gpu, "host": host, "nvme": nvme,
-        "time": _time(result, job, machine), "checkpoint_bytes": job.ranks * result.checkpoint_bytes,
-        "recipe": None, "largest": None, "advice": []}
+        "time": _time(result, job, machine, timed or replay(result.trace, machine, job.ranks)), "checkpoint_bytes": job.ranks * result.checkpoint_bytes,
+        "quick": False, "recipe": None, "largest": None, "advice": []}
 
 
 def _largest(phases: list[Phase], device: str) -> tuple[str, Peak]:
@@ -148,7 +176,7 @@ def _largest(phases: list[Phase], device: str) -> tuple[str, Peak]:
     return phase.name, phase.peaks[device]
 
 
-def _by_phase(phases: list[Phase], device: str) -> dict[str, int]:
+def peaks_by_phase(phases: list[Phase], device: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for phase in phases:
         found[phase.name] = max(found.get(phase.name, 0), phase.peaks[device].bytes)
@@ -156,19 +184,13 @@ def _by_phase(phases: list[Phase], device: str) -> dict[str, int]:
     return found
 
 
-def _gpu(result: ghost.Result, machine: Hardware) -> dict[str, Any]:
+def _gpu(result: ghost.Result, machine: Hardware, reserved: Reserved) -> dict[str, Any]:
     name, peak = _largest(result.phases, GPU)
-    room = machine.gpu_memory_bytes - machine.context_bytes
-    try:
-        allocator, fits = CachingAllocator(room).replay(result.blocks), True
-    except OutOfMemory:
-        allocator, fits = CachingAllocator().replay(result.blocks), False
-    reserved = allocator.peak_reserved
-    parts = {**_sorted(peak.parts), CACHED: max(0, reserved - peak.bytes), CONTEXT: machine.context_bytes}
-    return {"peak_bytes": reserved + machine.context_bytes, "limit_bytes": machine.gpu_memory_bytes, "fits": fits,
-            "phase": name, "module": peak.module, "parts": parts, "allocated_bytes": peak.bytes,
-            "reserved_bytes": reserved, "resident_bytes": _micro_steps(result.phases)[1][-1].end.get(GPU, 0),
-            "phases": _by_phase(result.phases, GPU), "reserved_by_phase": allocator.by_phase}
+    parts = {**_sorted(peak.parts), CACHED: max(0, reserved.peak - peak.bytes), CONTEXT: machine.context_bytes}
+    return {"peak_bytes": reserved.peak + machine.context_bytes, "limit_bytes": machine.gpu_memory_bytes,
+            "fits": reserved.fits, "phase": name, "module": peak.module, "parts": parts, "allocated_bytes": peak.bytes,
+            "reserved_bytes": reserved.peak, "resident_bytes": _micro_steps(result.phases)[1][-1].end.get(GPU, 0),
+            "phases": peaks_by_phase(result.phases, GPU), "reserved_by_phase": reserved.by_phase}
 
 
 def _host(result: ghost.Result, machine: Hardware, local: int, process: int) -> dict[str, Any]:
@@ -182,7 +204,7 @@ def _host(result: ghost.Result, machine: Hardware, local: int, process: int) -> 
     return {"peak_bytes": total, "limit_bytes": machine.host_memory_bytes, "fits": total <= machine.host_memory_bytes,
             "phase": name, "module": peak.module, "parts": parts,
             "phases": {key: local * (size + sum(beside.values()))
-                       for key, size in _by_phase(result.phases, device).items()}}
+                       for key, size in peaks_by_phase(result.phases, device).items()}}
 
 
 def _nvme(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]:
@@ -203,9 +225,8 @@ def _micro_steps(phases: list) -> tuple[list, list]:
     return phases[3:5], phases[-3:]
 
 
-def _time(result: ghost.Result, job: ghost.Job, machine: Hardware) -> dict[str, Any]:
+def _time(result: ghost.Result, job: ghost.Job, machine: Hardware, timed: list[PhaseTime]) -> dict[str, Any]:
     """Seconds of one optimizer step, all its micro-steps together."""
-    timed = replay(result.trace, machine, job.ranks)
     within, last = _micro_steps(timed)
     more = result.accumulation - 1
     seconds = {phase.name: phase.seconds for phase in last}

@@ -7,6 +7,7 @@ and processor. So it is measured: the smallest preset takes a few steps in a pro
 held at most, less the tensors that a ghost run of the same steps counts, is what any model's process holds.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -37,18 +38,43 @@ def process_bytes(precision: str, machine: Hardware, imported: int) -> int:
     """Resident bytes of a training process beside its tensors: measured here at the first call for a ``precision``
     (fp16, bf16 or fp32), then kept; delete the file to measure again. ``imported``: what one holds that has only
     imported its libraries, to go by where the toy does not run."""
-    versions = "-".join(f"{name}{importlib.metadata.version(name)}" for name in ("torch", "deepspeed"))
-    kept = cache_root() / f"process-{os.uname().nodename}-{versions}.json"
-    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    known = _known()
     if precision not in known:
-        print(f"measuring what a process holds beside its tensors (once; kept in {kept})", file=sys.stderr, flush=True)
+        print(f"measuring what a process holds beside its tensors (once; kept in {_kept()})", file=sys.stderr,
+              flush=True)
         try:
             known[precision] = measure(precision, machine)
         except ConfigError as error:
             print(f"not measured, a process that has computed nothing counts instead: {error}", file=sys.stderr)
             return imported
-        write_whole(kept, json.dumps(known, indent=1) + "\n")
+        _keep(known)
     return known[precision]
+
+
+def idle_bytes() -> tuple[int, int]:
+    """Resident bytes of a process that has imported what training imports and nothing else, and the private ones of a
+    worker that it forks to read ahead. Measured in this process at the first call, then kept beside `process_bytes`."""
+    known = _known()
+    if not {"imported", "worker"} <= known.keys():
+        import launch.train  # noqa: F401
+        from launch.planner.workers import worker_bytes
+        known |= {"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}
+        with contextlib.suppress(OSError):
+            _keep(known)
+    return known["imported"], known["worker"]
+
+
+def _kept() -> Path:
+    versions = "-".join(f"{name}{importlib.metadata.version(name)}" for name in ("torch", "deepspeed"))
+    return cache_root() / f"process-{os.uname().nodename}-{versions}.json"
+
+
+def _known() -> dict[str, int]:
+    return json.loads(_kept().read_text()) if _kept().is_file() else {}
+
+
+def _keep(known: dict[str, int]) -> None:
+    write_whole(_kept(), json.dumps(known, indent=1) + "\n")
 
 
 def measure(precision: str, machine: Hardware) -> int:

@@ -16,7 +16,8 @@ def print_plan(plan: dict[str, Any], console: Console | None = None) -> None:
                   f"micro-batch {plan['micro_batch']} × {plan['accumulation']} accumulated, {plan['tokens']} tokens "
                   "each")
     console.print("[green]fits[/]" if plan["fits"] else "[red]does not fit[/]",
-                  "(a prediction: DeepSpeed's own engine, run on tensors without data)")
+                  "(a prediction: DeepSpeed's own engine, run on tensors without data"
+                  + (", with an eighth and a quarter of the layers)" if plan["quick"] else ")"))
     table = Table(box=None, pad_edge=False)
     for heading, justify in (("", "left"), ("peak", "right"), ("limit", "right"), ("", "left"), ("in", "left"),
                              ("at", "left")):

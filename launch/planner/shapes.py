@@ -4,13 +4,16 @@ A large model asks the same few hundred questions ten thousand times each, and `
 an answer. Here it is remembered with the operator, shapes, strides, dtypes, devices and other arguments.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_impls import op_implementations_checks
+from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 
+aten = torch.ops.aten
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -24,7 +27,7 @@ class Answer:
     known: bool = False  # whether ``work`` is set
 
 
-_SLICE = torch.ops.aten.slice.Tensor
+_SLICE, _TO_COPY = aten.slice.Tensor, aten._to_copy.default
 _NO_WORK = Answer(True, [], known=True)
 
 
@@ -34,10 +37,11 @@ class Shapes:
 
     def __init__(self):
         self._answers: dict[tuple, Answer | None] = {}
-        self._templates: dict[torch.device, dict] = {}
+        self._templates: dict[torch.device, dict] = {}  # the attributes of a fake tensor there
 
     def __call__(self, func, args: tuple, kwargs: dict) -> tuple[Any, Answer | None]:
-        if func is _SLICE and not kwargs and len(args) == 4 and args[0].constant is None:
+        if func is _SLICE and not kwargs and len(args) == 4 and args[0].constant is None \
+                and args[0].fake_device in self._templates:
             return self._slice(*args)  # there are as many answers as there are offsets
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
@@ -45,14 +49,35 @@ class Shapes:
             return func(*args, **kwargs), None
         answer = self._answers.get(key, ...)
         if answer is ...:
-            out = func(*args, **kwargs)
-            answer = self._answers[key] = self._learn(out, tensors)
-            return out, answer
-        if answer is None:
+            answer = self._answers[key] = self._of_meta(func, args, kwargs, tensors)
+            if answer is None:
+                out = func(*args, **kwargs)
+                answer = self._answers[key] = self._learn(out, tensors)
+                return out, answer
+        elif answer is None:
             return func(*args, **kwargs), None
         if answer.single:
             return self._make(answer.outputs[0], tensors), answer
         return tuple(self._make(output, tensors) for output in answer.outputs), answer
+
+    def _of_meta(self, func, args: tuple, kwargs: dict, tensors: list[FakeTensor]) -> Answer | None:
+        """What the operator's kernel for the meta device answers. `FakeTensorMode` ends there too, in ten times as long;
+        what it treats in ways of its own, or refuses, is left to it: None."""
+        if not tensors or func._schema.is_mutable or _own_way(func):
+            return None
+        device = tensors[0].fake_device
+        if any(t.fake_device != device for t in tensors):
+            return None
+        if kwargs.get("device") is not None:
+            if func is not _TO_COPY:
+                return None
+            device = kwargs["device"]
+            kwargs = {**kwargs, "device": None}
+        if device not in self._templates:
+            return None
+        with in_kernel_invocation_manager(tensors[0].fake_mode):
+            out = func(*args, **kwargs)
+        return self._learn(out, tensors, device)
 
     def _slice(self, source: FakeTensor, dim: int, start: int, stop: int) -> tuple[Tensor, Answer]:
         """``source[start:stop]`` along ``dim``, which does no work."""
@@ -60,14 +85,15 @@ class Shapes:
         length, dim = size[dim], dim % len(size)
         start, stop = (min(max(place + length if place < 0 else place, 0), length) for place in (start, stop))
         size[dim] = max(0, stop - start)
-        self._templates.setdefault(source.fake_device, {**vars(source), "_real_value": None})
         output = ("view", size, stride, source.dtype, source.fake_device, 0, start * stride[dim])
         return self._make(output, [source]), _NO_WORK
 
-    def _learn(self, out: Any, tensors: list[FakeTensor]) -> Answer | None:
+    def _learn(self, out: Any, tensors: list[FakeTensor], device: torch.device | None = None) -> Answer | None:
+        """``device``: of outputs that are on the meta device, in place of their own."""
         single = isinstance(out, Tensor)
         outs = [out] if single else out
-        if not isinstance(outs, (list, tuple)) or not all(t is None or type(t) in (FakeTensor, int) for t in outs):
+        kinds = (FakeTensor, int) if device is None else (Tensor, int)
+        if not isinstance(outs, (list, tuple)) or not all(t is None or type(t) in kinds for t in outs):
             return None
         storages = [t.untyped_storage()._cdata for t in tensors]
         outputs: list[tuple] = []
@@ -75,19 +101,21 @@ class Shapes:
             if t is None or isinstance(t, int):
                 outputs.append(("value", t))
                 continue
-            if t.constant is not None or t.is_sparse:
+            if t.is_sparse or device is None and t.constant is not None:
                 return None
             same = next((i for i, argument in enumerate(tensors) if argument is t), None)
             storage = t.untyped_storage()._cdata
             if same is not None:
                 outputs.append(("same", same))
-            elif storage in storages:
+                continue
+            if storage in storages:
                 base = storages.index(storage)
-                outputs.append(("view", t.size(), t.stride(), t.dtype, t.fake_device, base,
+                outputs.append(("view", t.size(), t.stride(), t.dtype, device or t.fake_device, base,
                                 t.storage_offset() - tensors[base].storage_offset()))
             else:
-                outputs.append(("fresh", t.size(), t.stride(), t.dtype, t.fake_device))
-            self._templates.setdefault(t.fake_device, {**vars(t), "_real_value": None})
+                outputs.append(("fresh", t.size(), t.stride(), t.dtype, device or t.fake_device))
+            if device is None:
+                self._templates.setdefault(t.fake_device, {**vars(t), "_real_value": None})
         return Answer(single, outputs)
 
     def _make(self, output: tuple, tensors: list[FakeTensor]) -> Tensor | int | None:
@@ -106,6 +134,13 @@ class Shapes:
         made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
         made.__dict__.update(self._templates[device])
         return made
+
+
+@functools.cache
+def _own_way(func) -> bool:
+    """Whether `FakeTensorMode` answers the operator by itself, other than more slowly."""
+    return func not in (_TO_COPY, aten.view.default, aten._unsafe_view.default, aten.select.int) and any(
+        applies(func) for applies, _ in op_implementations_checks)
 
 
 def _key(func, args: tuple, kwargs: dict, tensors: list) -> tuple | None:

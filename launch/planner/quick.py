@@ -1,0 +1,115 @@
+"""The quick form of a plan: two ghost runs of shortened stacks, and a straight line through them.
+
+Where layers repeat, what a run holds, moves and waits for grows by the same amount with each. So a stack with about an
+eighth of its layers and one with a quarter tell of the whole: it is as far beyond the second as the second beyond the
+first, six times. All kinds of layers are shortened in the same proportion, so that one line holds for all of them; in a
+much shorter stack DeepSpeed would keep gathered what it gives back in the whole one (``stage3_max_live_parameters``).
+
+One thing is no straight line: how much the caching allocator keeps beside what is allocated. It depends on all blocks
+that came before; here it is taken from the longer of the two runs.
+"""
+
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from launch.planner import ghost
+from launch.planner.hardware import Hardware
+from launch.planner.ledger import GPU, Peak, Phase
+from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
+from launch.planner.timing import PhaseTime, replay
+
+#: As many times as the longer stack is beyond the shorter one, the whole is beyond the shorter one.
+TIMES = 7
+#: What configs of language models call their number of layers.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
+    """The plan of `launch.planner.plan.plan`, in the quick form where the stack is deep enough for it: ``quick`` says."""
+    cut = [dataclasses.replace(job, workload={"stack": stack}) for stack in shortened(job.workload["stack"])]
+    if cut[0] == cut[1]:
+        return assemble(ghost.run(job), job, machine)
+    short, long = ghost.run_all({"a shortened stack": cut[0], "a longer one": cut[1]}).values()
+    timed = [_time(*pair) for pair in zip(*(replay(result.trace, machine, job.ranks) for result in (short, long)),
+                                          strict=True)]
+    whole = _line_of_results(short, long)
+    reserved = None if machine.is_cpu else _reserved(whole, long, machine)
+    return assemble(whole, job, machine, timed, reserved) | {"quick": True}
+
+
+def shortened(stack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stack, a `StackConfig` as nested dicts, with about an eighth and a quarter of its layers. A kind of which
+    there are fewer than eight stays whole."""
+    cut = copy.deepcopy(stack), copy.deepcopy(stack)
+    for (part, key), *others in zip(_depths(stack), *map(_depths, cut), strict=True):
+        step = part[key] // (TIMES + 1)
+        for (other, _), layers in zip(others, (part[key] - TIMES * step, part[key] - (TIMES - 1) * step), strict=True):
+            for name, value in other.items():
+                if isinstance(value, (list, tuple)) and len(value) == part[key]:  # one entry for each layer
+                    other[name] = value[:layers]
+            other[key] = layers
+    return cut
+
+
+def _depths(stack: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where the stack says how many layers of each kind it has."""
+    language = stack["language"]["config"]
+    yield from ((language, key) for key in _LAYERS if key in language)
+    yield from ((part, "depth") for part in stack.values() if isinstance(part, dict) and "depth" in part)
+
+
+def _line(short: float, long: float) -> float:
+    return short + TIMES * (long - short)
+
+
+def _bytes(short: int, long: int) -> int:
+    """On the line, but never below nothing."""
+    return max(0, _line(short, long))
+
+
+def _each(short: dict, long: dict) -> dict:
+    return {key: _bytes(short.get(key, 0), long.get(key, 0)) for key in {**short, **long}}
+
+
+def _line_of_results(short: ghost.Result, long: ghost.Result) -> ghost.Result:
+    return dataclasses.replace(
+        long, phases=[_phase(*pair) for pair in zip(short.phases, long.phases, strict=True)], trace=[], blocks=[],
+        files=_each(*(_files(result) for result in (short, long))), operators=_line(short.operators, long.operators),
+        parameters=_line(short.parameters, long.parameters), trainable=_line(short.trainable, long.trainable),
+        checkpoint_bytes=_line(short.checkpoint_bytes, long.checkpoint_bytes))
+
+
+def _files(result: ghost.Result) -> Counter:
+    """Bytes in each kind of swap file: there are more of them in the longer stack."""
+    sizes: Counter = Counter()
+    for path, size in result.files.items():
+        sizes["/optimizer/" if "/optimizer/" in path else "/parameters/"] += size
+    return sizes
+
+
+def _phase(short: Phase, long: Phase) -> Phase:
+    peaks = {device: Peak(_bytes(short.peaks[device].bytes, peak.bytes), _each(short.peaks[device].parts, peak.parts),
+                          peak.module) for device, peak in long.peaks.items()}
+    return Phase(long.name, peaks, _each(short.end, long.end), _bytes(short.nvme_read, long.nvme_read),
+                 _bytes(short.nvme_written, long.nvme_written))
+
+
+def _time(short: PhaseTime, long: PhaseTime) -> PhaseTime:
+    return PhaseTime(long.name, max(0.0, _line(short.seconds, long.seconds)), Counter(_each(short.busy, long.busy)),
+                     _line(short.flops, long.flops))
+
+
+def _reserved(whole: ghost.Result, long: ghost.Result, machine: Hardware) -> Reserved:
+    """The blocks of the longer stack, and beside them what the whole allocates more. A full card gives back what is
+    cached, so that what is allocated decides whether it fits."""
+    room = machine.gpu_memory_bytes - machine.context_bytes
+    allocated, before = peaks_by_phase(whole.phases, GPU), peaks_by_phase(long.phases, GPU)
+    fits = max(allocated.values()) <= room
+    by_phase = {name: max(size + allocated[name] - before[name], allocated[name])
+                for name, size in reserve(long.blocks, None).by_phase.items()}
+    if fits:
+        by_phase = {name: min(size, room) for name, size in by_phase.items()}
+    return Reserved(max(by_phase.values()), by_phase, fits)
