@@ -71,11 +71,13 @@ _ASK_FROM = 1 << 16
 
 @dataclass
 class Peak:
-    """The most bytes that one device held in one phase: when, of what, and where the run was."""
+    """The most bytes that one device held in one phase: when, of what, and where the run was; of the host also the
+    blocks that were ``locked``, each with the place in DeepSpeed that made it, its part, and its bytes unrounded."""
 
     bytes: int = 0
     parts: dict[str, int] = field(default_factory=dict)
     module: str = ""
+    locked: tuple[tuple[str, str, int], ...] = ()
 
 
 @dataclass
@@ -87,6 +89,20 @@ class Phase:
     end: dict[str, int]
     nvme_read: int = 0
     nvme_written: int = 0
+
+
+def locked_bytes(size: int) -> int:
+    """What page-locked memory of ``size`` bytes takes (aten/src/ATen/core/CachingHostAllocator.h: PowerOf2Ceil)."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _maker() -> str:
+    """The line of DeepSpeed that the running code was called from."""
+    frame = sys._getframe(2)
+    while frame is not None and ("/deepspeed/" not in frame.f_code.co_filename
+                                 or "/deepspeed/accelerator/" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 
 
 class Ledger(TorchDispatchMode):
@@ -120,6 +136,8 @@ class Ledger(TorchDispatchMode):
         self._sequence_module: list[str] = []  # … and the module that ran from then on
         self._seen: dict[int, Any] = {}
         self._pinned: set[int] = set()
+        self._rounded: dict[int, tuple[str, str, int]] = {}  # storages that page-locking rounds up, as in `Peak`
+        self._rounded_now: tuple[tuple[str, str, int], ...] | None = ()  # their values; None: not those any more
         self._heap: set[int] = set()  # storages on glibc's heap
         self._mapped: dict[int, int] = {}  # storages not written to their end yet: their bytes
         self.shapes = Shapes()
@@ -214,6 +232,8 @@ class Ledger(TorchDispatchMode):
         part = part or self._part(tensor, size)
         if pinned:
             self._pinned.add(key)
+            if self.device == GPU:
+                self._rounded[key], self._rounded_now = (_maker(), part, storage.nbytes()), None
         elif device == HOST and size < LARGE_BLOCK:
             self._heap.add(key)
         elif device == HOST and not written:
@@ -225,6 +245,8 @@ class Ledger(TorchDispatchMode):
             self._pinned.discard(key)
             self._heap.discard(key)
             self._mapped.pop(key, None)
+            if self._rounded.pop(key, None):
+                self._rounded_now = None
 
         self._seen[key] = (weakref.ref(storage, gone), device, size, part)
         self._change(device, part, size, key)
@@ -274,9 +296,8 @@ class Ledger(TorchDispatchMode):
     def _size(self, size: int, device: str, pinned: bool) -> int:
         if device == GPU:
             return -(-size // GRANULE) * GRANULE
-        if pinned and size and self.device == GPU:  # on a CPU machine pinning does nothing
-            # aten/src/ATen/core/CachingHostAllocator.h: PowerOf2Ceil.
-            return 1 << (size - 1).bit_length()
+        if pinned and self.device == GPU:  # on a CPU machine pinning does nothing
+            return locked_bytes(size)
         return size
 
     def _change(self, device: str, part: str, size: int, key: int) -> None:
@@ -303,6 +324,10 @@ class Ledger(TorchDispatchMode):
         peak.bytes = self.live[device]
         peak.parts = dict(self.parts[GPU] + self.parts[HOST]) if device == BOTH else dict(self.parts[device])
         peak.module = self.module()
+        if device == HOST:
+            if self._rounded_now is None:
+                self._rounded_now = tuple(self._rounded.values())
+            peak.locked = self._rounded_now
 
     def _part(self, tensor: torch.Tensor, size: int) -> str:
         if size >= _ASK_FROM:

@@ -17,7 +17,7 @@ from typing import Any
 
 from launch.planner import ghost
 from launch.planner.hardware import Hardware
-from launch.planner.ledger import GPU, Peak, Phase
+from launch.planner.ledger import GPU, Peak, Phase, locked_bytes
 from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
 from launch.planner.timing import PhaseTime, replay
 
@@ -29,9 +29,12 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     """The plan of `launch.planner.plan.plan`, in the quick form where the stack is deep enough for it: ``quick`` says."""
-    cut = [dataclasses.replace(job, workload={"stack": stack}) for stack in shortened(job.workload["stack"])]
-    if cut[0] == cut[1]:
+    stacks = shortened(job.workload["stack"])
+    if stacks[0] == stacks[1]:
         return assemble(ghost.run(job), job, machine)
+    # DeepSpeed goes other ways where a card is almost full: the card shrinks with the stack.
+    cut = [dataclasses.replace(job, workload={"stack": stack}, memory=eighths * job.memory // (TIMES + 1))
+           for eighths, stack in enumerate(stacks, 1)]
     short, long = ghost.run_all({"a shortened stack": cut[0], "a longer one": cut[1]}).values()
     timed = [_time(*pair) for pair in zip(*(replay(result.trace, machine, job.ranks) for result in (short, long)),
                                           strict=True)]
@@ -90,9 +93,30 @@ def _files(result: ghost.Result) -> Counter:
     return sizes
 
 
+def _peak(short: Peak, long: Peak) -> Peak:
+    peak = Peak(_bytes(short.bytes, long.bytes), _each(short.parts, long.parts), long.module)
+    for part, more in _rounding(short, long).items():
+        peak.bytes += more
+        peak.parts[part] += more
+    return peak
+
+
+def _rounding(short: Peak, long: Peak) -> Counter:
+    """By how much page-locked memory leaves the line, by part: it is rounded up to powers of two. A line of DeepSpeed
+    that made as many blocks in both runs makes larger ones of the whole, and each is rounded by itself; else it makes
+    more of them, and their number is on the line."""
+    more: Counter = Counter()
+    shorts, longs = ({maker: sorted((size, part) for name, part, size in peak.locked if name == maker)
+                      for maker, _, _ in peak.locked} for peak in (short, long))
+    for maker, blocks in longs.items():
+        if len(blocks) == len(shorts.get(maker, ())):
+            for (small, _), (large, part) in zip(shorts[maker], blocks, strict=True):
+                more[part] += locked_bytes(_bytes(small, large)) - _line(locked_bytes(small), locked_bytes(large))
+    return more
+
+
 def _phase(short: Phase, long: Phase) -> Phase:
-    peaks = {device: Peak(_bytes(short.peaks[device].bytes, peak.bytes), _each(short.peaks[device].parts, peak.parts),
-                          peak.module) for device, peak in long.peaks.items()}
+    peaks = {device: _peak(short.peaks[device], peak) for device, peak in long.peaks.items()}
     return Phase(long.name, peaks, _each(short.end, long.end), _bytes(short.nvme_read, long.nvme_read),
                  _bytes(short.nvme_written, long.nvme_written))
 
