@@ -57,6 +57,8 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
     Raises:
         ConfigError: what is asked cannot run.
     """
+    if quick and (advice or largest):
+        raise ConfigError("--quick tells of one plan: not with --advice or --largest, whose runs are whole")
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
     job = make_job(model, ds_config, machine, seq_length, micro_batch, ranks, changes)
     if quick:

@@ -5,6 +5,7 @@ an answer. Here it is remembered with the operator, shapes, strides, dtypes, dev
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 
 aten = torch.ops.aten
-_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 
 @dataclass
@@ -146,25 +147,29 @@ def _own_way(func) -> bool:
 def _key(func, args: tuple, kwargs: dict, tensors: list) -> tuple | None:
     """What decides about the shapes of the outputs; None if that cannot be told."""
     parts: list = [func]
-    for value in args:
-        if not _describe(value, parts, tensors):
-            return None
-    for name, value in kwargs.items():
-        parts.append(name)
-        if not _describe(value, parts, tensors):
+    if not _describe(args, parts, tensors):
+        return None
+    if kwargs:
+        parts += kwargs
+        if not _describe(kwargs.values(), parts, tensors):
             return None
     return tuple(parts)
 
 
-def _describe(value: Any, parts: list, tensors: list) -> bool:
-    if type(value) is FakeTensor or isinstance(value, FakeTensor):
-        tensors.append(value)
-        parts += (value.shape, value.stride(), value.dtype, value.fake_device)
-        return value.constant is None
-    if isinstance(value, _PLAIN):
-        parts += (type(value), value)
-        return True
-    if isinstance(value, (list, tuple)):
-        parts.append(len(value))
-        return all(_describe(item, parts, tensors) for item in value)
-    return False
+def _describe(values: Iterable, parts: list, tensors: list) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind in _PLAIN:
+            parts += (kind, value)
+        elif kind is FakeTensor or isinstance(value, FakeTensor):
+            if value.constant is not None:
+                return False
+            tensors.append(value)
+            parts += (value.shape, value.stride(), value.dtype, value.fake_device)
+        elif isinstance(value, (list, tuple)):
+            parts.append(len(value))
+            if not _describe(value, parts, tensors):
+                return False
+        else:
+            return False
+    return True

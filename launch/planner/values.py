@@ -60,8 +60,11 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
     packet = func._overloadpacket
     if packet is aten.index and any(i is not None and i.dtype is torch.bool for i in args[1]):
         return _index(func, *args, shapes), None
-    inputs = tensors_of(*args, *kwargs.values())
-    follow = all(known(t) is not None for t in inputs) if inputs else packet in _FACTORIES
+    if args and type(args[0]) is FakeTensor and known(args[0]) is None:  # as nearly always
+        inputs, follow = [], False
+    else:
+        inputs = tensors_of(*args, *kwargs.values())
+        follow = all(known(t) is not None for t in inputs) if inputs else packet in _FACTORIES
     if not follow:
         if packet is aten.nonzero:  # of a mask that nobody knows: everywhere true
             mask = args[0]

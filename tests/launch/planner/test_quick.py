@@ -1,0 +1,106 @@
+"""Plans by two shortened stacks and a straight line, beside those of whole stacks."""
+
+import dataclasses
+
+import pytest
+
+from astrobio.config import ConfigError, load_preset
+from launch import cli
+from launch.planner import ghost, quick
+from launch.planner.hardware import load_hardware
+from launch.planner.ledger import BOTH, GPU, HOST, Peak, Phase
+from launch.planner.plan import load_model, plan
+from launch.preflight import ROOT
+
+CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+DEEP = {"language.config.num_hidden_layers": 24, "climate.depth": 16, "metabolism.depth": 19}
+
+
+def beside(model, config: str, hardware: str = "a5000x2") -> tuple[dict, dict]:
+    """The plan of the whole stack and the quick one."""
+    return tuple(plan(model, ROOT / "ds_configs" / f"{config}.json", hardware, quick=is_quick)
+                 for is_quick in (False, True))
+
+
+def same(whole: dict, found: dict, within: float) -> None:
+    """Every number that a plan is read for, the allocator's cache apart."""
+    assert found["quick"] and not whole["quick"]
+    for key in ("parameters", "trainable", "tokens", "fits", "checkpoint_bytes"):
+        assert found[key] == whole[key], key
+    numbers = {**{("gpu", key): 1 for key in ("allocated_bytes", "resident_bytes") if whole["gpu"]},
+               ("host", "peak_bytes"): 1, ("time", "step_s"): 1,
+               **{("nvme", key): 1 for key in ("peak_bytes", "read_bytes_per_step", "written_bytes_per_step")}}
+    for side, key in numbers:
+        assert found[side][key] == pytest.approx(whole[side][key], rel=within), (side, key)
+        assert found[side].get("phase") == whole[side].get("phase")
+
+
+@pytest.mark.parametrize(("config", "hardware"), [("zero3_offload_nvme", "a5000x2"), ("zero2_offload", "cpu")])
+def test_a_line_through_two_shortened_stacks_is_the_whole(config, hardware):
+    whole, found = beside(load_preset("tiny", DEEP), config, hardware)
+    same(whole, found, 0.01)
+    for side in ("gpu", "host") if whole["gpu"] else ("host",):
+        assert sum(found[side]["parts"].values()) == pytest.approx(found[side]["peak_bytes"], rel=0.01)
+
+
+@pytest.mark.slow  # half a minute each
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_17b_stack(config):
+    """Within one per cent, under every shipped ds_config; with what the allocator keeps, a card within seven."""
+    whole, found = beside("17b", config)
+    same(whole, found, 0.01)
+    assert found["gpu"]["fits"] == whole["gpu"]["fits"]
+    assert found["gpu"]["peak_bytes"] == pytest.approx(whole["gpu"]["peak_bytes"], rel=0.07)
+
+
+def test_all_kinds_of_layers_are_shortened_alike():
+    stack = dataclasses.asdict(load_preset("17b", {}))
+    stack["language"]["config"]["layer_types"] = ["full_attention"] * 56
+    short, long = quick.shortened(stack)
+    layers = [(part[key], *(list(quick._depths(cut))[place][0][key] for cut in (short, long)))
+              for place, (part, key) in enumerate(quick._depths(stack))]
+    assert sorted(layers) == [(2, 2, 2), (4, 4, 4), (8, 1, 2), (41, 6, 11), (48, 6, 12), (56, 7, 14)]
+    assert all(quick._line(few, more) == depth for depth, few, more in layers)
+    assert len(long["language"]["config"]["layer_types"]) == 14
+    assert len(stack["language"]["config"]["layer_types"]) == 56
+
+
+def test_a_shallow_stack_is_run_whole(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ghost, "run", asked.append)
+    monkeypatch.setattr(quick, "assemble", lambda *args: {"quick": False})
+    assert not plan("tiny", ROOT / "ds_configs/zero3.json", quick=True)["quick"]
+    assert asked[0].workload["stack"] == dataclasses.asdict(load_model("tiny"))
+
+
+def test_page_locked_blocks_are_rounded_one_by_one():
+    """A block that grows with the model ends above another power of two; of blocks that come more often the sum is on
+    the line."""
+    def peak(size: int, number: int) -> Peak:
+        parts = [("flat", "buffer", size), *[("group", "groups", 100)] * number]
+        locked = {"buffer": 1 << (size - 1).bit_length(), "groups": 128 * number}
+        return Peak(sum(locked.values()), locked, "", tuple(parts))
+
+    whole = quick._peak(peak(1000, 2), peak(1900, 4))  # 1000 + 7 × 900 = 7300, 2 + 7 × 2 = 16
+    assert whole.parts == {"buffer": 8192, "groups": 16 * 128} and whole.bytes == 8192 + 2048
+
+
+def test_a_full_card_gives_back_what_is_cached():
+    """What is allocated decides whether a stack fits; the rest takes what room there is."""
+    machine = dataclasses.replace(load_hardware("a5000x2"), gpu_memory_bytes=100 << 20, context_bytes=0)
+    blocks = [(1, 12 << 20, 0), (2, 30 << 20, 0), (1, -12 << 20, 0), (3, 14 << 20, 0)]  # 56 MiB reserved, 44 in use
+
+    def result(size: int) -> ghost.Result:
+        peaks = {GPU: Peak(size), HOST: Peak(), BOTH: Peak()}
+        return ghost.Result([Phase("init", peaks, {})], [], blocks, {}, 0, 1, 1, 1, 1)
+
+    for allocated, reserved, fits in ((50, 62, True), (95, 100, True), (120, 132, False)):
+        found = quick._reserved(result(allocated << 20), result(44 << 20), machine)
+        assert (found.peak, found.by_phase["init"], found.fits) == (reserved << 20, reserved << 20, fits)
+
+
+def test_only_a_plan_by_itself_is_quick(capsys):
+    with pytest.raises(ConfigError, match="--advice"):
+        plan("tiny", ROOT / "ds_configs/zero3.json", quick=True, advice=True)
+    assert cli.main(["plan", "--model", "tiny", "--table", "--quick"]) == 2
+    assert "--table" in capsys.readouterr().err
