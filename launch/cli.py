@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def _plan(args) -> int:
         raise ConfigError("--ds_config is missing: give one of ds_configs/, or your own")
     if args.quick and args.table:
         raise ConfigError("--quick tells of one plan, not of a --table, whose runs are whole")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the ghost runs too
     from launch.planner import ghost
     ghost.start()
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on

@@ -127,6 +127,8 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
     config = AutoConfig.from_pretrained(name)
     sizes = {key: value for key, value in config.to_diff_dict().items()
              if key not in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map")}
+    if getattr(config, "num_hidden_layers", None):  # even where it is the default: quick plans shorten it
+        sizes["num_hidden_layers"] = config.num_hidden_layers
     length = seq_length or min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
     return StackConfig(name=Path(name).resolve().name, language=LanguageConfig(
         model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length))

@@ -97,7 +97,7 @@ def _peak(short: Peak, long: Peak) -> Peak:
     peak = Peak(_bytes(short.bytes, long.bytes), _each(short.parts, long.parts), long.module)
     for part, more in _rounding(short, long).items():
         peak.bytes += more
-        peak.parts[part] += more
+        peak.parts[part] = peak.parts.get(part, 0) + more
     return peak
 
 

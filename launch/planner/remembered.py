@@ -1,7 +1,7 @@
 """Ghost runs that were made before: the same question on the same code is answered from ~/.cache/astrobio.
 
 A run through many configs, `--advice` and `--model auto` ask the same things again and again, and a ghost run of the
-17B stack takes most of a minute.
+17B stack takes half a minute.
 """
 
 import contextlib

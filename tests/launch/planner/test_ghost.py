@@ -4,6 +4,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from unittest import mock
 
 import psutil
@@ -182,6 +186,22 @@ def test_one_that_does_not_end_is_ended(tmp_path):
         ghost.run(job, path=[str(tmp_path)], timeout=30)
     with contextlib.suppress(psutil.NoSuchProcess):
         assert psutil.Process(int((tmp_path / "pid").read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_plan_that_is_ended_leaves_nothing_running(how, tmp_path):
+    command = subprocess.Popen([sys.executable, "-m", "launch.cli", "plan", "--model", "17b", "--ds_config",
+                                "ds_configs/zero3.json"], cwd=ROOT, env=os.environ | {"ASTROBIO_CACHE": str(tmp_path)},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started: list[psutil.Process] = []
+    while not started:
+        assert command.poll() is None
+        time.sleep(0.1)
+        started = psutil.Process(command.pid).children(recursive=True)
+    command.send_signal(how)
+    assert command.wait(60) not in (0, 2)
+    _, alive = psutil.wait_procs(started, 10)
+    assert not alive
 
 
 def test_the_process_of_a_run_keeps_it_where_it_is_looked_for(runs):

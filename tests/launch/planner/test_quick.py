@@ -43,6 +43,17 @@ def test_a_line_through_two_shortened_stacks_is_the_whole(config, hardware):
         assert sum(found[side]["parts"].values()) == pytest.approx(found[side]["peak_bytes"], rel=0.01)
 
 
+def test_a_language_model_by_itself(tmp_path):
+    """Of as many layers as its kind has by default, which its config.json need not say."""
+    from transformers import AutoConfig
+    AutoConfig.for_model("qwen3", hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
+                         head_dim=16, vocab_size=1000).save_pretrained(tmp_path)
+    layers = [stack["language"]["config"]["num_hidden_layers"]
+              for stack in quick.shortened(dataclasses.asdict(load_model(str(tmp_path))))]
+    assert layers == [4, 8]
+    same(*beside(str(tmp_path), "zero3_offload_bf16"), 0.01)
+
+
 @pytest.mark.slow  # half a minute each
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_17b_stack(config):
