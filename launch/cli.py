@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--epochs", type=int, metavar="N", help="of it (default: as launch/train.py)")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
     plan.add_argument("--quick", action="store_true",
-                      help="two runs of shortened stacks and a straight line through them, in a third of the time")
+                      help="two runs of shortened stacks and a straight line through them, in less than half the time")
     plan.add_argument("--advice", action="store_true",
                       help="also look for changes that fit or are faster; each takes as long as the plan")
     plan.add_argument("--largest", action="store_true",
