@@ -164,13 +164,14 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware, timed: lis
     if machine.is_cpu:
         process = process_bytes(precision(job.ds_config), machine, process)
     host, nvme = _host(result, machine, local, process), _nvme(result, machine, local)
+    time = _time(result, job, machine, timed or replay(result.trace, machine, job.ranks))
     sides = [side for side in (gpu, host, nvme) if side is not None]
     return {
         "model": job.workload.get("stack", {}).get("name", job.workload.get("function")), "hardware": machine.name,
         "ranks": job.ranks, "micro_batch": job.micro_batch, "accumulation": result.accumulation,
         "tokens": result.tokens, "parameters": result.parameters, "trainable": result.trainable,
         "fits": all(side["fits"] for side in sides), "gpu": gpu, "host": host, "nvme": nvme,
-        "time": _time(result, job, machine, timed or replay(result.trace, machine, job.ranks)), "checkpoint_bytes": job.ranks * result.checkpoint_bytes,
+        "time": time, "checkpoint_bytes": job.ranks * result.checkpoint_bytes,
         "quick": False, "recipe": None, "largest": None, "advice": []}
 
 
@@ -181,6 +182,7 @@ def _largest(phases: list[Phase], device: str) -> tuple[str, Peak]:
 
 
 def peaks_by_phase(phases: list[Phase], device: str) -> dict[str, int]:
+    """The most bytes that a device holds in each phase."""
     found: dict[str, int] = {}
     for phase in phases:
         found[phase.name] = max(found.get(phase.name, 0), phase.peaks[device].bytes)

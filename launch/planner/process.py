@@ -38,30 +38,28 @@ def process_bytes(precision: str, machine: Hardware, imported: int) -> int:
     """Resident bytes of a training process beside its tensors: measured here at the first call for a ``precision``
     (fp16, bf16 or fp32), then kept; delete the file to measure again. ``imported``: what one holds that has only
     imported its libraries, to go by where the toy does not run."""
-    known = _known()
-    if precision not in known:
+    if precision not in _known():
         print(f"measuring what a process holds beside its tensors (once; kept in {_kept()})", file=sys.stderr,
               flush=True)
         try:
-            known[precision] = measure(precision, machine)
+            _keep({precision: measure(precision, machine)})
         except ConfigError as error:
             print(f"not measured, a process that has computed nothing counts instead: {error}", file=sys.stderr)
             return imported
-        _keep(known)
-    return known[precision]
+    return _known()[precision]
 
 
 def idle_bytes() -> tuple[int, int]:
     """Resident bytes of a process that has imported what training imports and nothing else, and the private ones of a
     worker that it forks to read ahead. Measured in this process at the first call, then kept beside `process_bytes`."""
-    known = _known()
-    if not {"imported", "worker"} <= known.keys():
+    found = _known()
+    if not {"imported", "worker"} <= found.keys():
         import launch.train  # noqa: F401
         from launch.planner.workers import worker_bytes
-        known |= {"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}
-        with contextlib.suppress(OSError):
-            _keep(known)
-    return known["imported"], known["worker"]
+        found = {"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            _keep(found)
+    return found["imported"], found["worker"]
 
 
 def _kept() -> Path:
@@ -73,8 +71,8 @@ def _known() -> dict[str, int]:
     return json.loads(_kept().read_text()) if _kept().is_file() else {}
 
 
-def _keep(known: dict[str, int]) -> None:
-    write_whole(_kept(), json.dumps(known, indent=1) + "\n")
+def _keep(more: dict[str, int]) -> None:
+    write_whole(_kept(), json.dumps(_known() | more, indent=1) + "\n")
 
 
 def measure(precision: str, machine: Hardware) -> int:

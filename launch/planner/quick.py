@@ -28,7 +28,7 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
-    """The plan of `launch.planner.plan.plan`, in the quick form where the stack is deep enough for it: ``quick`` says."""
+    """What `launch.planner.plan.plan` returns, in the quick form if the stack is deep enough for it: ``quick`` says."""
     stacks = shortened(job.workload["stack"])
     if stacks[0] == stacks[1]:
         return assemble(ghost.run(job), job, machine)

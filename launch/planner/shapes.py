@@ -62,8 +62,8 @@ class Shapes:
         return tuple(self._make(output, tensors) for output in answer.outputs), answer
 
     def _of_meta(self, func, args: tuple, kwargs: dict, tensors: list[FakeTensor]) -> Answer | None:
-        """What the operator's kernel for the meta device answers. `FakeTensorMode` ends there too, in ten times as long;
-        what it treats in ways of its own, or refuses, is left to it: None."""
+        """What the operator's kernel for the meta device answers. `FakeTensorMode` ends there too, but takes ten times
+        as long; what it treats in ways of its own, or refuses, is left to it: None."""
         if not tensors or func._schema.is_mutable or _own_way(func):
             return None
         device = tensors[0].fake_device

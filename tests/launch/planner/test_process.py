@@ -7,11 +7,10 @@ import torch
 
 from astrobio.config import ConfigError
 from benchmarks import predicted
-from launch.planner import ghost, process
+from launch.planner import ghost, process, workers
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import BOTH, HOST, KEPT, Ledger, Peak, Phase
 from launch.planner.plan import CUDA, PROCESS, WORKERS, _host
-from launch.planner.workers import worker_bytes
 from launch.zero.accelerator import LARGE_BLOCK
 
 CPU = load_hardware("cpu")
@@ -71,7 +70,7 @@ def test_cuda_takes_host_memory_in_every_rank():
 
 def test_a_worker_holds_less_than_its_rank():
     """It shares with the rank what it does not change."""
-    assert 1e6 < worker_bytes() < process.largest_resident() / 2
+    assert 1e6 < workers.worker_bytes() < process.largest_resident() / 2
 
 
 def test_a_process_is_measured_once_for_each_precision(tmp_path, monkeypatch, capsys):
@@ -87,6 +86,19 @@ def test_a_process_is_measured_once_for_each_precision(tmp_path, monkeypatch, ca
     monkeypatch.setattr(process, "measure", fails)
     assert process.process_bytes("fp32", CPU, 9) == 9 and process.process_bytes("fp16", CPU, 9) == 2
     assert "no compiler" in capsys.readouterr().err
+
+
+def test_what_an_idle_process_holds_is_kept_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
+    monkeypatch.setattr(process, "measure", lambda *_: 3)
+    monkeypatch.setattr(workers, "worker_bytes", lambda: 5)
+    imported, worker = process.idle_bytes()
+    assert worker == 5 and imported > 1e8
+    assert process.process_bytes("bf16", CPU, 9) == 3
+    monkeypatch.setattr(workers, "worker_bytes", lambda: 6)
+    assert process.idle_bytes() == (imported, 5) and process.process_bytes("bf16", CPU, 9) == 3
+    next(tmp_path.glob("process-*.json")).unlink()
+    assert process.idle_bytes()[1] == 6
 
 
 def test_a_real_run_that_fails_says_why(monkeypatch):

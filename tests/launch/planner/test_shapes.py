@@ -9,14 +9,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from launch.planner.shapes import Shapes
 
 OPERATORS = {
-    "view": lambda x, w: x.view(8, -1), "transposed": lambda x, w: x.t().contiguous(), "matmul": lambda x, w: x @ w,
-    "half": lambda x, w: x.to(torch.float16), "to meta": lambda x, w: x.to("meta"), "slice": lambda x, w: x[2:5, -3:],
-    "select": lambda x, w: x[1], "norm": lambda x, w: F.layer_norm(x, (16,)), "softmax": lambda x, w: x.softmax(-1),
-    "cat": lambda x, w: torch.cat([x, x]), "split": lambda x, w: torch.cat(x.split(3)), "scaled": lambda x, w: x.mul_(2),
-    "index": lambda x, w: x[torch.zeros(3, dtype=torch.long)], "sum": lambda x, w: x.sum(0), "where": lambda x, w:
-    torch.where(x > 0, x, w[:1, :1]), "norms": lambda x, w: torch.linalg.vector_norm(x), "like": lambda x, w:
-    torch.zeros_like(x, dtype=torch.bool), "expanded": lambda x, w: x[:1].expand(5, 16), "gelu": lambda x, w: F.gelu(x),
-    "convolved": lambda x, w: F.conv1d(x[None], w[:, :8, None])}
+    "view": lambda x, w: x.view(8, -1),
+    "copied": lambda x, w: x.t().contiguous(),
+    "matmul": lambda x, w: x @ w,
+    "half": lambda x, w: x.to(torch.float16),
+    "moved": lambda x, w: x.to("meta"),
+    "slice": lambda x, w: x[2:5, -3:],
+    "select": lambda x, w: x[1],
+    "normed": lambda x, w: F.layer_norm(x, (16,)),
+    "softmax": lambda x, w: x.softmax(-1),
+    "cat and split": lambda x, w: torch.cat(x.split(3)),
+    "in place": lambda x, w: x.mul_(2),
+    "index": lambda x, w: x[torch.zeros(3, dtype=torch.long)],
+    "where": lambda x, w: torch.where(x > 0, x, w[:1, :1]),
+    "norm": lambda x, w: torch.linalg.vector_norm(x),
+    "like": lambda x, w: torch.zeros_like(x, dtype=torch.bool),
+    "expanded": lambda x, w: x[:1].expand(5, 16),
+    "convolved": lambda x, w: F.conv1d(x[None], w[:, :8, None]),
+}
 
 
 class Asking(TorchDispatchMode):
