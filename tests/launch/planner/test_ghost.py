@@ -194,7 +194,13 @@ def test_a_plan_that_is_ended_leaves_nothing_running(how, tmp_path):
                                 "ds_configs/zero3.json"], cwd=ROOT, env=os.environ | {"ASTROBIO_CACHE": str(tmp_path)},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     started: list[psutil.Process] = []
-    while not started:
+
+    def works(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.cpu_times().user > 1
+        return False
+
+    while not any(works(process) for process in started[1:]):  # the first forks those that run
         assert command.poll() is None
         time.sleep(0.1)
         started = psutil.Process(command.pid).children(recursive=True)

@@ -92,8 +92,8 @@ def test_page_locked_blocks_are_rounded_one_by_one():
         locked = {"buffer": 1 << (size - 1).bit_length(), "groups": 128 * number}
         return Peak(sum(locked.values()), locked, "", tuple(parts))
 
-    whole = quick._peak(peak(1000, 2), peak(1900, 4))  # 1000 + 7 × 900 = 7300, 2 + 7 × 2 = 16
-    assert whole.parts == {"buffer": 8192, "groups": 16 * 128} and whole.bytes == 8192 + 2048
+    whole = quick._peak(peak(700, 2), peak(900, 4))  # 700 + 7 × 200 = 2100, 2 + 7 × 2 = 16
+    assert whole.parts == {"buffer": 4096, "groups": 16 * 128} and whole.bytes == 4096 + 2048
 
 
 def test_a_full_card_gives_back_what_is_cached():
