@@ -29,13 +29,10 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     """What `launch.planner.plan.plan` returns, in the quick form if the stack is deep enough for it: ``quick`` says."""
-    stacks = shortened(job.workload["stack"])
-    if stacks[0] == stacks[1]:
+    jobs = cut(job)
+    if jobs[0].workload == jobs[1].workload:
         return assemble(ghost.run(job), job, machine)
-    # DeepSpeed goes other ways where a card is almost full: the card shrinks with the stack.
-    cut = [dataclasses.replace(job, workload={"stack": stack}, memory=eighths * job.memory // (TIMES + 1))
-           for eighths, stack in enumerate(stacks, 1)]
-    short, long = ghost.run_all({"a shortened stack": cut[0], "a longer one": cut[1]}).values()
+    short, long = ghost.run_all(dict(zip(("a shortened stack", "a longer one"), jobs, strict=True))).values()
     timed = [_time(*pair) for pair in zip(*(replay(result.trace, machine, job.ranks) for result in (short, long)),
                                           strict=True)]
     whole = _line_of_results(short, long)
@@ -43,18 +40,25 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     return assemble(whole, job, machine, timed, reserved) | {"quick": True}
 
 
+def cut(job: ghost.Job) -> tuple[ghost.Job, ghost.Job]:
+    """The job with a shortened stack and with a longer one. DeepSpeed goes other ways where a card is almost full, so
+    that the card shrinks with them."""
+    return tuple(dataclasses.replace(job, workload={"stack": stack}, memory=eighths * job.memory // (TIMES + 1))
+                 for eighths, stack in enumerate(shortened(job.workload["stack"]), 1))
+
+
 def shortened(stack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The stack, a `StackConfig` as nested dicts, with about an eighth and a quarter of its layers. A kind of which
     there are fewer than eight stays whole."""
-    cut = copy.deepcopy(stack), copy.deepcopy(stack)
-    for (part, key), *others in zip(_depths(stack), *map(_depths, cut), strict=True):
+    shorter = copy.deepcopy(stack), copy.deepcopy(stack)
+    for (part, key), *others in zip(_depths(stack), *map(_depths, shorter), strict=True):
         step = part[key] // (TIMES + 1)
         for (other, _), layers in zip(others, (part[key] - TIMES * step, part[key] - (TIMES - 1) * step), strict=True):
             for name, value in other.items():
                 if isinstance(value, (list, tuple)) and len(value) == part[key]:  # one entry for each layer
                     other[name] = value[:layers]
             other[key] = layers
-    return cut
+    return shorter
 
 
 def _depths(stack: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

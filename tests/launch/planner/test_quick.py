@@ -9,11 +9,32 @@ from launch import cli
 from launch.planner import ghost, quick
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, Peak, Phase
-from launch.planner.plan import load_model, plan
+from launch.planner.plan import load_model, make_job, plan
 from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-DEEP = {"language.config.num_hidden_layers": 24, "climate.depth": 16, "metabolism.depth": 19}
+DEEP = load_preset("tiny", {"language.config.num_hidden_layers": 16, "climate.depth": 8, "metabolism.depth": 9})
+CASES = {"zero3_offload_nvme": "a5000x2", "zero2_offload": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory) -> str:
+    """A folder with the config.json of a model that has as many layers as its kind has by default: it need not say."""
+    from transformers import AutoConfig
+    folder = tmp_path_factory.mktemp("qwen3")
+    AutoConfig.for_model("qwen3", hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
+                         head_dim=16, vocab_size=1000).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def runs(language_model) -> None:
+    """The ghost runs of the fast tests, made at once; the plans remember them."""
+    jobs = [make_job(DEEP, ROOT / "ds_configs" / f"{config}.json", load_hardware(hardware))
+            for config, hardware in CASES.items()]
+    jobs.append(make_job(language_model, ROOT / "ds_configs/zero3_offload_bf16.json", load_hardware("a5000x2")))
+    ghost.run_all({f"{number} {kind}": each for number, job in enumerate(jobs)
+                   for kind, each in enumerate((job, *quick.cut(job)))})
 
 
 def beside(model, config: str, hardware: str = "a5000x2") -> tuple[dict, dict]:
@@ -35,23 +56,19 @@ def same(whole: dict, found: dict, within: float) -> None:
         assert found[side].get("phase") == whole[side].get("phase")
 
 
-@pytest.mark.parametrize(("config", "hardware"), [("zero3_offload_nvme", "a5000x2"), ("zero2_offload", "cpu")])
-def test_a_line_through_two_shortened_stacks_is_the_whole(config, hardware):
-    whole, found = beside(load_preset("tiny", DEEP), config, hardware)
+@pytest.mark.parametrize("config", CASES)
+def test_a_line_through_two_shortened_stacks_is_the_whole(config, runs):
+    whole, found = beside(DEEP, config, CASES[config])
     same(whole, found, 0.01)
     for side in ("gpu", "host") if whole["gpu"] else ("host",):
         assert sum(found[side]["parts"].values()) == pytest.approx(found[side]["peak_bytes"], rel=0.01)
 
 
-def test_a_language_model_by_itself(tmp_path):
-    """Of as many layers as its kind has by default, which its config.json need not say."""
-    from transformers import AutoConfig
-    AutoConfig.for_model("qwen3", hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
-                         head_dim=16, vocab_size=1000).save_pretrained(tmp_path)
+def test_a_language_model_by_itself(language_model, runs):
     layers = [stack["language"]["config"]["num_hidden_layers"]
-              for stack in quick.shortened(dataclasses.asdict(load_model(str(tmp_path))))]
+              for stack in quick.shortened(dataclasses.asdict(load_model(language_model)))]
     assert layers == [4, 8]
-    same(*beside(str(tmp_path), "zero3_offload_bf16"), 0.01)
+    same(*beside(language_model, "zero3_offload_bf16"), 0.01)
 
 
 @pytest.mark.slow  # half a minute each
