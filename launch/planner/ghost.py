@@ -75,6 +75,11 @@ class Result:
     def nvme_resident(self) -> int:
         return sum(self.files.values())
 
+    @property
+    def nvme_optimizer(self) -> int:
+        """Of it the optimizer's."""
+        return sum(size for path, size in self.files.items() if "/optimizer/" in path)
+
 
 def run(job: Job, path: list[str] | None = None, timeout: float = 600) -> Result:
     """The job in a process of its own; ``path``: more folders to import its function from.
@@ -265,7 +270,7 @@ def main() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from launch.planner.process import idle_bytes
-    imported, worker = idle_bytes()
+    imported, worker = idle_bytes()  # before what only a ghost run imports
     import launch.planner.simulated  # noqa: F401
     import launch.zero.engine  # noqa: F401
     gc.freeze()

@@ -215,7 +215,7 @@ def _host(result: ghost.Result, machine: Hardware, local: int, process: int) -> 
 
 def _nvme(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]:
     resident = local * result.nvme_resident
-    optimizer = local * sum(size for path, size in result.files.items() if "/optimizer/" in path)
+    optimizer = local * result.nvme_optimizer
     within, last = _micro_steps(result.phases)
     more = result.accumulation - 1
     read, written = (local * (more * sum(getattr(p, key) for p in within) + sum(getattr(p, key) for p in last))

@@ -11,7 +11,7 @@ that came before; here it is taken from the longer of the two runs.
 
 import copy
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,33 +72,27 @@ def _line(short: float, long: float) -> float:
     return short + TIMES * (long - short)
 
 
-def _bytes(short: int, long: int) -> int:
+def _amount(short: float, long: float) -> float:
     """On the line, but never below nothing."""
     return max(0, _line(short, long))
 
 
 def _each(short: dict, long: dict) -> dict:
-    return {key: _bytes(short.get(key, 0), long.get(key, 0)) for key in {**short, **long}}
+    return {key: _amount(short.get(key, 0), long.get(key, 0)) for key in {**short, **long}}
 
 
 def _line_of_results(short: ghost.Result, long: ghost.Result) -> ghost.Result:
+    optimizer = _amount(short.nvme_optimizer, long.nvme_optimizer)
     return dataclasses.replace(
         long, phases=[_phase(*pair) for pair in zip(short.phases, long.phases, strict=True)], trace=[], blocks=[],
-        files=_each(*(_files(result) for result in (short, long))), operators=_line(short.operators, long.operators),
+        files={"/optimizer/": optimizer, "/parameters/": _amount(short.nvme_resident, long.nvme_resident) - optimizer},
+        operators=_line(short.operators, long.operators),
         parameters=_line(short.parameters, long.parameters), trainable=_line(short.trainable, long.trainable),
         checkpoint_bytes=_line(short.checkpoint_bytes, long.checkpoint_bytes))
 
 
-def _files(result: ghost.Result) -> Counter:
-    """Bytes in each kind of swap file: there are more of them in the longer stack."""
-    sizes: Counter = Counter()
-    for path, size in result.files.items():
-        sizes["/optimizer/" if "/optimizer/" in path else "/parameters/"] += size
-    return sizes
-
-
 def _peak(short: Peak, long: Peak) -> Peak:
-    peak = Peak(_bytes(short.bytes, long.bytes), _each(short.parts, long.parts), long.module)
+    peak = Peak(_amount(short.bytes, long.bytes), _each(short.parts, long.parts), long.module)
     for part, more in _rounding(short, long).items():
         peak.bytes += more
         peak.parts[part] = peak.parts.get(part, 0) + more
@@ -110,23 +104,30 @@ def _rounding(short: Peak, long: Peak) -> Counter:
     that made as many blocks in both runs makes larger ones of the whole, and each is rounded by itself; else it makes
     more of them, and their number is on the line."""
     more: Counter = Counter()
-    shorts, longs = ({maker: sorted((size, part) for name, part, size in peak.locked if name == maker)
-                      for maker, _, _ in peak.locked} for peak in (short, long))
+    shorts, longs = (_by_maker(peak) for peak in (short, long))
     for maker, blocks in longs.items():
-        if len(blocks) == len(shorts.get(maker, ())):
+        if len(blocks) == len(shorts[maker]):
             for (small, _), (large, part) in zip(shorts[maker], blocks, strict=True):
-                more[part] += locked_bytes(_bytes(small, large)) - _line(locked_bytes(small), locked_bytes(large))
+                more[part] += locked_bytes(_amount(small, large)) - _line(locked_bytes(small), locked_bytes(large))
     return more
+
+
+def _by_maker(peak: Peak) -> dict[str, list[tuple[int, str]]]:
+    """Bytes and part of the page-locked blocks that each line of DeepSpeed made, the smallest first."""
+    found = defaultdict(list)
+    for maker, part, size in sorted(peak.locked, key=lambda block: block[2]):
+        found[maker].append((size, part))
+    return found
 
 
 def _phase(short: Phase, long: Phase) -> Phase:
     peaks = {device: _peak(short.peaks[device], peak) for device, peak in long.peaks.items()}
-    return Phase(long.name, peaks, _each(short.end, long.end), _bytes(short.nvme_read, long.nvme_read),
-                 _bytes(short.nvme_written, long.nvme_written))
+    return Phase(long.name, peaks, _each(short.end, long.end), _amount(short.nvme_read, long.nvme_read),
+                 _amount(short.nvme_written, long.nvme_written))
 
 
 def _time(short: PhaseTime, long: PhaseTime) -> PhaseTime:
-    return PhaseTime(long.name, max(0.0, _line(short.seconds, long.seconds)), Counter(_each(short.busy, long.busy)),
+    return PhaseTime(long.name, _amount(short.seconds, long.seconds), Counter(_each(short.busy, long.busy)),
                      _line(short.flops, long.flops))
 
 

@@ -109,14 +109,14 @@ class Shapes:
             if same is not None:
                 outputs.append(("same", same))
                 continue
-            if storage in storages:
-                base = storages.index(storage)
-                outputs.append(("view", t.size(), t.stride(), t.dtype, device or t.fake_device, base,
-                                t.storage_offset() - tensors[base].storage_offset()))
-            else:
-                outputs.append(("fresh", t.size(), t.stride(), t.dtype, device or t.fake_device))
             if device is None:
                 self._templates.setdefault(t.fake_device, {**vars(t), "_real_value": None})
+            made = t.size(), t.stride(), t.dtype, device or t.fake_device
+            if storage in storages:
+                base = storages.index(storage)
+                outputs.append(("view", *made, base, t.storage_offset() - tensors[base].storage_offset()))
+            else:
+                outputs.append(("fresh", *made))
         return Answer(single, outputs)
 
     def _make(self, output: tuple, tensors: list[FakeTensor]) -> Tensor | int | None:
@@ -161,7 +161,7 @@ def _describe(values: Iterable, parts: list, tensors: list) -> bool:
         kind = type(value)
         if kind in _PLAIN:
             parts += (kind, value)
-        elif kind is FakeTensor or isinstance(value, FakeTensor):
+        elif isinstance(value, FakeTensor):
             if value.constant is not None:
                 return False
             tensors.append(value)
