@@ -107,7 +107,7 @@ class _Clock:
 
     def collective(self, stream, number, name, size, ranks):
         self.operators(1)
-        self._call_driver()
+        self._call_driver(4)  # ProcessGroupNCCL: an event, NCCL's stream waits for it, the kernel, another event
         seconds = 0.0
         if ranks > 1:
             moved = _RING.get(name, 1.0) * (ranks - 1) / ranks * size
@@ -117,6 +117,7 @@ class _Clock:
         self.phase.busy["links between cards"] += seconds
 
     def wait_collective(self, stream, number):
+        self._call_driver()
         self.streams[stream] = max(self.streams[stream], self.collectives.pop(number, 0.0))
 
     def record(self, stream, event):
@@ -128,7 +129,7 @@ class _Clock:
         self.streams[stream] = max(self.streams[stream], self.events.get(event, 0.0))
 
     def wait_stream(self, stream, other):
-        self._call_driver()
+        self._call_driver(2)  # an event, and to wait for it
         self.streams[stream] = max(self.streams[stream], self.streams[other])
 
     def host_wait_event(self, event):
@@ -150,8 +151,8 @@ class _Clock:
     def operators(self, number):
         self._on_host(number * self.hardware.operator_s, "operators on the host")
 
-    def _call_driver(self):
-        self._on_host(self.hardware.launch_s, "launching")
+    def _call_driver(self, times=1):
+        self._on_host(times * self.hardware.launch_s, "launching")
 
     def hook(self):
         self._on_host(self.hardware.hook_s, "DeepSpeed's hooks")
