@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, installed or not
+import launch  # noqa: F401, I001  before torch, which it tells how to allocate
 
 import deepspeed
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout, installed or not
+import launch  # noqa: F401, I001  before torch, which it tells how to allocate
 
 import deepspeed
 import deepspeed.comm as dist

@@ -1,9 +1,10 @@
 """The CUDA caching allocator: what torch reserves on the card for the blocks that a run allocates and frees.
 
-The rules and sizes of c10/cuda/CUDACachingAllocator.cpp (torch 2.13.0, no PYTORCH_CUDA_ALLOC_CONF): blocks of up to
-1 MiB come out of 2 MiB segments, up to 10 MiB out of 20 MiB ones, larger ones out of segments of their own in steps of
-2 MiB; best fit among the free blocks of the same pool and stream; what is left over is split off; neighbours merge;
-cached segments are given back only when the card is full.
+The rules and sizes of c10/cuda/CUDACachingAllocator.cpp (torch 2.13.0): blocks of up to 1 MiB come out of 2 MiB
+segments, up to 10 MiB out of 20 MiB ones, larger ones out of segments of their own in steps of 2 MiB; best fit among
+the free blocks of the same pool and stream; what is left over is split off; neighbours merge; cached segments are given
+back only when the card is full. With ``expandable_segments:True`` a pool is one range of addresses, into which the
+card's memory is mapped page by page where it is needed.
 """
 
 import bisect
@@ -29,11 +30,27 @@ class Block:
     lowest ``address`` is taken, as by torch; where the card puts segments nobody knows: here one after the other."""
 
     size: int
-    pool: tuple[bool, int]
+    pool: tuple[bool, int]  # whether small ones; the stream
     address: int
     free: bool = False
     before: "Block | None" = None
     after: "Block | None" = None
+    mapped: bool = True  # whether there is memory behind the addresses
+
+    def split(self, size: int) -> "Block":
+        """Keep ``size`` bytes; returns a block of the rest, neither free nor mapped otherwise."""
+        rest = Block(self.size - size, self.pool, self.address + size, False, self, self.after, self.mapped)
+        if self.after is not None:
+            self.after.before = rest
+        self.after, self.size = rest, size
+        return rest
+
+    def swallow(self) -> None:
+        """Become one with the block after this one."""
+        self.size += self.after.size
+        self.after = self.after.after
+        if self.after is not None:
+            self.after.before = self
 
 
 class CachingAllocator:
@@ -71,31 +88,41 @@ class CachingAllocator:
     def _take(self, size: int, stream: int) -> Block:
         size = -(-size // GRANULE) * GRANULE
         pool = (size <= SMALL, stream)
-        waiting = self._free.setdefault(pool, [])
-        place = bisect.bisect_left(waiting, (size, 0))
-        if place < len(waiting):
-            block = waiting.pop(place)[2]
-        else:
-            segment = SMALL_SEGMENT if size <= SMALL else LARGE_SEGMENT if size < LARGE else \
-                -(-size // ROUND_LARGE) * ROUND_LARGE
-            if self.limit is not None and self.reserved + segment > self.limit:
-                self._give_back()
-                if self.reserved + segment > self.limit:
-                    raise OutOfMemory(size, self.allocated, self.reserved)
-            self.reserved += segment
-            self.peak_reserved = max(self.peak_reserved, self.reserved)
-            block = Block(segment, pool, self._end)
-            self._end += segment
-        rest = block.size - size
-        if rest >= GRANULE if pool[0] else rest > SMALL:
-            left = Block(rest, pool, block.address + size, True, block, block.after)
-            if block.after is not None:
-                block.after.before = left
-            block.after, block.size = left, size
-            self._wait(left)
+        block = self._best_fit(pool, size) or self._more(pool, size)
+        if block is None:
+            self._give_back()
+            block = self._more(pool, size)
+        if block is None:
+            raise OutOfMemory(size, self.allocated, self.reserved)
+        if self._splits(pool, block.size - size):
+            self._wait(block.split(size))
         block.free = False
         self.allocated += block.size
         return block
+
+    def _best_fit(self, pool: tuple[bool, int], size: int) -> Block | None:
+        """The smallest free block that is large enough, no longer among the free ones."""
+        waiting = self._free.setdefault(pool, [])
+        place = bisect.bisect_left(waiting, (size, 0))
+        return waiting.pop(place)[2] if place < len(waiting) else None
+
+    def _more(self, pool: tuple[bool, int], size: int) -> Block | None:
+        """A new segment, or None where the card is full."""
+        segment = _segment(size)
+        if not self._reserve(segment):
+            return None
+        self._end += segment
+        return Block(segment, pool, self._end - segment)
+
+    def _reserve(self, size: int) -> bool:
+        if self.limit is not None and self.reserved + size > self.limit:
+            return False
+        self.reserved += size
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        return True
+
+    def _splits(self, pool: tuple[bool, int], rest: int) -> bool:
+        return rest >= GRANULE if pool[0] else rest > SMALL
 
     def _wait(self, block: Block) -> None:
         block.free = True
@@ -107,16 +134,19 @@ class CachingAllocator:
 
     def _give(self, block: Block) -> None:
         self.allocated -= block.size
-        for other in (block.before, block.after):
-            if other is not None and other.free:
-                self._unwait(other)
-                first, second = (other, block) if other is block.before else (block, other)
-                first.size += second.size
-                first.after = second.after
-                if second.after is not None:
-                    second.after.before = first
-                block = first
+        self._merge(block)
+
+    def _merge(self, block: Block) -> Block:
+        """The block is free: one with its neighbours that are too."""
+        if block.after is not None and block.after.free:
+            self._unwait(block.after)
+            block.swallow()
+        if block.before is not None and block.before.free:
+            self._unwait(block.before)
+            block = block.before
+            block.swallow()
         self._wait(block)
+        return block
 
     def _give_back(self) -> None:
         """Return every segment that is free as a whole."""
@@ -128,3 +158,106 @@ class CachingAllocator:
                 else:
                     kept.append(item)
             self._free[pool] = kept
+
+
+class ExpandableSegments(CachingAllocator):
+    """With ``expandable_segments:True``: a pool is one segment that grows, in pages as large as its smallest segment
+    would be. What is free is unmapped, page by page, only when the card is full."""
+
+    def __init__(self, limit: int | None = None):
+        super().__init__(limit)
+        self._unmapped: dict[tuple[bool, int], list[Block]] = {}  # of each pool, the lowest first; the last has no end
+
+    def _best_fit(self, pool, size):
+        """A block counts as large as it could grow into the unmapped addresses after it."""
+        waiting = self._free.setdefault(pool, [])
+        place = bisect.bisect_left(waiting, (size, 0))
+        if place == len(waiting):
+            return None
+        while place + 1 < len(waiting) and _room(waiting[place + 1][2]) < _room(waiting[place][2]):
+            place += 1
+        return waiting.pop(place)[2]
+
+    def _more(self, pool, size):
+        """Map what is missing behind the lowest free or unmapped addresses that are enough in a row."""
+        wanted = _segment(size)
+        for gap in self._unmapped.setdefault(pool, [Block(_ENDLESS, pool, 0, mapped=False)]):
+            block = gap.before if gap.before is not None and gap.before.free else gap
+            if _in_a_row(block, wanted):
+                break
+        while not block.mapped or block.size < wanted:
+            gap = block.after if block.mapped else block
+            block = self._map(gap, min(wanted - (block.size if block.mapped else 0), gap.size))
+            if block is None:
+                return None
+        self._unwait(block)
+        return block
+
+    def _map(self, gap: Block, size: int) -> Block | None:
+        """Put memory behind the first ``size`` unmapped bytes; returns the free block that they are then part of."""
+        page = SMALL_SEGMENT if gap.pool[0] else LARGE_SEGMENT
+        size = min(-(-size // page) * page, gap.size)
+        if not self._reserve(size):
+            return None
+        gaps = self._unmapped[gap.pool]
+        place = gaps.index(gap)
+        gaps[place:place + 1] = [gap.split(size)] if size < gap.size else []
+        gap.mapped = True
+        return self._merge(gap)
+
+    def _splits(self, pool, rest):
+        return rest >= GRANULE
+
+    def _give_back(self):
+        """Unmap every page that is free as a whole."""
+        for pool, waiting in self._free.items():
+            page = SMALL_SEGMENT if pool[0] else LARGE_SEGMENT
+            for _, _, block in list(waiting):
+                first, last = -(-block.address // page) * page, (block.address + block.size) // page * page
+                if first < last:
+                    self._unmap(block, first, last)
+            self._unmapped[pool].sort(key=lambda gap: gap.address)
+
+    def _unmap(self, block: Block, first: int, last: int) -> None:
+        self._unwait(block)
+        self.reserved -= last - first
+        if last < block.address + block.size:
+            self._wait(block.split(last - block.address))
+        if first > block.address:
+            gap = block.split(first - block.address)
+            self._wait(block)
+        else:
+            gap, block.free = block, False
+        gap.mapped = False
+        gaps = self._unmapped[block.pool]
+        if gap.after is not None and not gap.after.mapped:
+            gaps.remove(gap.after)
+            gap.swallow()
+        if gap.before is not None and not gap.before.mapped:
+            gap.before.swallow()
+        else:
+            gaps.append(gap)
+
+
+_ENDLESS = 1 << 60
+
+
+def _segment(size: int) -> int:
+    """What torch asks the card for, for a block of ``size`` bytes."""
+    if size <= SMALL:
+        return SMALL_SEGMENT
+    return LARGE_SEGMENT if size < LARGE else -(-size // ROUND_LARGE) * ROUND_LARGE
+
+
+def _room(block: Block) -> int:
+    return block.size + (block.after.size if block.after is not None and not block.after.mapped else 0)
+
+
+def _in_a_row(block: Block | None, wanted: int) -> bool:
+    """Whether so many bytes from the block on are free or unmapped."""
+    while block is not None and (block.free or not block.mapped):
+        wanted -= block.size
+        if wanted <= 0:
+            return True
+        block = block.after
+    return False

@@ -52,6 +52,7 @@ class Job:
     memory: int = 24 << 30
     eval_micro_batch: int = 8
     whole: bool = True  # a stack also validates, saves and loads
+    expandable: bool = False  # whether torch's allocator has expandable segments
 
 
 @dataclass

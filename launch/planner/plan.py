@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, set_dotted
+from launch import expandable_segments
 from launch.options import TrainConfig
 from launch.planner import ghost
-from launch.planner.allocator import CachingAllocator, OutOfMemory
+from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
 from launch.planner.process import process_bytes
@@ -99,7 +100,8 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Ha
     resolved = resolve(raw, world_size=ranks, nvme_folder=Path("/nvme"), total_steps=_STEPS,
                        largest_parameter=facts.largest, hidden_size=facts.hidden_size)
     return ghost.Job({"stack": dataclasses.asdict(stack)}, resolved, ranks, micro, seq_length,
-                     tuple(machine.capability), machine.gpu_memory_bytes, TrainConfig.eval_micro_batch)
+                     tuple(machine.capability), machine.gpu_memory_bytes, TrainConfig.eval_micro_batch,
+                     expandable=expandable_segments())
 
 
 def recipe(found: dict[str, Any], data: Path, epochs: int) -> dict[str, Any]:
@@ -144,12 +146,14 @@ class Reserved:
     fits: bool
 
 
-def reserve(blocks: list[tuple[int, int, int]], limit: int | None) -> Reserved:
-    """The blocks of a ghost run in a card with room for ``limit`` bytes, or as many as it takes."""
+def reserve(blocks: list[tuple[int, int, int]], limit: int | None, expandable: bool) -> Reserved:
+    """The blocks of a ghost run in a card with room for ``limit`` bytes, or as many as it takes; ``expandable``: in
+    expandable segments."""
+    kind = ExpandableSegments if expandable else CachingAllocator
     try:
-        allocator, fits = CachingAllocator(limit).replay(blocks), True
+        allocator, fits = kind(limit).replay(blocks), True
     except OutOfMemory:
-        allocator, fits = CachingAllocator().replay(blocks), False
+        allocator, fits = kind().replay(blocks), False
     return Reserved(allocator.peak_reserved, allocator.by_phase, fits)
 
 
@@ -159,7 +163,7 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware, timed: lis
     trace and blocks say."""
     local = machine.on_one_machine(job.ranks)
     gpu = None if machine.is_cpu else _gpu(result, machine, reserved or reserve(
-        result.blocks, machine.gpu_memory_bytes - machine.context_bytes))
+        result.blocks, machine.gpu_memory_bytes - machine.context_bytes, job.expandable))
     process = result.process_bytes
     if machine.is_cpu:
         process = process_bytes(precision(job.ds_config), machine, process)

@@ -36,7 +36,7 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     timed = [_time(*pair) for pair in zip(*(replay(result.trace, machine, job.ranks) for result in (short, long)),
                                           strict=True)]
     whole = _line_of_results(short, long)
-    reserved = None if machine.is_cpu else _reserved(whole, long, machine)
+    reserved = None if machine.is_cpu else _reserved(whole, long, machine, job.expandable)
     return assemble(whole, job, machine, timed, reserved) | {"quick": True}
 
 
@@ -131,14 +131,14 @@ def _time(short: PhaseTime, long: PhaseTime) -> PhaseTime:
                      _line(short.flops, long.flops))
 
 
-def _reserved(whole: ghost.Result, long: ghost.Result, machine: Hardware) -> Reserved:
+def _reserved(whole: ghost.Result, long: ghost.Result, machine: Hardware, expandable: bool) -> Reserved:
     """The blocks of the longer stack, and beside them what the whole allocates more. A full card gives back what is
     cached, so that what is allocated decides whether it fits."""
     room = machine.gpu_memory_bytes - machine.context_bytes
     allocated, before = peaks_by_phase(whole.phases, GPU), peaks_by_phase(long.phases, GPU)
     fits = max(allocated.values()) <= room
     by_phase = {name: max(size + allocated[name] - before[name], allocated[name])
-                for name, size in reserve(long.blocks, None).by_phase.items()}
+                for name, size in reserve(long.blocks, None, expandable).by_phase.items()}
     if fits:
         by_phase = {name: min(size, room) for name, size in by_phase.items()}
     return Reserved(max(by_phase.values()), by_phase, fits)

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.planner import this_machine
-from launch.planner.allocator import MIB, CachingAllocator, OutOfMemory
+from launch.planner.allocator import MIB, CachingAllocator, ExpandableSegments, OutOfMemory
 from launch.planner.hardware import load_hardware, profile_names
 from launch.planner.ledger import HOST, Ledger
 from launch.planner.timing import replay
@@ -49,6 +49,56 @@ def test_a_replay_is_the_same_each_time():
     allocator = CachingAllocator().replay([(key, 12 * MIB, 0) for key in range(3)])
     allocator.replay([(2, -12 * MIB, 0), (0, -12 * MIB, 0), (3, 12 * MIB, 0)])
     assert allocator._blocks[3].address == 0 and allocator.reserved == 36 * MIB
+
+
+def expanded(*events, limit: int | None = None) -> ExpandableSegments:
+    return ExpandableSegments(limit).replay(list(events))
+
+
+def test_expandable_segments_grow_page_by_page():
+    assert expanded((1, 600, 0), (2, MIB, 0)).peak_reserved == 2 * MIB
+    assert expanded((1, 11 * MIB, 0)).peak_reserved == 20 * MIB
+    assert expanded((1, 11 * MIB, 0), (2, 9 * MIB, 0)).peak_reserved == 20 * MIB
+    almost = 20 * MIB - 512
+    assert (expanded((1, almost, 0)).allocated, CachingAllocator().replay([(1, almost, 0)]).allocated) == (
+        almost, 20 * MIB), "what is left of a page is split off, however small"
+    assert expanded((1, 11 * MIB, 0), (2, 11 * MIB, 0)).peak_reserved == 40 * MIB
+    assert expanded((1, 600, 0), (2, 600, 1)).peak_reserved == 4 * MIB, "streams do not share"
+
+
+def test_expandable_segments_fit_a_larger_block_where_a_smaller_one_was():
+    larger = (1, 60 * MIB, 0), (1, -60 * MIB, 0), (2, 80 * MIB, 0)
+    assert (reserved(*larger), expanded(*larger).peak_reserved) == (140 * MIB, 80 * MIB)
+    # But a hole of 60 MiB between others does not hold 80; one beside it does, together.
+    hole = (1, 60 * MIB, 0), (2, 40 * MIB, 0), (3, 20 * MIB, 0), (1, -60 * MIB, 0)
+    assert expanded(*hole, (4, 80 * MIB, 0)).peak_reserved == 200 * MIB
+    assert expanded(*hole, (2, -40 * MIB, 0), (4, 80 * MIB, 0)).peak_reserved == 120 * MIB
+
+
+def test_the_last_block_is_left_to_grow():
+    """Among free blocks torch takes the one before unmapped addresses for as large as it could become."""
+    events = (1, 40 * MIB, 0), (2, 20 * MIB, 0), (3, 20 * MIB, 0), (1, -40 * MIB, 0), (3, -20 * MIB, 0)
+    allocator = expanded(*events, (4, 15 * MIB, 0), (5, 60 * MIB, 0))
+    assert allocator._blocks[4].address == 0 and allocator.peak_reserved == 120 * MIB
+
+
+def test_a_full_card_unmaps_the_pages_that_are_free():
+    events = (1, 30 * MIB, 0), (2, 30 * MIB, 0), (1, -30 * MIB, 0), (3, 60 * MIB, 1)
+    allocator = expanded(*events, limit=100 * MIB)
+    # Of 60 MiB mapped the first page is free as a whole; the second is shared with the block that stays.
+    assert allocator.reserved == 100 * MIB
+    with pytest.raises(OutOfMemory):
+        expanded(*events, (4, 20 * MIB, 1), limit=100 * MIB)
+    # What was unmapped is mapped again.
+    allocator.replay([(3, -60 * MIB, 1), ("", 0, 0), (5, 30 * MIB, 0)])
+    assert (allocator.reserved, allocator._blocks[5].address) == (60 * MIB, 0)
+
+
+def test_unmapped_neighbours_become_one():
+    allocator = expanded((1, 20 * MIB, 0), (2, 20 * MIB, 0), (3, 20 * MIB, 0))
+    for key, reserved, gaps in ((1, 40, 2), (2, 20, 2), (3, 0, 1)):  # the last gap is what was never mapped
+        allocator.replay([(key, -20 * MIB, 0), ("", 0, 0)])
+        assert (allocator.reserved, len(allocator._unmapped[False, 0])) == (reserved * MIB, gaps)
 
 
 @pytest.fixture
