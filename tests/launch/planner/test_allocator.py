@@ -99,6 +99,7 @@ def test_unmapped_neighbours_become_one():
     for key, reserved, gaps in ((1, 40, 2), (2, 20, 2), (3, 0, 1)):  # the last gap is what was never mapped
         allocator.replay([(key, -20 * MIB, 0), ("", 0, 0)])
         assert (allocator.reserved, len(allocator._unmapped[False, 0])) == (reserved * MIB, gaps)
+    assert allocator.replay([(4, 100 * MIB, 0), (5, 100 * MIB, 0)]).reserved == 200 * MIB
 
 
 @pytest.fixture
