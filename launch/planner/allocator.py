@@ -8,6 +8,7 @@ card's memory is mapped page by page where it is needed.
 """
 
 import bisect
+from collections import Counter
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -53,6 +54,14 @@ class Block:
             self.after.before = self
 
 
+@dataclass
+class Use:
+    """The most bytes of a pool in one phase."""
+
+    allocated: int = 0
+    reserved: int = 0
+
+
 class CachingAllocator:
     """Replays allocations; ``peak_reserved`` is what `torch.cuda.max_memory_reserved` would say."""
 
@@ -60,6 +69,9 @@ class CachingAllocator:
         self.limit = limit  # bytes that torch may take; None: no end
         self.allocated = self.reserved = self.peak_reserved = 0
         self.by_phase: dict[str, int] = {}  # largest reserved in each
+        self.pools: dict[str, dict[tuple[bool, int], Use]] = {}  # by phase, and by size and stream
+        self._allocated_in: Counter[tuple[bool, int]] = Counter()
+        self._reserved_in: Counter[tuple[bool, int]] = Counter()
         self._end = 0  # of the last segment
         self._free: dict[tuple[bool, int], list[tuple[int, int, Block]]] = {}
         self._blocks: dict[int, Block] = {}
@@ -74,16 +86,24 @@ class CachingAllocator:
         phase = "init"
         for key, size, stream in events:
             if size > 0:
-                self._blocks[key] = self._take(size, stream)
+                self._blocks[key] = block = self._take(size, stream)
                 self.by_phase[phase] = max(self.by_phase.get(phase, 0), self.reserved)
+                self._note(phase, block.pool)
             elif size < 0:
                 if key in self._blocks:
                     self._give(self._blocks.pop(key))
             elif key:
                 phase = key
+                for pool in self._reserved_in:
+                    self._note(phase, pool)
             else:
                 self._give_back()
         return self
+
+    def _note(self, phase: str, pool: tuple[bool, int]) -> None:
+        use = self.pools.setdefault(phase, {}).setdefault(pool, Use())
+        use.allocated = max(use.allocated, self._allocated_in[pool])
+        use.reserved = max(use.reserved, self._reserved_in[pool])
 
     def _take(self, size: int, stream: int) -> Block:
         size = -(-size // GRANULE) * GRANULE
@@ -98,6 +118,7 @@ class CachingAllocator:
             self._wait(block.split(size))
         block.free = False
         self.allocated += block.size
+        self._allocated_in[pool] += block.size
         return block
 
     def _best_fit(self, pool: tuple[bool, int], size: int) -> Block | None:
@@ -109,15 +130,17 @@ class CachingAllocator:
     def _more(self, pool: tuple[bool, int], size: int) -> Block | None:
         """A new segment, or None where the card is full."""
         segment = _segment(size)
-        if not self._reserve(segment):
+        if not self._reserve(pool, segment):
             return None
         self._end += segment
         return Block(segment, pool, self._end - segment)
 
-    def _reserve(self, size: int) -> bool:
+    def _reserve(self, pool: tuple[bool, int], size: int) -> bool:
+        """Whether the card had so many bytes, or took them back if negative."""
         if self.limit is not None and self.reserved + size > self.limit:
             return False
         self.reserved += size
+        self._reserved_in[pool] += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return True
 
@@ -134,6 +157,7 @@ class CachingAllocator:
 
     def _give(self, block: Block) -> None:
         self.allocated -= block.size
+        self._allocated_in[block.pool] -= block.size
         self._merge(block)
 
     def _merge(self, block: Block) -> Block:
@@ -154,7 +178,7 @@ class CachingAllocator:
             kept = []
             for item in waiting:
                 if item[2].before is None and item[2].after is None:
-                    self.reserved -= item[0]
+                    self._reserve(pool, -item[0])
                 else:
                     kept.append(item)
             self._free[pool] = kept
@@ -197,7 +221,7 @@ class ExpandableSegments(CachingAllocator):
         """Put memory behind the first ``size`` unmapped bytes; returns the free block that they are then part of."""
         page = SMALL_SEGMENT if gap.pool[0] else LARGE_SEGMENT
         size = min(-(-size // page) * page, gap.size)
-        if not self._reserve(size):
+        if not self._reserve(gap.pool, size):
             return None
         gaps = self._unmapped[gap.pool]
         place = gaps.index(gap)
@@ -220,7 +244,7 @@ class ExpandableSegments(CachingAllocator):
 
     def _unmap(self, block: Block, first: int, last: int) -> None:
         self._unwait(block)
-        self.reserved -= last - first
+        self._reserve(block.pool, first - last)
         if last < block.address + block.size:
             self._wait(block.split(last - block.address))
         if first > block.address:

@@ -6,7 +6,7 @@ Everything here is a prediction.
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_prese
 from launch import expandable_segments
 from launch.options import TrainConfig
 from launch.planner import ghost
-from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory
+from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
 from launch.planner.process import process_bytes
@@ -139,11 +139,12 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
 @dataclass
 class Reserved:
     """What the caching allocator takes from a card: its ``peak``, the most in each phase, and whether there is as much.
-    Bytes."""
+    Bytes; ``pools``: as `launch.planner.allocator.CachingAllocator` has them."""
 
     peak: int
     by_phase: dict[str, int]
     fits: bool
+    pools: dict[str, dict[tuple[bool, int], Use]] = field(default_factory=dict)
 
 
 def reserve(blocks: list[tuple[int, int, int]], limit: int | None, expandable: bool) -> Reserved:
@@ -154,7 +155,7 @@ def reserve(blocks: list[tuple[int, int, int]], limit: int | None, expandable: b
         allocator, fits = kind(limit).replay(blocks), True
     except OutOfMemory:
         allocator, fits = kind().replay(blocks), False
-    return Reserved(allocator.peak_reserved, allocator.by_phase, fits)
+    return Reserved(allocator.peak_reserved, allocator.by_phase, fits, allocator.pools)
 
 
 def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware, timed: list[PhaseTime] | None = None,

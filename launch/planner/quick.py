@@ -6,7 +6,7 @@ first, six times. All kinds of layers are shortened in the same proportion, so t
 much shorter stack DeepSpeed would keep gathered what it gives back in the whole one (``stage3_max_live_parameters``).
 
 One thing is no straight line: how much the caching allocator keeps beside what is allocated. It depends on all blocks
-that came before; here it is taken from the longer of the two runs.
+that came before; here it is taken from the longer of the two runs, for each of its pools.
 """
 
 import copy
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launch.planner import ghost
+from launch.planner.allocator import Use
 from launch.planner.hardware import Hardware
 from launch.planner.ledger import GPU, Peak, Phase, locked_bytes
 from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
@@ -36,7 +37,7 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     timed = [_time(*pair) for pair in zip(*(replay(result.trace, machine, job.ranks) for result in (short, long)),
                                           strict=True)]
     whole = _line_of_results(short, long)
-    reserved = None if machine.is_cpu else _reserved(whole, long, machine, job.expandable)
+    reserved = None if machine.is_cpu else _reserved(whole, (short, long), machine, job.expandable)
     return assemble(whole, job, machine, timed, reserved) | {"quick": True}
 
 
@@ -131,14 +132,32 @@ def _time(short: PhaseTime, long: PhaseTime) -> PhaseTime:
                      _line(short.flops, long.flops))
 
 
-def _reserved(whole: ghost.Result, long: ghost.Result, machine: Hardware, expandable: bool) -> Reserved:
-    """The blocks of the longer stack, and beside them what the whole allocates more. A full card gives back what is
-    cached, so that what is allocated decides whether it fits."""
+def _reserved(whole: ghost.Result, runs: tuple[ghost.Result, ghost.Result], machine: Hardware, expandable: bool
+              ) -> Reserved:
+    """What the allocator takes for the whole stack, from the two runs. A full card gives back what is cached, so that
+    what is allocated decides whether it fits."""
     room = machine.gpu_memory_bytes - machine.context_bytes
-    allocated, before = peaks_by_phase(whole.phases, GPU), peaks_by_phase(long.phases, GPU)
-    fits = max(allocated.values()) <= room
-    by_phase = {name: max(size + allocated[name] - before[name], allocated[name])
-                for name, size in reserve(long.blocks, None, expandable).by_phase.items()}
-    if fits:
-        by_phase = {name: min(size, room) for name, size in by_phase.items()}
+    fits = max(peaks_by_phase(whole.phases, GPU).values()) <= room
+    short, long = (_in_order(reserve(run.blocks, None, expandable).pools) for run in runs)
+    taken: Counter = Counter()  # by each pool so far: it keeps what it has
+    by_phase = {}
+    for name, pools in long.items():
+        for pool, more in pools.items():
+            taken[pool] = max(taken[pool], _pool(short.get(name, {}).get(pool, Use()), more))
+        by_phase[name] = min(taken.total(), room) if fits else taken.total()
     return Reserved(max(by_phase.values()), by_phase, fits)
+
+
+def _pool(few: Use, more: Use) -> int:
+    """Where a pool's blocks grow with the stack they are on the line; beside them it keeps what it does in the longer
+    stack."""
+    if more.allocated <= few.allocated:
+        return more.reserved
+    return _line(few.allocated, more.allocated) + more.reserved - more.allocated
+
+
+def _in_order(pools: dict[str, dict[tuple[bool, int], Use]]) -> dict[str, dict[tuple[bool, int], Use]]:
+    """With streams numbered in the order they were made, which two runs have in common."""
+    streams = sorted({stream for uses in pools.values() for _, stream in uses})
+    return {phase: {(small, streams.index(stream)): use for (small, stream), use in uses.items()}
+            for phase, uses in pools.items()}

@@ -75,11 +75,11 @@ def test_a_language_model_by_itself(language_model, runs):
 @pytest.mark.slow  # half a minute each
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_17b_stack(config):
-    """Within one per cent, under every shipped ds_config; with what the allocator keeps, a card within seven."""
+    """Within one per cent, under every shipped ds_config; with what the allocator keeps, a card within two."""
     whole, found = beside("17b", config)
     same(whole, found, 0.01)
     assert found["gpu"]["fits"] == whole["gpu"]["fits"]
-    assert found["gpu"]["peak_bytes"] == pytest.approx(whole["gpu"]["peak_bytes"], rel=0.07)
+    assert found["gpu"]["peak_bytes"] == pytest.approx(whole["gpu"]["peak_bytes"], rel=0.02)
 
 
 def test_all_kinds_of_layers_are_shortened_alike():
@@ -117,15 +117,32 @@ def test_page_locked_blocks_are_rounded_one_by_one():
 def test_a_full_card_gives_back_what_is_cached():
     """What is allocated decides whether a stack fits; the rest takes what room there is."""
     machine = dataclasses.replace(load_hardware("a5000x2"), gpu_memory_bytes=100 << 20, context_bytes=0)
-    blocks = [(1, 12 << 20, 0), (2, 30 << 20, 0), (1, -12 << 20, 0), (3, 14 << 20, 0)]  # 56 MiB reserved, 44 in use
 
-    def result(size: int) -> ghost.Result:
-        peaks = {GPU: Peak(size), HOST: Peak(), BOTH: Peak()}
+    def result(allocated: int, blocks=()) -> ghost.Result:
+        peaks = {GPU: Peak(allocated << 20), HOST: Peak(), BOTH: Peak()}
+        return ghost.Result([Phase("init", peaks, {})], [], [(key, size << 20, stream) for key, size, stream in blocks],
+                            {}, 0, 1, 1, 1, 1)
+
+    def run(last: int) -> ghost.Result:  # 12 MiB lie idle in the end
+        return result(30 + last, ((1, 12, 0), (2, 30, 0), (1, -12, 0), (3, last, 0)))
+
+    for few, more, reserved, fits in ((14, 16, 70, True), (14, 20, 98, True), (14, 22, 100, True),
+                                      (14, 24, 126, False)):
+        runs = run(few), run(more)
+        whole = result(quick._line(30 + few, 30 + more))
+        found = quick._reserved(whole, runs, machine, expandable=False)
+        assert (found.peak, found.by_phase["init"], found.fits) == (reserved << 20, reserved << 20, fits)
+
+
+def test_each_pool_is_on_a_line_of_its_own_or_stays():
+    """In two runs streams have other numbers; a pool keeps what it took in an earlier phase."""
+    def result(stream: int, grows: int) -> ghost.Result:
+        blocks = [(1, grows << 20, 0), (2, 40 << 20, stream), ("forward", 0, 0), (1, -grows << 20, 0)]
+        peaks = {GPU: Peak(), HOST: Peak(), BOTH: Peak()}
         return ghost.Result([Phase("init", peaks, {})], [], blocks, {}, 0, 1, 1, 1, 1)
 
-    for allocated, reserved, fits in ((50, 62, True), (95, 100, True), (120, 132, False)):
-        found = quick._reserved(result(allocated << 20), result(44 << 20), machine)
-        assert (found.peak, found.by_phase["init"], found.fits) == (reserved << 20, reserved << 20, fits)
+    found = quick._reserved(result(0, 0), (result(5, 20), result(7, 30)), load_hardware("a5000x2"), expandable=False)
+    assert found.by_phase == {"init": (20 + 7 * 10 + 40) << 20, "forward": 130 << 20}
 
 
 def test_only_a_plan_by_itself_is_quick(capsys):
