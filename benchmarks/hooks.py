@@ -79,8 +79,8 @@ class Step:
 def act_as_cuda() -> None:
     """Let the CPU accelerator do on the host what DeepSpeed's CUDA accelerator does there, by torch.cuda's own Python.
 
-    The C functions behind it do nothing. With a card they take time too: this is a lower bound, and calls to the driver
-    are ``launch_s`` of a profile.
+    The C functions behind it, which a CPU build of torch has not, do nothing. With a card they take time too: this is a
+    lower bound, and calls to the driver are ``launch_s`` of a profile.
     """
     def nothing(*args, **kwargs):
         return None

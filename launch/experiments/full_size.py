@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -33,6 +32,7 @@ from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
 from astrobio.files import write_whole
 from launch.options import parse_arguments
+from launch.planner.ghost import environment
 from launch.preflight import RunPlan, preflight, user_errors, write_config
 from launch.train import quiet_libraries, removed_at_end
 from launch.zero.accelerator import join_ranks, prepare_accelerator
@@ -175,10 +175,9 @@ def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
                "--io_parallel", str(aio["intra_op_parallelism"]), "--different_file_each_iteration",
                *(["--single_submit"] if aio["single_submit"] else []),
                *([] if aio["overlap_events"] else ["--sequential_requests"])]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     found = {}
     for key, option in (("write_bytes_per_s", []), ("read_bytes_per_s", ["--read"])):
-        done = subprocess.run([*command, *option], capture_output=True, text=True, env=environment)
+        done = subprocess.run([*command, *option], capture_output=True, text=True, env=environment())
         speed = re.search(r"E2E \w+ Speed = ([\d.]+) GB/sec", done.stdout)
         if speed is None:
             raise RuntimeError(f"ds_io measured nothing:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -39,7 +39,7 @@ class Block:
     mapped: bool = True  # whether there is memory behind the addresses
 
     def split(self, size: int) -> "Block":
-        """Keep ``size`` bytes; returns a block of the rest, neither free nor mapped otherwise."""
+        """Keep ``size`` bytes; returns a block of the rest, mapped alike, not free."""
         rest = Block(self.size - size, self.pool, self.address + size, False, self, self.after, self.mapped)
         if self.after is not None:
             self.after.before = rest
