@@ -266,6 +266,7 @@ def test_a_control_group_with_too_little_memory(control_group, mini_dataset, tmp
     process = start_training("zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST, LIVELY, "--model", "small",
                              **QUIET)
     try:
+        limit.write_text(str(psutil.virtual_memory().total // 2))  # a limit from the start, as in life
         (folder / "cgroup.procs").write_text(str(process.pid))
         use = folder / ("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
         deadline = time.monotonic() + 120
