@@ -137,7 +137,7 @@ def test_a_full_card_gives_back_what_is_cached():
 def test_each_pool_is_on_a_line_of_its_own_or_stays():
     """In two runs streams have other numbers; a pool keeps what it took in an earlier phase."""
     def result(stream: int, grows: int) -> ghost.Result:
-        blocks = [(1, grows << 20, 0), (2, 40 << 20, stream), ("forward", 0, 0), (1, -grows << 20, 0)]
+        blocks = [(1, grows << 20, 0), (2, 40 << 20, stream), (1, -grows << 20, 0), ("forward", 0, 0)]
         peaks = {GPU: Peak(), HOST: Peak(), BOTH: Peak()}
         return ghost.Result([Phase("init", peaks, {})], [], blocks, {}, 0, 1, 1, 1, 1)
 
