@@ -8,7 +8,7 @@ card's memory is mapped page by page where it is needed.
 """
 
 import bisect
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -67,14 +67,19 @@ class CachingAllocator:
 
     def __init__(self, limit: int | None = None):
         self.limit = limit  # bytes that torch may take; None: no end
-        self.allocated = self.reserved = self.peak_reserved = 0
+        self.reserved = self.peak_reserved = 0
         self.by_phase: dict[str, int] = {}  # largest reserved in each
-        self.pools: dict[str, dict[tuple[bool, int], Use]] = {}  # by phase, and by size and stream
+        #: By phase, and by size and stream.
+        self.pools: dict[str, dict[tuple[bool, int], Use]] = defaultdict(lambda: defaultdict(Use))
         self._allocated_in: Counter[tuple[bool, int]] = Counter()
         self._reserved_in: Counter[tuple[bool, int]] = Counter()
         self._end = 0  # of the last segment
         self._free: dict[tuple[bool, int], list[tuple[int, int, Block]]] = {}
         self._blocks: dict[int, Block] = {}
+
+    @property
+    def allocated(self) -> int:
+        return self._allocated_in.total()
 
     def replay(self, events: list[tuple]) -> "CachingAllocator":
         """(storage, +bytes or -bytes, stream) in order; with 0 bytes the first is the name of a phase that begins, or
@@ -101,7 +106,7 @@ class CachingAllocator:
         return self
 
     def _note(self, phase: str, pool: tuple[bool, int]) -> None:
-        use = self.pools.setdefault(phase, {}).setdefault(pool, Use())
+        use = self.pools[phase][pool]
         use.allocated = max(use.allocated, self._allocated_in[pool])
         use.reserved = max(use.reserved, self._reserved_in[pool])
 
@@ -117,7 +122,6 @@ class CachingAllocator:
         if self._splits(pool, block.size - size):
             self._wait(block.split(size))
         block.free = False
-        self.allocated += block.size
         self._allocated_in[pool] += block.size
         return block
 
@@ -156,7 +160,6 @@ class CachingAllocator:
         waiting.pop(bisect.bisect_left(waiting, (block.size, block.address)))
 
     def _give(self, block: Block) -> None:
-        self.allocated -= block.size
         self._allocated_in[block.pool] -= block.size
         self._merge(block)
 
