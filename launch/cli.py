@@ -120,8 +120,8 @@ def _plan(args) -> int:
         raise ConfigError("--quick tells of one plan, not of a --table, whose runs are whole")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the ghost runs too
     from launch.planner import ghost
-    ghost.start()
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on
+        ghost.prepare()
         from launch.planner.plan import plan
         from launch.planner.report import print_plan
         from launch.planner.table import table

@@ -6,6 +6,7 @@ happens. `run` starts a process for it, because a simulation changes torch and D
 """
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -13,6 +14,7 @@ import importlib
 import json
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -31,7 +33,7 @@ _OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_S
 #: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
 #: order of the parameters, and its optimizer step makes the optimizer's state; what is to be told are the later ones.
 MICRO_STEPS = {False: (True, True), True: (True, False, True)}
-_ahead: list[subprocess.Popen] = []  # started, and waiting for jobs
+_ready: list["_Medium"] = []  # started, and waiting for jobs
 
 
 @dataclass
@@ -68,9 +70,7 @@ class Result:
     trainable: int
     tokens: int  # of one micro-batch on one rank
     accumulation: int
-    process_bytes: int = 0  # resident memory of Python and its libraries before the run
     checkpoint_bytes: int = 0  # what this rank writes into a checkpoint
-    worker_bytes: int = 0  # private memory of a process that reads ahead
 
     @property
     def nvme_resident(self) -> int:
@@ -105,46 +105,98 @@ def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float 
 
 
 def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -> dict[str, Result]:
-    """One process imports all libraries once and forks another for each job, as many at a time as there are cores."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_last:
+        kept = bool(_ready) and path is None
+        medium = _ready.pop() if kept else _Medium(path)
+        at_last.callback(medium.end)
         files = {name: Path(folder, str(number)) for number, name in enumerate(jobs)}
-        content = {str(files[name]): dataclasses.asdict(job) for name, job in jobs.items()}
-        process = _ahead.pop() if _ahead and path is None else _process(path)
         try:
-            _, error = process.communicate(json.dumps(content).encode(), timeout=timeout * len(jobs))
-        except subprocess.TimeoutExpired:
+            said = medium.ask({str(files[name]): job for name, job in jobs.items()}, timeout * len(jobs))
+        except TimeoutError:
             raise ConfigError(f"the ghost run{'s of ' + ', '.join(jobs) if len(jobs) > 1 else ''} did not end within "
                               f"{timeout * len(jobs):.0f} s") from None
-        finally:
-            _end(process)
+        if kept:
+            _ready.append(medium)
+            at_last.pop_all()
         found = {}
         for name, file in files.items():
             if not file.is_file():
                 log = file.with_suffix(".log")
-                said = log.read_text() if log.is_file() else error.decode()
-                lines = [line for line in said.splitlines() if " registered at " not in line]
+                lines = [line for line in (log.read_text() if log.is_file() else said).splitlines()
+                         if " registered at " not in line]
                 raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
                                   + "\n".join(lines[-25:]).strip())
             found[name] = pickle.loads(file.read_bytes())
         return found
 
 
-def start() -> None:
-    """Let the process of the next run import its libraries from now on, beside whatever is to be found out before."""
-    _ahead.append(_process())
-    atexit.register(_end, _ahead[-1])
+def prepare() -> None:
+    """Import all libraries in this process, which must not have used them yet, and let ghost runs be forked from it as
+    it is then: sooner than from another process, which would import them beside this one."""
+    if "torch" not in sys.modules:
+        import_libraries()
+        _ready.append(_Medium(copy=True))
+        atexit.register(lambda: [medium.end() for medium in _ready])
 
 
-def _process(path: list[str] | None = None) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT, env=environment(path),
-                            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            start_new_session=True)
+class _Medium:
+    """A process that has imported all libraries, and forks another one for each ghost run that it is asked for."""
 
+    def __init__(self, path: list[str] | None = None, copy: bool = False):
+        """A new process, with more folders to import from in ``path``; or a ``copy`` of this one."""
+        self._log = tempfile.TemporaryFile("w+")  # what it says before it can run anything
+        self._process: subprocess.Popen | None = None
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        if not copy:
+            self._process = subprocess.Popen([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT,
+                                             env=environment(path), stdin=requests, stdout=answers, stderr=self._log,
+                                             start_new_session=True)
+            self._pid = self._process.pid
+        elif not (pid := os.fork()):
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.close(self._requests)
+            os.close(self._answers)
+            for key in _OF_A_LAUNCH:
+                os.environ.pop(key, None)
+            for said in (1, 2):
+                os.dup2(self._log.fileno(), said)
+            try:
+                serve(requests, answers)
+            finally:
+                os._exit(0)
+        else:
+            self._pid = pid
+        os.close(requests)
+        os.close(answers)
 
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)  # with those it has forked
-        process.wait()
+    def ask(self, jobs: dict[str, Job], timeout: float) -> str:
+        """Run ``jobs``, by the files that their pickled results go to; returns what kept all of them from it.
+
+        Raises:
+            TimeoutError: they did not end within ``timeout`` seconds.
+        """
+        request = {file: dataclasses.asdict(job) for file, job in jobs.items()}
+        with contextlib.suppress(BrokenPipeError):
+            with open(self._requests, "w", closefd=False) as requests:
+                requests.write(json.dumps(request) + "\n")
+        if not select.select([self._answers], [], [], timeout)[0]:
+            raise TimeoutError
+        os.read(self._answers, 1)
+        self._log.seek(0)
+        return self._log.read()
+
+    def end(self) -> None:
+        """With all that it has forked."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+        else:
+            os.waitpid(self._pid, 0)
+        os.close(self._requests)
+        os.close(self._answers)
 
 
 def environment(path: list[str] | None = None) -> dict[str, str]:
@@ -162,6 +214,7 @@ def haunt(job: Job) -> Result:
         engine, loss_of = _workload(job, mode)
         _watch_modules(engine.module, ledger)
         gc.collect()
+        gc.freeze()  # the engine stays; to look through it again and again takes a twentieth of the run
         accumulation = engine.gradient_accumulation_steps()
         tokens = 0
         for ends in MICRO_STEPS[accumulation > 1]:
@@ -262,41 +315,45 @@ def _watch_modules(module, ledger) -> None:
         child.register_forward_hook(lambda *_: ledger.leave(), always_call=True)
 
 
-def main() -> None:
-    """Read jobs on stdin, by the file that each pickled result is to go to."""
+def import_libraries() -> None:
+    """What a training process imports."""
     gc.disable()  # importing makes objects by the hundred thousand, and hardly one of them is garbage
-    # Imported once, for all jobs: what a training process imports too.
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
     import torch_geometric.nn  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from launch.planner.process import idle_bytes
-    imported, worker = idle_bytes()  # before what only a ghost run imports
-    import launch.planner.simulated  # noqa: F401
     import launch.zero.engine  # noqa: F401
     gc.freeze()
     gc.enable()
-    running = 0
-    for file, job in json.load(sys.stdin).items():
-        if running >= len(os.sched_getaffinity(0)):
+
+
+def serve(requests: int, answers: int) -> None:
+    """Run what each line of ``requests`` asks for, jobs by the file that their pickled results are to go to, and
+    write a byte to ``answers`` when all of them have ended. Both are file descriptors."""
+    import launch.planner.simulated  # noqa: F401
+    gc.freeze()
+    for line in open(requests):
+        running = 0
+        for file, job in json.loads(line).items():
+            if running >= len(os.sched_getaffinity(0)):
+                os.wait()
+                running -= 1
+            if os.fork() == 0:
+                _write(Path(file), Job(**job))
+            running += 1
+        while running:
             os.wait()
             running -= 1
-        if os.fork() == 0:
-            _write(Path(file), Job(**job), imported, worker)
-        running += 1
-    while running:
-        os.wait()
-        running -= 1
+        os.write(answers, b".")
 
 
-def _write(file: Path, job: Job, imported: int, worker: int) -> None:
+def _write(file: Path, job: Job) -> None:
     """Run the job and leave; its result goes to ``file``, what libraries print to a log beside it."""
     log = os.open(file.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
         result = haunt(job)
-        result.process_bytes, result.worker_bytes = imported, worker
         file.write_bytes(pickle.dumps(result))
         keep(job, result)
     except BaseException:
@@ -307,5 +364,8 @@ def _write(file: Path, job: Job, imported: int, worker: int) -> None:
 
 
 if __name__ == "__main__":
-    from launch.planner.ghost import main  # pickled results must belong to the module, not to __main__
-    main()
+    from launch.planner import ghost  # pickled results must belong to the module, not to __main__
+    answers = os.dup(1)
+    os.dup2(2, 1)  # libraries print
+    ghost.import_libraries()
+    ghost.serve(0, answers)

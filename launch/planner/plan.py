@@ -17,7 +17,7 @@ from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
-from launch.planner.process import process_bytes
+from launch.planner.process import idle_bytes, process_bytes
 from launch.planner.timing import PhaseTime, replay
 from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
 from launch.zero.facts import model_facts
@@ -165,10 +165,10 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware, timed: lis
     local = machine.on_one_machine(job.ranks)
     gpu = None if machine.is_cpu else _gpu(result, machine, reserved or reserve(
         result.blocks, machine.gpu_memory_bytes - machine.context_bytes, job.expandable))
-    process = result.process_bytes
+    process, worker = idle_bytes()
     if machine.is_cpu:
-        process = process_bytes(precision(job.ds_config), machine, process)
-    host, nvme = _host(result, machine, local, process), _nvme(result, machine, local)
+        process = process_bytes(precision(job.ds_config), machine)
+    host, nvme = _host(result, machine, local, process, worker), _nvme(result, machine, local)
     time = _time(result, job, machine, timed or replay(result.trace, machine, job.ranks))
     sides = [side for side in (gpu, host, nvme) if side is not None]
     return {
@@ -204,11 +204,11 @@ def _gpu(result: ghost.Result, machine: Hardware, reserved: Reserved) -> dict[st
             "phases": peaks_by_phase(result.phases, GPU), "reserved_by_phase": reserved.by_phase}
 
 
-def _host(result: ghost.Result, machine: Hardware, local: int, process: int) -> dict[str, Any]:
-    """Host memory of all ranks; ``process``: bytes of one beside its tensors."""
+def _host(result: ghost.Result, machine: Hardware, local: int, process: int, worker: int) -> dict[str, Any]:
+    """Host memory of all ranks; ``process``: bytes of one beside its tensors; ``worker``: of one that reads ahead."""
     device = BOTH if machine.is_cpu else HOST
     name, peak = _largest(result.phases, device)
-    beside = {PROCESS: process, WORKERS: TrainConfig().data_workers * result.worker_bytes,
+    beside = {PROCESS: process, WORKERS: TrainConfig().data_workers * worker,
               CUDA: machine.context_host_bytes}  # the tensors, in each rank
     parts = {part: local * size for part, size in {**_sorted(peak.parts), **_sorted(beside)}.items()}
     total = local * (peak.bytes + sum(beside.values()))

@@ -34,10 +34,10 @@ TOY_CONFIG = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps"
                                     "offload_param": {"device": "cpu"}, "reduce_bucket_size": 1_000_000}}
 
 
-def process_bytes(precision: str, machine: Hardware, imported: int) -> int:
+def process_bytes(precision: str, machine: Hardware) -> int:
     """Resident bytes of a training process beside its tensors: measured here at the first call for a ``precision``
-    (fp16, bf16 or fp32), then kept; delete the file to measure again. ``imported``: what one holds that has only
-    imported its libraries, to go by where the toy does not run."""
+    (fp16, bf16 or fp32), then kept; delete the file to measure again. Where the toy does not run, what a process holds
+    that has only imported its libraries."""
     if precision not in _known():
         print(f"measuring what a process holds beside its tensors (once; kept in {_kept()})", file=sys.stderr,
               flush=True)
@@ -45,18 +45,22 @@ def process_bytes(precision: str, machine: Hardware, imported: int) -> int:
             _keep({precision: measure(precision, machine)})
         except ConfigError as error:
             print(f"not measured, a process that has computed nothing counts instead: {error}", file=sys.stderr)
-            return imported
+            return idle_bytes()[0]
     return _known()[precision]
 
 
 def idle_bytes() -> tuple[int, int]:
     """Resident bytes of a process that has imported what training imports and nothing else, and the private ones of a
-    worker that it forks to read ahead. Measured in this process at the first call, then kept beside `process_bytes`."""
+    worker that it forks to read ahead. Measured in a process of its own at the first call, then kept beside
+    `process_bytes`.
+
+    Raises:
+        ConfigError: that process failed.
+    """
     found = _known()
     if not {"imported", "worker"} <= found.keys():
-        import launch.train  # noqa: F401
-        from launch.planner.workers import worker_bytes
-        found = {"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}
+        with _python("launch.planner.workers") as process:
+            found = finish(process)
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             _keep(found)
     return found["imported"], found["worker"]
@@ -93,9 +97,12 @@ def start(job: ghost.Job, *command: str) -> subprocess.Popen:
     with tempfile.TemporaryFile("w+") as content:  # a pipe would break where the process ends before it has read
         json.dump(dataclasses.asdict(job), content)
         content.seek(0)
-        return subprocess.Popen([sys.executable, "-m", *(command or ["launch.planner.process"])], cwd=ghost.ROOT,
-                                env=ghost.environment(), text=True, stdin=content, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+        return _python(*(command or ["launch.planner.process"]), stdin=content)
+
+
+def _python(*command: str, stdin=subprocess.DEVNULL) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", *command], cwd=ghost.ROOT, env=ghost.environment(), text=True,
+                            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen) -> dict:

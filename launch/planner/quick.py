@@ -23,7 +23,7 @@ from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
 from launch.planner.timing import PhaseTime, replay
 
 #: As many times as the longer stack is beyond the shorter one, the whole is beyond the shorter one.
-TIMES = 7
+TIMES = 10
 #: What configs of language models call their number of layers.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -53,7 +53,7 @@ def shortened(stack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     there are fewer than eight stays whole."""
     shorter = copy.deepcopy(stack), copy.deepcopy(stack)
     for (part, key), *others in zip(_depths(stack), *map(_depths, shorter), strict=True):
-        step = part[key] // (TIMES + 1)
+        step = (part[key] - 1) // TIMES
         for (other, _), layers in zip(others, (part[key] - TIMES * step, part[key] - (TIMES - 1) * step), strict=True):
             for name, value in other.items():
                 if isinstance(value, (list, tuple)) and len(value) == part[key]:  # one entry for each layer

@@ -1,5 +1,9 @@
-"""What the processes that read ahead hold: `torch.utils.data.DataLoader` forks them from the rank."""
+"""What the processes that read ahead hold: `torch.utils.data.DataLoader` forks them from the rank.
 
+    python -m launch.planner.workers        # bytes of such a process and of its rank before the first step, as JSON
+"""
+
+import json
 import os
 
 import psutil
@@ -39,3 +43,10 @@ def _measure() -> int:
     private = psutil.Process(batches._workers[0].pid).memory_full_info().uss
     del batches  # ends the worker
     return private
+
+
+if __name__ == "__main__":
+    import launch.train  # noqa: F401
+    from launch.planner import ghost
+    ghost.import_libraries()  # those that are imported late
+    print("\n" + json.dumps({"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}), flush=True)

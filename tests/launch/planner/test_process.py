@@ -51,9 +51,9 @@ def test_a_large_block_takes_memory_as_far_as_it_is_written():
 def test_every_rank_of_a_cpu_machine_counts():
     """Its tensors, its process, its data workers."""
     phase = Phase("forward", {BOTH: Peak(1000, {"activations": 1000})}, {})
-    result = ghost.Result([phase], [], [], {}, 0, 1, 1, 1, 1, process_bytes=7, worker_bytes=30)
+    result = ghost.Result([phase], [], [], {}, 0, 1, 1, 1, 1)
     assert CPU.on_one_machine(4) == 4 and load_hardware("a5000x2").on_one_machine(4) == 2
-    found = _host(result, CPU, 4, process=500)
+    found = _host(result, CPU, 4, process=500, worker=30)
     assert found["peak_bytes"] == sum(found["parts"].values()) == 4 * (1000 + 500 + 30)
     assert found["parts"][PROCESS] == 2000 and found["parts"][WORKERS] == 120
     assert found["phases"]["forward"] == found["peak_bytes"]
@@ -62,10 +62,10 @@ def test_every_rank_of_a_cpu_machine_counts():
 def test_cuda_takes_host_memory_in_every_rank():
     cards = load_hardware("a5000x2")
     phase = Phase("forward", {HOST: Peak(1000, {"activations": 1000})}, {})
-    result = ghost.Result([phase], [], [], {}, 0, 1, 1, 1, 1, process_bytes=7)
-    found = _host(result, cards, 2, process=500)
+    result = ghost.Result([phase], [], [], {}, 0, 1, 1, 1, 1)
+    found = _host(result, cards, 2, process=500, worker=30)
     assert found["parts"][CUDA] == 2 * cards.context_host_bytes > 0
-    assert found["peak_bytes"] == found["phases"]["forward"] == 2 * (1000 + 500 + cards.context_host_bytes)
+    assert found["peak_bytes"] == found["phases"]["forward"] == 2 * (1000 + 500 + 30 + cards.context_host_bytes)
 
 
 def test_a_worker_holds_less_than_its_rank():
@@ -77,28 +77,29 @@ def test_a_process_is_measured_once_for_each_precision(tmp_path, monkeypatch, ca
     monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
     measured = []
     monkeypatch.setattr(process, "measure", lambda precision, machine: measured.append(precision) or len(measured))
-    assert [process.process_bytes(name, CPU, 9) for name in ("bf16", "fp16", "bf16")] == [1, 2, 1]
+    assert [process.process_bytes(name, CPU) for name in ("bf16", "fp16", "bf16")] == [1, 2, 1]
     assert measured == ["bf16", "fp16"]
 
     def fails(*_):
         raise ConfigError("no compiler")
 
     monkeypatch.setattr(process, "measure", fails)
-    assert process.process_bytes("fp32", CPU, 9) == 9 and process.process_bytes("fp16", CPU, 9) == 2
+    monkeypatch.setattr(process, "idle_bytes", lambda: (9, 1))
+    assert process.process_bytes("fp32", CPU) == 9 and process.process_bytes("fp16", CPU) == 2
     assert "no compiler" in capsys.readouterr().err
 
 
 def test_what_an_idle_process_holds_is_kept_beside_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
     monkeypatch.setattr(process, "measure", lambda *_: 3)
-    monkeypatch.setattr(workers, "worker_bytes", lambda: 5)
     imported, worker = process.idle_bytes()
-    assert worker == 5 and imported > 1e8
-    assert process.process_bytes("bf16", CPU, 9) == 3
-    monkeypatch.setattr(workers, "worker_bytes", lambda: 6)
-    assert process.idle_bytes() == (imported, 5) and process.process_bytes("bf16", CPU, 9) == 3
+    assert imported > 1e8 > worker > 1e6
+    assert process.process_bytes("bf16", CPU) == 3
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert process.idle_bytes() == (imported, worker) and process.process_bytes("bf16", CPU) == 3
     next(tmp_path.glob("process-*.json")).unlink()
-    assert process.idle_bytes()[1] == 6
+    with pytest.raises(ConfigError, match="failed"):
+        process.idle_bytes()
 
 
 def test_a_real_run_that_fails_says_why(monkeypatch):
