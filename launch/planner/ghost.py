@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from astrobio.config import ConfigError
-from launch.planner.remembered import keep, recall
+from launch.planner.remembered import keep, keep_answers, recall, recall_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 _OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE",
@@ -229,6 +229,7 @@ def haunt(job: Job) -> Result:
             engine.step()
         saved = _afterwards(engine, loss_of, job, ledger) if job.whole and "stack" in job.workload else 0
         ledger.begin("end")
+    keep_answers(ledger.device, ledger.shapes.answers)
     parameters = list(engine.module.parameters())
     count = [getattr(p, "ds_numel", p.numel()) for p in parameters]
     return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.files, ledger.operators, sum(count),
@@ -330,7 +331,9 @@ def import_libraries() -> None:
 def serve(requests: int, answers: int) -> None:
     """Run what each line of ``requests`` asks for, jobs by the file that their pickled results are to go to, and
     write a byte to ``answers`` when all of them have ended. Both are file descriptors."""
-    import launch.planner.simulated  # noqa: F401
+    from launch.planner.simulated import GPU, HOST
+    for device in (GPU, HOST):
+        recall_answers(device)  # read here once
     gc.freeze()
     for line in open(requests):
         running = 0
@@ -365,7 +368,7 @@ def _write(file: Path, job: Job) -> None:
 
 if __name__ == "__main__":
     from launch.planner import ghost  # pickled results must belong to the module, not to __main__
-    answers = os.dup(1)
+    told = os.dup(1)
     os.dup2(2, 1)  # libraries print
     ghost.import_libraries()
-    ghost.serve(0, answers)
+    ghost.serve(0, told)

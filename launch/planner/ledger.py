@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from launch.planner import values
-from launch.planner.shapes import Shapes
+from launch.planner.remembered import recall_answers
+from launch.planner.shapes import VIEWS, Shapes
 from launch.zero.accelerator import IN_FP32, LARGE_BLOCK
 
 aten = torch.ops.aten
@@ -140,7 +141,7 @@ class Ledger(TorchDispatchMode):
         self._rounded_now: tuple[tuple[str, str, int], ...] | None = ()  # their values; None: not those any more
         self._heap: set[int] = set()  # storages on glibc's heap
         self._mapped: dict[int, int] = {}  # storages not written to their end yet: their bytes
-        self.shapes = Shapes()
+        self.shapes = Shapes(recall_answers(device))
         self._read = self._written = 0
         self._phase = "init"
         self._restart()
@@ -198,6 +199,13 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is _DEVICE:
             return args[0].fake_device if hasattr(args[0], "fake_device") else func(*args)
+        if func in VIEWS and not kwargs and values.known(args[0]) is None:
+            out = self.shapes.view(func, *args)
+            if out is not None:
+                self.operators += 1
+                self.add(out)
+                self._count()
+                return out
         kwargs = kwargs or {}
         pinned = kwargs.pop("pin_memory", False) if "pin_memory" in kwargs else False
         if func is aten._local_scalar_dense.default:
@@ -357,9 +365,7 @@ class Ledger(TorchDispatchMode):
         else:
             work = answer.work
         if work is None:
-            # Many stand in a row: a trace of their number instead of each keeps it short.
-            earlier = self.trace.pop()[1] if self.trace and self.trace[-1][0] == "operators" else 0
-            self.trace.append(("operators", earlier + 1))
+            self._count()
         elif work[0] == "kernel":
             self.trace.append(("kernel", self.stream, *work[1:]))
         elif work[0] == "host":
@@ -369,6 +375,11 @@ class Ledger(TorchDispatchMode):
             waits = not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2])) \
                 or not self.is_pinned(source if work[0] == "up" else destination)
             self.trace.append((work[0], self.stream, work[1], waits))
+
+    def _count(self) -> None:
+        """An operator without work. Many stand in a row: a trace of their number instead of each keeps it short."""
+        earlier = self.trace.pop()[1] if self.trace and self.trace[-1][0] == "operators" else 0
+        self.trace.append(("operators", earlier + 1))
 
     def _work(self, func, args, kwargs, out) -> tuple | None:
         """("kernel", FLOPs, bytes, dtype), ("host", bytes), a copy ("up" or "down", bytes), or None for no work."""

@@ -1,7 +1,7 @@
 """Ghost runs that were made before: the same question on the same code is answered from ~/.cache/astrobio.
 
 A run through many configs, `--advice` and `--model auto` ask the same things again and again, and a ghost run of the
-17B stack takes half a minute.
+17B stack takes half a minute. Different runs share what torch's operators make of shapes: that is kept too.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "peft")
 #: Results kept, the newest ones: some MB each.
 KEPT = 200
+#: Operators' answers kept at most, of about 300 bytes; with more, the older ones are forgotten.
+ANSWERS = 30_000
 
 
 def recall(job: Any) -> Any | None:
@@ -41,6 +43,38 @@ def keep(job: Any, result: Any) -> None:
         write_whole(path, gzip.compress(pickle.dumps(result), 1))
         for old in sorted(path.parent.glob("*.ghost"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
             old.unlink(missing_ok=True)
+
+
+@functools.cache
+def recall_answers(device: str) -> dict[tuple, Any]:
+    """What operators made of shapes in earlier runs with the model on ``device``, for `launch.planner.shapes.Shapes`."""
+    path = _answers(device)
+    if path.is_file():
+        from launch.planner.shapes import loads
+        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError):
+            return loads(path.read_bytes())
+    return {}
+
+
+def keep_answers(device: str, found: dict[tuple, Any]) -> None:
+    """Those of a run, beside the ones from `recall_answers` that it began with and what others have kept meanwhile."""
+    if found.keys() == recall_answers(device).keys():
+        return
+    from launch.planner.shapes import dumps
+    recall_answers.cache_clear()
+    merged = {**recall_answers(device), **found}
+    path = _answers(device)
+    with contextlib.suppress(OSError):
+        write_whole(path, dumps(merged if len(merged) <= ANSWERS else found))
+        for old in path.parent.glob(f"{device}-*"):
+            if old != path:
+                old.unlink(missing_ok=True)
+
+
+def _answers(device: str) -> Path:
+    here = Path(__file__).parent
+    digest = code_hash((here / "shapes.py", here / "values.py", here / "ledger.py"), ("torch",)).hex()
+    return cache_root() / "shapes" / f"{device}-{digest[:32]}.pickle"
 
 
 def _path(job: Any) -> Path | None:

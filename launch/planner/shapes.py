@@ -1,16 +1,23 @@
 """What an operator makes of shapes, found out once.
 
-A large model asks the same few hundred questions ten thousand times each, and `FakeTensorMode` takes about 0.2 ms for
-an answer. Here it is remembered with the operator, shapes, strides, dtypes, devices and other arguments.
+A large model asks the same few thousand questions a hundred times each, and `FakeTensorMode` takes about 0.2 ms for an
+answer. Here it is remembered with the operator, shapes, strides, dtypes, devices and other arguments; `dumps` and
+`loads` carry answers from one ghost run to the next.
 """
 
 import functools
-from collections.abc import Iterable
+import io
+import itertools
+import math
+import operator
+import pickle
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import _reinterpret_tensor
 from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 
@@ -28,7 +35,10 @@ class Answer:
     known: bool = False  # whether ``work`` is set
 
 
-_SLICE, _TO_COPY = aten.slice.Tensor, aten._to_copy.default
+#: Half of all operators of a ghost run, which do no work.
+VIEWS = _DETACH, _SLICE, _VIEW = aten.detach.default, aten.slice.Tensor, aten.view.default
+_EMPTY, _TO_COPY = aten.empty.memory_format, aten._to_copy.default
+_OF_EMPTY = {"dtype", "device"}
 _NO_WORK = Answer(True, [], known=True)
 
 
@@ -36,24 +46,29 @@ class Shapes:
     """Runs operators on fake tensors; `__call__` gives the output and its `Answer`, or None where it is not one to
     remember."""
 
-    def __init__(self):
-        self._answers: dict[tuple, Answer | None] = {}
+    def __init__(self, answers: dict[tuple, Answer | None] | None = None):
+        """``answers``: those of earlier runs."""
+        self.answers = dict(answers or {})
         self._templates: dict[torch.device, dict] = {}  # the attributes of a fake tensor there
 
+    def meet(self, tensor: FakeTensor) -> None:
+        """Make tensors on the device of this one by its example."""
+        self._templates.setdefault(tensor.fake_device, {**vars(tensor), "_real_value": None})
+
     def __call__(self, func, args: tuple, kwargs: dict) -> tuple[Any, Answer | None]:
-        if func is _SLICE and not kwargs and len(args) == 4 and args[0].constant is None \
-                and args[0].fake_device in self._templates:
-            return self._slice(*args)  # there are as many answers as there are offsets
+        if func is _EMPTY and kwargs.keys() == _OF_EMPTY and kwargs["device"] in self._templates:
+            # There are as many answers as there are sizes.
+            return self._make(("fresh", args[0], contiguous(args[0]), kwargs["dtype"], kwargs["device"]), []), _NO_WORK
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
         if key is None:
             return func(*args, **kwargs), None
-        answer = self._answers.get(key, ...)
+        answer = self.answers.get(key, ...)
         if answer is ...:
-            answer = self._answers[key] = self._of_meta(func, args, kwargs, tensors)
+            answer = self.answers[key] = self._of_meta(func, args, kwargs, tensors)
             if answer is None:
                 out = func(*args, **kwargs)
-                answer = self._answers[key] = self._learn(out, tensors)
+                answer = self.answers[key] = self._learn(out, tensors)
                 return out, answer
         elif answer is None:
             return func(*args, **kwargs), None
@@ -80,14 +95,25 @@ class Shapes:
             out = func(*args, **kwargs)
         return self._learn(out, tensors, device)
 
-    def _slice(self, source: FakeTensor, dim: int, start: int, stop: int) -> tuple[Tensor, Answer]:
-        """``source[start:stop]`` along ``dim``, which does no work."""
-        size, stride = list(source.shape), source.stride()
-        length, dim = size[dim], dim % len(size)
-        start, stop = (min(max(place + length if place < 0 else place, 0), length) for place in (start, stop))
-        size[dim] = max(0, stop - start)
-        output = ("view", size, stride, source.dtype, source.fake_device, 0, start * stride[dim])
-        return self._make(output, [source]), _NO_WORK
+    def view(self, func, source: Tensor, *args) -> FakeTensor | None:
+        """The output of one of `VIEWS`, worked out; None where there is more to it than is done here."""
+        if type(source) is not FakeTensor or source.fake_device not in self._templates:
+            return None
+        size, stride, offset = source.shape, source.stride(), 0
+        if func is _SLICE:
+            if len(args) != 3:
+                return None
+            dim, start, stop = args
+            length, size = size[dim], list(size)
+            start = min(start, length) if start >= 0 else max(start + length, 0)
+            stop = min(stop, length) if stop >= 0 else max(stop + length, 0)
+            size[dim], offset = max(stop - start, 0), start * stride[dim]
+        elif func is _VIEW:
+            size = viewed(source.shape, tuple(args[0]))
+            if size is None or not source.is_contiguous():
+                return None
+            stride = contiguous(size)
+        return self._make(("view", size, stride, source.dtype, source.fake_device, 0, offset), [source])
 
     def _learn(self, out: Any, tensors: list[FakeTensor], device: torch.device | None = None) -> Answer | None:
         """``device``: of outputs that are on the meta device, in place of their own."""
@@ -110,7 +136,7 @@ class Shapes:
                 outputs.append(("same", same))
                 continue
             if device is None:
-                self._templates.setdefault(t.fake_device, {**vars(t), "_real_value": None})
+                self.meet(t)
             made = t.size(), t.stride(), t.dtype, device or t.fake_device
             if storage in storages:
                 base = storages.index(storage)
@@ -126,15 +152,30 @@ class Shapes:
             return tensors[output[1]]
         _, size, stride, dtype, device, *base = output
         with torch._C._DisableTorchDispatch():
-            if base:
-                source = tensors[base[0]]
+            if not base:
+                elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+            elif (source := tensors[base[0]]).dtype is dtype:
+                elem = _reinterpret_tensor(source, size, stride, base[1])
+            else:
                 elem = torch.empty(0, dtype=dtype, device="meta")
                 elem.set_(source.untyped_storage(), source.storage_offset() + base[1], size, stride)
-            else:
-                elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
-        made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
+            made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
         made.__dict__.update(self._templates[device])
         return made
+
+
+def contiguous(size: Sequence[int]) -> list[int]:
+    """The strides of a contiguous tensor of that size."""
+    return [*itertools.accumulate((max(n, 1) for n in size[:0:-1]), operator.mul, initial=1)][::-1] if size else []
+
+
+@functools.cache
+def viewed(shape: torch.Size, size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """``size`` as a view of ``shape``, with the number that -1 stands for; None if it is no view of it."""
+    if -1 in size:
+        rest = -math.prod(size)
+        size = tuple(shape.numel() // rest if n == -1 else n for n in size) if rest else size
+    return size if math.prod(size) == shape.numel() and -1 not in size else None
 
 
 @functools.cache
@@ -153,6 +194,8 @@ def _key(func, args: tuple, kwargs: dict, tensors: list) -> tuple | None:
         parts += kwargs
         if not _describe(kwargs.values(), parts, tensors):
             return None
+    if not tensors:
+        parts.append(torch.get_default_dtype())
     return tuple(parts)
 
 
@@ -173,3 +216,27 @@ def _describe(values: Iterable, parts: list, tensors: list) -> bool:
         else:
             return False
     return True
+
+
+def dumps(answers: dict[tuple, Answer | None]) -> bytes:
+    """Those about torch's own operators, pickled."""
+    content = io.BytesIO()
+    _Pickler(content, pickle.HIGHEST_PROTOCOL).dump(
+        {key: answer for key, answer in answers.items() if key[0].namespace == "aten"})
+    return content.getvalue()
+
+
+def loads(content: bytes) -> dict[tuple, Answer | None]:
+    """What `dumps` made."""
+    return pickle.loads(content)
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any):
+        if isinstance(value, torch._ops.OpOverload):
+            return _overload, (value._overloadpacket.__name__, value._overloadname)
+        return NotImplemented
+
+
+def _overload(name: str, overload: str):
+    return getattr(getattr(aten, name), overload)
