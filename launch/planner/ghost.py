@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import unittest.mock
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,9 +318,13 @@ def _watch_modules(module, ledger) -> None:
 
 
 def import_libraries() -> None:
-    """What a training process imports."""
+    """What a ghost run needs of what a training process imports."""
     gc.disable()  # importing makes objects by the hundred thousand, and hardly one of them is garbage
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
+    import torch
+    import torch._dynamo  # DeepSpeed's hooks are kept from it
+    with unittest.mock.patch.object(torch, "compile", lambda function=None, **_: function or (lambda f: f)):
+        # Muon's functions are compiled as they are defined, which takes all of inductor; here nothing is computed.
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
     import torch_geometric.nn  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 

@@ -47,7 +47,7 @@ def keep(job: Any, result: Any) -> None:
 
 @functools.cache
 def recall_answers(device: str) -> dict[tuple, Any]:
-    """What operators made of shapes in earlier runs with the model on ``device``, for `launch.planner.shapes.Shapes`."""
+    """What operators made of shapes in earlier runs with the model on ``device``, as `Shapes` takes it."""
     path = _answers(device)
     if path.is_file():
         from launch.planner.shapes import loads

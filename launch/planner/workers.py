@@ -46,7 +46,9 @@ def _measure() -> int:
 
 
 if __name__ == "__main__":
-    import launch.train  # noqa: F401
-    from launch.planner import ghost
-    ghost.import_libraries()  # those that are imported late
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  what a training process imports late …
+    import torch_geometric.nn  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import launch.train  # noqa: F401  … and what it begins with
     print("\n" + json.dumps({"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}), flush=True)
