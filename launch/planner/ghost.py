@@ -19,8 +19,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import unittest.mock
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,37 +100,58 @@ def run_all(jobs: dict[str, Job], path: list[str] | None = None, timeout: float 
     Raises:
         ConfigError: of the first that cannot run.
     """
-    found = {name: recall(job) for name, job in jobs.items()}
-    missing = {name: job for name, job in jobs.items() if found[name] is None}
+    found = dict(run_each(jobs, path, timeout))
+    return {name: found[name] for name in jobs}
+
+
+def run_each(jobs: dict[str, Job], path: list[str] | None = None, timeout: float = 600
+             ) -> Iterator[tuple[str, Result]]:
+    """As `run_all`, each as soon as it has ended."""
+    missing = {}
+    for name, job in jobs.items():
+        result = recall(job)
+        if result is None:
+            missing[name] = job
+        else:
+            yield name, result
     if missing:
-        found |= _run_missing(missing, path, timeout)
-    return found
+        yield from _run_missing(missing, path, timeout * len(missing))
 
 
-def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -> dict[str, Result]:
+def _run_missing(jobs: dict[str, Job], path: list[str] | None, timeout: float) -> Iterator[tuple[str, Result]]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_last:
         kept = bool(_ready) and path is None
         medium = _ready.pop() if kept else _Medium(path)
         at_last.callback(medium.end)
-        files = {name: Path(folder, str(number)) for number, name in enumerate(jobs)}
+        names = {str(Path(folder, str(number))): name for number, name in enumerate(jobs)}
+        failed: ConfigError | None = None
         try:
-            said = medium.ask({str(files[name]): job for name, job in jobs.items()}, timeout * len(jobs))
+            for file, said in medium.ask({file: jobs[name] for file, name in names.items()}, timeout):
+                try:
+                    result = _result(Path(file), names[file], said)
+                except ConfigError as error:
+                    failed = failed or error
+                else:
+                    yield names[file], result
         except TimeoutError:
             raise ConfigError(f"the ghost run{'s of ' + ', '.join(jobs) if len(jobs) > 1 else ''} did not end within "
-                              f"{timeout * len(jobs):.0f} s") from None
-        if kept:
+                              f"{timeout:.0f} s") from None
+        if kept and not medium.gone:
             _ready.append(medium)
             at_last.pop_all()
-        found = {}
-        for name, file in files.items():
-            if not file.is_file():
-                log = file.with_suffix(".log")
-                lines = [line for line in (log.read_text() if log.is_file() else said).splitlines()
-                         if " registered at " not in line]
-                raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
-                                  + "\n".join(lines[-25:]).strip())
-            found[name] = pickle.loads(file.read_bytes())
-        return found
+        if failed:
+            raise failed
+
+
+def _result(file: Path, name: str, said: str) -> Result:
+    """What a run has left in ``file``; ``said``: by the process that was to start it."""
+    if file.is_file():
+        return pickle.loads(file.read_bytes())
+    log = file.with_suffix(".log")
+    told = (log.read_text() if log.is_file() else said).splitlines()
+    lines = [line for line in told if " registered at " not in line]
+    raise ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: "
+                      + ("\n".join(lines[-25:]).strip() or "its process was killed, for want of memory perhaps"))
 
 
 def prepare() -> None:
@@ -147,6 +170,7 @@ class _Medium:
         """A new process, with more folders to import from in ``path``; or a ``copy`` of this one."""
         self._log = tempfile.TemporaryFile("w+")  # what it says before it can run anything
         self._process: subprocess.Popen | None = None
+        self.gone = False  # found to have ended by itself
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         if not copy:
@@ -172,21 +196,26 @@ class _Medium:
         os.close(requests)
         os.close(answers)
 
-    def ask(self, jobs: dict[str, Job], timeout: float) -> str:
-        """Run ``jobs``, by the files that their pickled results go to; returns what kept all of them from it.
+    def ask(self, jobs: dict[str, Job], timeout: float) -> Iterator[tuple[str, str]]:
+        """Run ``jobs``, by the files that their pickled results go to. Each file as its run ends, whether it is there
+        or not, with what this process has said.
 
         Raises:
-            TimeoutError: they did not end within ``timeout`` seconds.
+            TimeoutError: not all ended within ``timeout`` seconds.
         """
         request = {file: dataclasses.asdict(job) for file, job in jobs.items()}
-        with contextlib.suppress(BrokenPipeError):
-            with open(self._requests, "w", closefd=False) as requests:
-                requests.write(json.dumps(request) + "\n")
-        if not select.select([self._answers], [], [], timeout)[0]:
-            raise TimeoutError
-        os.read(self._answers, 1)
-        self._log.seek(0)
-        return self._log.read()
+        with contextlib.suppress(BrokenPipeError), open(self._requests, "w", closefd=False) as requests:
+            requests.write(json.dumps(request) + "\n")
+        waiting, until = list(jobs), time.monotonic() + timeout
+        while waiting:
+            if not select.select([self._answers], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise TimeoutError
+            ended = os.read(self._answers, 1 << 16).decode().split("\n")[:-1]  # lines are written whole
+            self.gone = not ended
+            for file in ended or list(waiting):
+                waiting.remove(file)
+                self._log.seek(0)
+                yield file, self._log.read()
 
     def end(self) -> None:
         """With all that it has forked."""
@@ -334,25 +363,27 @@ def import_libraries() -> None:
 
 
 def serve(requests: int, answers: int) -> None:
-    """Run what each line of ``requests`` asks for, jobs by the file that their pickled results are to go to, and
-    write a byte to ``answers`` when all of them have ended. Both are file descriptors."""
+    """Run what each line of ``requests`` asks for, jobs by the files that their pickled results are to go to; as each
+    ends, its file is a line of ``answers``. Both are file descriptors."""
     from launch.planner.simulated import GPU, HOST
     for device in (GPU, HOST):
         recall_answers(device)  # read here once
     gc.freeze()
+    running: dict[int, str] = {}
+
+    def one_less() -> None:
+        os.write(answers, f"{running.pop(os.wait()[0])}\n".encode())
+
     for line in open(requests):
-        running = 0
         for file, job in json.loads(line).items():
-            if running >= len(os.sched_getaffinity(0)):
-                os.wait()
-                running -= 1
-            if os.fork() == 0:
+            if len(running) >= len(os.sched_getaffinity(0)):
+                one_less()
+            pid = os.fork()
+            if pid == 0:
                 _write(Path(file), Job(**job))
-            running += 1
+            running[pid] = file
         while running:
-            os.wait()
-            running -= 1
-        os.write(answers, b".")
+            one_less()
 
 
 def _write(file: Path, job: Job) -> None:

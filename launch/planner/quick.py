@@ -23,7 +23,9 @@ from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
 from launch.planner.timing import PhaseTime, replay
 
 #: As many times as the longer stack is beyond the shorter one, the whole is beyond the shorter one.
-TIMES = 10
+TIMES = 7
+#: By phase: what is in use of the pools for small and for large blocks of each stream.
+Pools = dict[str, dict[tuple[bool, int], Use]]
 #: What configs of language models call their number of layers.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -33,11 +35,14 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     jobs = cut(job)
     if jobs[0].workload == jobs[1].workload:
         return assemble(ghost.run(job), job, machine)
-    short, long = ghost.run_all(dict(zip(("a shortened stack", "a longer one"), jobs, strict=True))).values()
-    timed = [_time(*pair) for pair in zip(*(replay(result.trace, machine, job.ranks) for result in (short, long)),
-                                          strict=True)]
-    whole = _line_of_results(short, long)
-    reserved = None if machine.is_cpu else _reserved(whole, (short, long), machine, job.expandable)
+    names = "a shortened stack", "a longer one"
+    results, phases, pools = {}, {}, {}
+    for name, result in ghost.run_each(dict(zip(names, jobs, strict=True))):  # the first while the second still runs
+        results[name], phases[name] = result, replay(result.trace, machine, job.ranks)
+        pools[name] = {} if machine.is_cpu else _in_order(reserve(result.blocks, None, job.expandable).pools)
+    whole = _line_of_results(*(results[name] for name in names))
+    timed = [_time(*pair) for pair in zip(*(phases[name] for name in names), strict=True)]
+    reserved = None if machine.is_cpu else _reserved(whole, *(pools[name] for name in names), machine)
     return assemble(whole, job, machine, timed, reserved) | {"quick": True}
 
 
@@ -53,7 +58,7 @@ def shortened(stack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     there are fewer than eight stays whole."""
     shorter = copy.deepcopy(stack), copy.deepcopy(stack)
     for (part, key), *others in zip(_depths(stack), *map(_depths, shorter), strict=True):
-        step = (part[key] - 1) // TIMES
+        step = part[key] // (TIMES + 1)
         for (other, _), layers in zip(others, (part[key] - TIMES * step, part[key] - (TIMES - 1) * step), strict=True):
             for name, value in other.items():
                 if isinstance(value, (list, tuple)) and len(value) == part[key]:  # one entry for each layer
@@ -132,13 +137,11 @@ def _time(short: PhaseTime, long: PhaseTime) -> PhaseTime:
                      _line(short.flops, long.flops))
 
 
-def _reserved(whole: ghost.Result, runs: tuple[ghost.Result, ghost.Result], machine: Hardware, expandable: bool
-              ) -> Reserved:
-    """What the allocator takes for the whole stack, from the two runs. A full card gives back what is cached, so that
-    what is allocated decides whether it fits."""
+def _reserved(whole: ghost.Result, short: Pools, long: Pools, machine: Hardware) -> Reserved:
+    """What the allocator takes for the whole stack, from its pools in the two runs. A full card gives back what is
+    cached, so that what is allocated decides whether it fits."""
     room = machine.gpu_memory_bytes - machine.context_bytes
     fits = max(peaks_by_phase(whole.phases, GPU).values()) <= room
-    short, long = (_in_order(reserve(run.blocks, None, expandable).pools) for run in runs)
     taken: Counter = Counter()  # by each pool so far: it keeps what it has
     by_phase = {}
     for name, pools in long.items():
@@ -156,7 +159,7 @@ def _pool(few: Use, more: Use) -> int:
     return _line(few.allocated, more.allocated) + more.reserved - more.allocated
 
 
-def _in_order(pools: dict[str, dict[tuple[bool, int], Use]]) -> dict[str, dict[tuple[bool, int], Use]]:
+def _in_order(pools: Pools) -> Pools:
     """With streams numbered in the order they were made, which two runs have in common."""
     streams = sorted({stream for uses in pools.values() for _, stream in uses})
     return {phase: {(small, streams.index(stream)): use for (small, stream), use in uses.items()}

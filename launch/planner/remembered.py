@@ -58,9 +58,10 @@ def recall_answers(device: str) -> dict[tuple, Any]:
 
 def keep_answers(device: str, found: dict[tuple, Any]) -> None:
     """Those of a run, beside the ones from `recall_answers` that it began with and what others have kept meanwhile."""
+    from launch.planner.shapes import dumps, lasting
+    found = lasting(found)
     if found.keys() == recall_answers(device).keys():
         return
-    from launch.planner.shapes import dumps
     recall_answers.cache_clear()
     merged = {**recall_answers(device), **found}
     path = _answers(device)

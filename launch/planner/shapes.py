@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _DisableTorchDispatch
 from torch._C._dynamo.guards import _reinterpret_tensor
 from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
@@ -151,7 +152,7 @@ class Shapes:
         if output[0] == "same":
             return tensors[output[1]]
         _, size, stride, dtype, device, *base = output
-        with torch._C._DisableTorchDispatch():
+        with _DisableTorchDispatch():
             if not base:
                 elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
             elif (source := tensors[base[0]]).dtype is dtype:
@@ -218,11 +219,15 @@ def _describe(values: Iterable, parts: list, tensors: list) -> bool:
     return True
 
 
+def lasting(answers: dict[tuple, Answer | None]) -> dict[tuple, Answer | None]:
+    """Those about torch's own operators, which every process has."""
+    return {key: answer for key, answer in answers.items() if key[0].namespace == "aten"}
+
+
 def dumps(answers: dict[tuple, Answer | None]) -> bytes:
-    """Those about torch's own operators, pickled."""
+    """`lasting` answers, pickled."""
     content = io.BytesIO()
-    _Pickler(content, pickle.HIGHEST_PROTOCOL).dump(
-        {key: answer for key, answer in answers.items() if key[0].namespace == "aten"})
+    _Pickler(content, pickle.HIGHEST_PROTOCOL).dump(answers)
     return content.getvalue()
 
 

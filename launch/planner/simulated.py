@@ -8,7 +8,9 @@ simulation (`launch.planner.ghost`).
 
 import contextlib
 import functools
+import inspect
 import os
+from types import SimpleNamespace
 
 import cpuinfo
 import torch
@@ -273,6 +275,8 @@ def _be_quick() -> None:
     """Leave out, or do quicker, what takes a ghost run's time and has no effect on it."""
     nvtx.enable_nvtx = False  # ranges for a profiler
     cpuinfo.get_cpu_info = dict  # starts a process, for a warning
+    # asked anew for each call of a Function
+    torch.autograd.function.inspect = SimpleNamespace(signature=functools.cache(inspect.signature))
     own: dict[tuple, tuple] = {}
 
     def iter_params(module, recurse=False):

@@ -162,7 +162,7 @@ def test_a_run_is_remembered_until_something_changes(tmp_path, monkeypatch):
         asked.append(list(jobs))
         for each in jobs.values():
             remembered.keep(each, "seen")
-        return dict.fromkeys(jobs, "seen")
+        return dict.fromkeys(jobs, "seen").items()
 
     monkeypatch.setattr(ghost, "_run_missing", run_missing)
     other = dataclasses.replace(job, ranks=3)
@@ -172,6 +172,42 @@ def test_a_run_is_remembered_until_something_changes(tmp_path, monkeypatch):
     assert len(asked) == 3
     careless = dataclasses.replace(job, workload={"function": "careless:stack"})
     assert [ghost.run(careless), ghost.run(careless)] == ["seen"] * 2 and len(asked) == 5
+
+
+FORKED = """
+import os, signal
+from launch.planner import ghost
+
+ghost.prepare()
+medium, = ghost._ready
+
+from launch.planner.hardware import load_hardware
+from launch.planner.plan import make_job
+from astrobio.config import ConfigError
+
+job = make_job("tiny", "ds_configs/zero3.json", load_hardware("a5000x2"), changes={"steps_per_print": 77})
+both = ghost.run_all({"a": job, "b": job})
+print(list(both), both["a"].operators == both["b"].operators > 1000, ghost._ready == [medium])
+
+def fails():
+    try:
+        ghost.run(ghost.Job({"function": "nowhere:to_be_found"}, {}))
+    except ConfigError as error:
+        print(str(error).splitlines()[-1], ghost._ready == [medium])
+
+fails()
+os.kill(medium._pid, signal.SIGKILL)
+fails()
+"""
+
+
+def test_runs_are_forked_from_the_process_that_asks(tmp_path):
+    """As often as it asks, and whether they can run or not."""
+    said = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env={**ghost.environment(), "ASTROBIO_CACHE": str(tmp_path)})
+    assert [line for line in said.stdout.splitlines() if "WARNING" not in line] == [
+        "['a', 'b'] True True", "ModuleNotFoundError: No module named 'nowhere' True",
+        "the ghost run failed: its process was killed, for want of memory perhaps False"], said.stderr[-2000:]
 
 
 @pytest.mark.slow
