@@ -2,7 +2,8 @@
 
 `deepspeed.initialize`, forward, backward and step run on tensors that have shapes but no data
 (`launch.planner.simulated`), watched by a `Ledger`. Nothing of DeepSpeed's memory or order of work is modelled: it
-happens. `run` starts a process for it, because a simulation changes torch and DeepSpeed for good.
+happens. Each has a process of its own, because a simulation changes torch and DeepSpeed for good: it is forked from one
+that has imported all libraries.
 """
 
 import atexit
@@ -36,7 +37,7 @@ _OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_S
 #: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
 #: order of the parameters, and its optimizer step makes the optimizer's state; what is to be told are the later ones.
 MICRO_STEPS = {False: (True, True), True: (True, False, True)}
-_ready: list["_Medium"] = []  # started, and waiting for jobs
+_ready: list["_Medium"] = []  # what `prepare` has made
 
 
 @dataclass
@@ -227,6 +228,7 @@ class _Medium:
             os.waitpid(self._pid, 0)
         os.close(self._requests)
         os.close(self._answers)
+        self._log.close()
 
 
 def environment(path: list[str] | None = None) -> dict[str, str]:

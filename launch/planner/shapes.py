@@ -97,7 +97,8 @@ class Shapes:
         return self._learn(out, tensors, device)
 
     def view(self, func, source: Tensor, *args) -> FakeTensor | None:
-        """The output of one of `VIEWS`, worked out; None where there is more to it than is done here."""
+        """The output of one of `VIEWS` of a tensor whose numbers nobody knows, worked out; None where there is more to
+        it than is done here."""
         if type(source) is not FakeTensor or source.fake_device not in self._templates:
             return None
         size, stride, offset = source.shape, source.stride(), 0
