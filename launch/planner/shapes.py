@@ -73,9 +73,14 @@ class Shapes:
                 return out, answer
         elif answer is None:
             return func(*args, **kwargs), None
-        if answer.single:
-            return self._make(answer.outputs[0], tensors), answer
-        return tuple(self._make(output, tensors) for output in answer.outputs), answer
+        try:
+            if answer.single:
+                return self._make(answer.outputs[0], tensors), answer
+            return tuple(self._make(output, tensors) for output in answer.outputs), answer
+        except KeyError:  # an earlier run's answer, on a device that this one has not met
+            out = func(*args, **kwargs)
+            self._learn(out, tensors)
+            return out, answer
 
     def _of_meta(self, func, args: tuple, kwargs: dict, tensors: list[FakeTensor]) -> Answer | None:
         """What the operator's kernel for the meta device answers. `FakeTensorMode` ends there too, but takes ten times

@@ -92,6 +92,18 @@ def test_answers_are_carried_from_one_run_to_the_next(monkeypatch, tmp_path):
     assert loads(file.read_bytes()) == lasting(first.answers)
 
 
+def test_an_earlier_answer_on_a_device_that_was_not_met():
+    first = Shapes()
+    with FakeTensorMode():
+        x = torch.empty(8, 16)
+        with Asking(first):
+            x.to("meta")
+        second = Shapes(first.answers)
+        second.meet(x)
+        with Asking(second):
+            assert [x.to("meta").device.type for _ in range(2)] == ["meta", "meta"]
+
+
 def test_mistakes_are_refused_as_ever():
     with FakeTensorMode(), Asking(Shapes()):
         x = torch.empty(8, 16)
