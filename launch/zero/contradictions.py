@@ -200,6 +200,10 @@ def _reduction(config: dict, zero: dict, world_size: int) -> list[Finding]:
         if _number(config.get("gradient_predivide_factor"), 1.0) != 1.0:
             found.append(Finding("gradient_predivide_factor", config["gradient_predivide_factor"], "DeepSpeed refuses "
                                  f"all but 1.0 at stage {stage} with reduce_scatter", "leave it out"))
+    kind = (config.get("optimizer") or OPTIMIZER).get("type")
+    if stage == 3 and scatter and isinstance(kind, str) and kind.lower() == "muon":
+        found.append(Finding(f"{ZERO}.reduce_scatter", zero.get("reduce_scatter", ABSENT), "DeepSpeed refuses true, "
+                             "the default, with Muon at stage 3", "set it to false"))
     group = zero.get("zero_hpz_partition_size", 1)
     if stage == 3 and isinstance(group, int) and group > 1 and world_size % group:
         found.append(Finding(f"{ZERO}.zero_hpz_partition_size", group, f"does not divide the {world_size} ranks",

@@ -113,6 +113,7 @@ MISTAKES = [
     ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op", "stage 3"),
     ({"prescale_gradients": True}, "prescale_gradients", "reduce_scatter"),
     ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor", "all but 1.0"),
+    ({"optimizer": {"type": "Muon", "params": {"lr": 1e-3}}}, f"{Z}.reduce_scatter", "with Muon at stage 3"),
     ({f"{Z}.zero_hpz_partition_size": 3}, f"{Z}.zero_hpz_partition_size", "does not divide the 2 ranks"),
     ({"sequence_parallel_size": 2, "data_parallel_size": 2}, "data_parallel_size", "is not the 2 ranks"),
     ({f"{Z}.compute_grad_norm": False, f"{Z}.stage": 2}, f"{Z}.compute_grad_norm", "gradient_clipping"),

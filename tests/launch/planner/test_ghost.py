@@ -24,6 +24,8 @@ from launch.preflight import ROOT
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 ACCUMULATED = "zero3_offload_nvme"
 RANKS = (1, 3, 64)
+MUON = {"optimizer": {"type": "Muon", "params": {"lr": 1e-3}}, "zero_optimization.reduce_scatter": False,
+        "gradient_accumulation_steps": 1}
 A5000 = load_hardware("a5000x2")
 
 
@@ -40,7 +42,9 @@ def runs() -> dict[str, ghost.Result]:
     with mock.patch.dict(os.environ, of_a_rank):
         return ghost.run_all({**{config: job(config) for config in CONFIGS}, **{str(n): job(ranks=n) for n in RANKS},
                               "lora": job(**{"language.lora": {"rank": 4}}), "frozen": job(freeze=["language"]),
-                              "cpu": job(machine=load_hardware("cpu"))}, timeout=60)
+                              "cpu": job(machine=load_hardware("cpu")),
+                              "muon": make_job("tiny", ROOT / "ds_configs/zero3.json", A5000, changes=MUON)},
+                             timeout=60)
 
 
 def test_a_rank_of_a_launch_can_ask_about_a_cpu(runs):
@@ -63,6 +67,14 @@ def test_every_shipped_config_takes_a_step(runs, config):
     if config.startswith("zero3_offload") and "nvme" not in config:
         # float32 master weights and two moments of a rank's half of the parameters
         assert host[OPTIMIZER] >= 12 * result.parameters / 2
+
+
+def test_what_an_optimizer_compiles_runs_uncompiled(runs):
+    """Muon's Newton-Schulz steps, which multiply matrices."""
+    def products(result: ghost.Result) -> int:
+        return sum(event[0] == "kernel" and event[2] > 0 for event in result.trace)
+
+    assert products(runs["muon"]) > 2 * products(runs["zero3"])
 
 
 @pytest.mark.parametrize("config", CONFIGS)
