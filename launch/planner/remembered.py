@@ -22,6 +22,8 @@ PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "peft")
 KEPT = 200
 #: Operators' answers kept at most, of about 300 bytes; with more, the older ones are forgotten.
 ANSWERS = 30_000
+#: What a file that is broken, or of other code, raises.
+_UNREADABLE = OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError
 
 
 def recall(job: Any) -> Any | None:
@@ -29,7 +31,7 @@ def recall(job: Any) -> Any | None:
     path = _path(job)
     if path is None or not path.is_file():
         return None
-    with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError):
+    with contextlib.suppress(*_UNREADABLE):
         return pickle.loads(gzip.decompress(path.read_bytes()))
     return None
 
@@ -50,9 +52,8 @@ def recall_answers(device: str) -> dict[tuple, Any]:
     """What operators made of shapes in earlier runs with the model on ``device``, as `Shapes` takes it."""
     path = _answers(device)
     if path.is_file():
-        from launch.planner.shapes import loads
-        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError):
-            return loads(path.read_bytes())
+        with contextlib.suppress(*_UNREADABLE):
+            return pickle.loads(path.read_bytes())
     return {}
 
 

@@ -1,8 +1,8 @@
 """What an operator makes of shapes, found out once.
 
 A large model asks the same few thousand questions a hundred times each, and `FakeTensorMode` takes about 0.2 ms for an
-answer. Here it is remembered with the operator, shapes, strides, dtypes, devices and other arguments; `dumps` and
-`loads` carry answers from one ghost run to the next.
+answer. Here it is remembered with the operator, shapes, strides, dtypes, devices and other arguments; `dumps` lets
+answers be carried from one ghost run to the next.
 """
 
 import functools
@@ -36,9 +36,10 @@ class Answer:
     known: bool = False  # whether ``work`` is set
 
 
-#: Half of all operators of a ghost run, which do no work.
-VIEWS = _DETACH, _SLICE, _VIEW = aten.detach.default, aten.slice.Tensor, aten.view.default
 _EMPTY, _TO_COPY = aten.empty.memory_format, aten._to_copy.default
+_SLICE, _VIEW = aten.slice.Tensor, aten.view.default
+#: Half of all operators of a ghost run, which do no work.
+VIEWS = aten.detach.default, _SLICE, _VIEW
 _OF_EMPTY = {"dtype", "device"}
 _NO_WORK = Answer(True, [], known=True)
 
@@ -73,14 +74,9 @@ class Shapes:
                 return out, answer
         elif answer is None:
             return func(*args, **kwargs), None
-        try:
-            if answer.single:
-                return self._make(answer.outputs[0], tensors), answer
-            return tuple(self._make(output, tensors) for output in answer.outputs), answer
-        except KeyError:  # an earlier run's answer, on a device that this one has not met
-            out = func(*args, **kwargs)
-            self._learn(out, tensors)
-            return out, answer
+        if answer.single:
+            return self._make(answer.outputs[0], tensors), answer
+        return tuple(self._make(output, tensors) for output in answer.outputs), answer
 
     def _of_meta(self, func, args: tuple, kwargs: dict, tensors: list[FakeTensor]) -> Answer | None:
         """What the operator's kernel for the meta device answers. `FakeTensorMode` ends there too, but takes ten times
@@ -167,6 +163,8 @@ class Shapes:
                 elem = torch.empty(0, dtype=dtype, device="meta")
                 elem.set_(source.untyped_storage(), source.storage_offset() + base[1], size, stride)
             made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
+        if device not in self._templates:  # an earlier run's answer
+            self.meet(torch.empty(0, device=device))
         made.__dict__.update(self._templates[device])
         return made
 
@@ -231,15 +229,10 @@ def lasting(answers: dict[tuple, Answer | None]) -> dict[tuple, Answer | None]:
 
 
 def dumps(answers: dict[tuple, Answer | None]) -> bytes:
-    """`lasting` answers, pickled."""
+    """`lasting` answers, for `pickle.loads`."""
     content = io.BytesIO()
     _Pickler(content, pickle.HIGHEST_PROTOCOL).dump(answers)
     return content.getvalue()
-
-
-def loads(content: bytes) -> dict[tuple, Answer | None]:
-    """What `dumps` made."""
-    return pickle.loads(content)
 
 
 class _Pickler(pickle.Pickler):

@@ -46,9 +46,9 @@ def _measure() -> int:
 
 
 if __name__ == "__main__":
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  what a training process imports late …
-    import torch_geometric.nn  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  with inductor, unlike in a ghost run
 
-    import launch.train  # noqa: F401  … and what it begins with
+    import launch.train  # noqa: F401
+    from launch.planner.ghost import import_libraries
+    import_libraries()
     print("\n" + json.dumps({"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}), flush=True)

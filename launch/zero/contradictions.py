@@ -168,10 +168,15 @@ def _offload(config: dict, zero: dict) -> list[Finding]:
     return found
 
 
+def _optimizer(config: dict) -> str:
+    """Its type in lower case, as DeepSpeed tells them apart."""
+    return str((config.get("optimizer") or OPTIMIZER).get("type", "")).lower()
+
+
 def _buffers(config: dict, path: str, values: dict, device: str) -> list[Finding]:
     if device != "nvme":
         return []
-    name = str((config.get("optimizer") or OPTIMIZER).get("type", "")).lower()
+    name = _optimizer(config)
     count, found = values.get("buffer_count"), []
     if path.endswith("optimizer"):
         need = {"adam": 4, "adamw": 4, "adagrad": 3, "lion": 3}.get(name, 4)
@@ -200,8 +205,7 @@ def _reduction(config: dict, zero: dict, world_size: int) -> list[Finding]:
         if _number(config.get("gradient_predivide_factor"), 1.0) != 1.0:
             found.append(Finding("gradient_predivide_factor", config["gradient_predivide_factor"], "DeepSpeed refuses "
                                  f"all but 1.0 at stage {stage} with reduce_scatter", "leave it out"))
-    kind = (config.get("optimizer") or OPTIMIZER).get("type")
-    if stage == 3 and scatter and isinstance(kind, str) and kind.lower() == "muon":
+    if stage == 3 and scatter and _optimizer(config) == "muon":
         found.append(Finding(f"{ZERO}.reduce_scatter", zero.get("reduce_scatter", ABSENT), "DeepSpeed refuses true, "
                              "the default, with Muon at stage 3", "set it to false"))
     group = zero.get("zero_hpz_partition_size", 1)

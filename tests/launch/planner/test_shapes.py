@@ -1,5 +1,7 @@
 """What an operator makes of shapes: asked once of the meta device and remembered, as `FakeTensorMode` says it."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.planner import remembered
-from launch.planner.shapes import VIEWS, Shapes, lasting, loads
+from launch.planner.shapes import VIEWS, Shapes, lasting
 
 OPERATORS = {
     "view": lambda x, w: x.view(8, -1),
@@ -89,7 +91,7 @@ def test_answers_are_carried_from_one_run_to_the_next(monkeypatch, tmp_path):
     remembered.recall_answers.cache_clear()
     assert remembered.recall_answers("here") == {}
     remembered.keep_answers("here", first.answers)
-    assert loads(file.read_bytes()) == lasting(first.answers)
+    assert pickle.loads(file.read_bytes()) == lasting(first.answers)
 
 
 def test_an_earlier_answer_on_a_device_that_was_not_met():
