@@ -229,11 +229,11 @@ class AstrobioDataset(torch.utils.data.Dataset):
             item["climate_levels"] = self._scale("climate_levels", record["climate_levels"], axis=0)
             item["climate_surface"] = self._scale("climate_surface", record["climate_surface"], axis=0)
         else:
-            item["climate_levels"] = np.zeros(schema.FEATURES["climate_levels"].shape, np.float32)
-            item["climate_surface"] = np.zeros(schema.FEATURES["climate_surface"].shape, np.float32)
+            item["climate_levels"] = np.zeros(schema.SHAPES["climate_levels"], np.float32)
+            item["climate_surface"] = np.zeros(schema.SHAPES["climate_surface"], np.float32)
         item["graph"] = self._graph(record) if record["metabolism_present"] else self._empty_graph()
         item["spectrum"] = self._spectrum(record["spectrum"]) if record["spectrum_present"] else \
-            np.zeros(schema.FEATURES["spectrum"].shape, np.float32)
+            np.zeros(schema.SHAPES["spectrum"], np.float32)
         tokens = self.tokenizer(str(record["text"]), add_special_tokens=False)["input_ids"][:self.max_text_tokens - 2]
         item["tokens"] = [self.tokenizer.bos_token_id, *tokens, self.tokenizer.eos_token_id]
         item["label"], item["label_present"] = int(record["label"]), bool(record["label_present"])

@@ -89,6 +89,14 @@ SPECTRUM_POINTS = 1000
 #: Last axis of ``spectrum`` [W, 3] float32.
 SPECTRUM_CHANNELS = ("wavelength_um", "transit_depth", "transit_depth_sigma")
 
+#: Of the fields that have the same shape in every record.
+SHAPES = {
+    "climate_levels": (len(CLIMATE_LEVEL_VARIABLES), CLIMATE_TIMES, CLIMATE_LEVELS, CLIMATE_LATITUDES,
+                       CLIMATE_LONGITUDES),
+    "climate_surface": (len(CLIMATE_SURFACE_VARIABLES), CLIMATE_TIMES, CLIMATE_LATITUDES, CLIMATE_LONGITUDES),
+    "spectrum": (SPECTRUM_POINTS, len(SPECTRUM_CHANNELS)),
+}
+
 #: Last axis of ``metabolism_node_features`` [N, F] float32. Metabolites fill the element counts, charge and
 #: compartment; reactions fill bounds and flux (mmol gDW-1 h-1). What does not apply to a node kind is 0.
 NODE_FEATURES = ("carbon", "hydrogen", "nitrogen", "oxygen", "phosphorus", "sulfur", "charge", "extracellular",
@@ -125,18 +133,15 @@ FEATURES = datasets.Features({
     "planet_mask": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where known
     "planet_derived": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where computed
     "climate_present": datasets.Value("bool"),
-    "climate_levels": datasets.Array5D(
-        (len(CLIMATE_LEVEL_VARIABLES), CLIMATE_TIMES, CLIMATE_LEVELS, CLIMATE_LATITUDES, CLIMATE_LONGITUDES),
-        "float16"),
-    "climate_surface": datasets.Array4D(
-        (len(CLIMATE_SURFACE_VARIABLES), CLIMATE_TIMES, CLIMATE_LATITUDES, CLIMATE_LONGITUDES), "float16"),
+    "climate_levels": datasets.Array5D(SHAPES["climate_levels"], "float16"),
+    "climate_surface": datasets.Array4D(SHAPES["climate_surface"], "float16"),
     "metabolism_present": datasets.Value("bool"),
     "metabolism_node_kind": datasets.List(datasets.Value("int8")),
     "metabolism_node_features": datasets.Array2D((None, len(NODE_FEATURES)), "float32"),
     "metabolism_edge_index": datasets.Array2D((None, 2), "int64"),  # stored as [E, 2]: only the first axis may vary
     "metabolism_edge_features": datasets.Array2D((None, len(EDGE_FEATURES)), "float32"),
     "spectrum_present": datasets.Value("bool"),
-    "spectrum": datasets.Array2D((SPECTRUM_POINTS, len(SPECTRUM_CHANNELS)), "float32"),
+    "spectrum": datasets.Array2D(SHAPES["spectrum"], "float32"),
     "text": datasets.Value("string"),
     "label_present": datasets.Value("bool"),
     "label": datasets.Value("int8"),  # 1 habitable, 0 not, by HABITABILITY_RULE; 0 where absent

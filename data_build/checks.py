@@ -9,12 +9,12 @@ from astrobio.schema import (
     CLIMATE_LEVEL_VARIABLES,
     CLIMATE_SURFACE_VARIABLES,
     EDGE_FEATURES,
-    FEATURES,
     NODE_FEATURES,
     NODE_KINDS,
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
     PROVENANCE_KINDS,
+    SHAPES,
     SPECTRUM_POINTS,
 )
 from data_build.planets import gravity_m_s2
@@ -91,9 +91,9 @@ def _planet_problems(record: dict) -> list[Problem]:
 def _climate_problems(record: dict) -> list[Problem]:
     problems = []
     for field, columns in (("climate_levels", CLIMATE_LEVEL_VARIABLES), ("climate_surface", CLIMATE_SURFACE_VARIABLES)):
-        array, shape = np.asarray(record[field]), FEATURES[field].shape
-        if array.shape != tuple(shape):
-            problems.append(Problem(field, f"of shape {array.shape}", f"of shape {tuple(shape)}"))
+        array, shape = np.asarray(record[field]), SHAPES[field]
+        if array.shape != shape:
+            problems.append(Problem(field, f"of shape {array.shape}", f"of shape {shape}"))
             continue
         for index, column in enumerate(columns):
             problems += _array_problems(f"{field}.{column.name}", array[index], column)
@@ -153,9 +153,9 @@ def _metabolism_problems(record: dict) -> list[Problem]:
 
 
 def _spectrum_problems(record: dict) -> list[Problem]:
-    spectrum, shape = np.asarray(record["spectrum"], float), FEATURES["spectrum"].shape
+    spectrum, shape = np.asarray(record["spectrum"], float), SHAPES["spectrum"]
     if spectrum.shape != tuple(shape):
-        return [Problem("spectrum", f"of shape {spectrum.shape}", f"of shape {tuple(shape)}")]
+        return [Problem("spectrum", f"of shape {spectrum.shape}", f"of shape {shape}")]
     if not np.isfinite(spectrum).all():
         return [Problem("spectrum", "not finite", "finite")]
     wavelength, depth, sigma = spectrum.T

@@ -15,6 +15,7 @@ from astrobio.schema import (
     HABITABILITY_RULE,
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
+    SHAPES,
 )
 from data_build.climates import read
 from data_build.planets import EMULATOR_INPUTS, Planet
@@ -52,7 +53,7 @@ def models() -> tuple[Clero, TauRex, Cobra]:
 
 def wavelengths(recipe: Recipe) -> np.ndarray:
     """Centres [W] of the spectrum's bins in µm, log-spaced, rising."""
-    return np.geomspace(*recipe.wavelength_um, FEATURES["spectrum"].shape[0])
+    return np.geomspace(*recipe.wavelength_um, SHAPES["spectrum"][0])
 
 
 def emulator_inputs(planet: Planet, atmosphere: Atmosphere) -> dict[str, float]:

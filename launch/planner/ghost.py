@@ -22,13 +22,13 @@ import sys
 import tempfile
 import time
 import traceback
-import unittest.mock
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from astrobio.config import ConfigError
+from launch.planner.imports import import_libraries
 from launch.planner.remembered import keep, keep_answers, recall, recall_answers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,19 +313,23 @@ def stack_workload(job: Job, mode):
     def loss_of(engine, size=job.micro_batch):
         with _disable_current_modes():
             batch = nominal_batch(config, size, length)
-        batch = _without_data(batch, mode).to(device())
+        batch = _without_data(batch).to(device())
         return engine(batch).loss, size * length
 
     return engine, loss_of
 
 
-def _without_data(batch, mode):
+def _without_data(batch):
     """The batch with fake tensors in place of real ones."""
+    fakes: dict[int, Any] = {}  # of each tensor, which may stand in several places
+
     def fake(value):
         if isinstance(value, dict):
             return {key: fake(part) for key, part in value.items()}
         if isinstance(value, torch.Tensor):
-            return values.without_data(value, mode)
+            if id(value) not in fakes:
+                fakes[id(value)] = values.without_data(value)
+            return fakes[id(value)]
         if hasattr(value, "apply"):  # a PyG graph
             return value.apply(fake)
         if dataclasses.is_dataclass(value):
@@ -346,22 +350,6 @@ def _watch_modules(module, ledger) -> None:
     for name, child in module.named_modules():
         child.register_forward_pre_hook(enter(name or type(child).__name__), prepend=True)
         child.register_forward_hook(lambda *_: ledger.leave(), always_call=True)
-
-
-def import_libraries() -> None:
-    """What a ghost run needs of what a training process imports."""
-    gc.disable()  # importing makes objects by the hundred thousand, and hardly one of them is garbage
-    import torch
-    import torch._dynamo  # DeepSpeed's hooks are kept from it
-    with unittest.mock.patch.object(torch, "compile", lambda function=None, **_: function or (lambda f: f)):
-        # Muon's functions are compiled as they are defined, which takes all of inductor; here nothing is computed.
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
-    import torch_geometric.nn  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import launch.zero.engine  # noqa: F401
-    gc.freeze()
-    gc.enable()
 
 
 def serve(requests: int, answers: int) -> None:
@@ -408,5 +396,5 @@ if __name__ == "__main__":
     from launch.planner import ghost  # pickled results must belong to the module, not to __main__
     told = os.dup(1)
     os.dup2(2, 1)  # libraries print
-    ghost.import_libraries()
+    import_libraries()
     ghost.serve(0, told)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
 from launch.planner import values
@@ -197,8 +197,6 @@ class Ledger(TorchDispatchMode):
         return False  # nothing is compiled here, and the guard costs as much as the rest
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is _DEVICE:
-            return args[0].fake_device if hasattr(args[0], "fake_device") else func(*args)
         if func in VIEWS and not kwargs and values.known(args[0]) is None:
             out = self.shapes.view(func, *args)
             if out is not None:
@@ -206,7 +204,14 @@ class Ledger(TorchDispatchMode):
                 self.add(out)
                 self._count()
                 return out
+        if func is _DEVICE:
+            return args[0].fake_device if hasattr(args[0], "fake_device") else func(*args)
         kwargs = kwargs or {}
+        if func.namespace == "profiler":
+            self.operators += 1
+            self._count()
+            with _disable_current_modes():
+                return func(*args, **kwargs)
         pinned = kwargs.pop("pin_memory", False) if "pin_memory" in kwargs else False
         if func is aten._local_scalar_dense.default:
             if args[0].device.type == GPU:
@@ -214,12 +219,13 @@ class Ledger(TorchDispatchMode):
             return values.scalar(args[0])
         if func is aten.isinf.default and args[0].is_floating_point():
             # aten/src/ATen/native/TensorCompare.cpp: abs(x) == inf, with the absolute values held meanwhile.
-            self.add(torch.empty_like(args[0]))
+            self.add(self.shapes(aten.empty_like.default, args, {})[0])
         out, answer = values.run(func, args, kwargs, self.shapes)
         self.operators += 1
         writes = not func.is_view and func._overloadpacket not in _FREE
         if self.device == HOST and func._overloadpacket in _IN_FP32 and args[0].dtype is torch.float16:
-            wide = [torch.empty_like(t, dtype=torch.float32) for t in (*args, out) if isinstance(t, torch.Tensor)]
+            wide = [self.shapes(aten.empty_like.default, (t,), {"dtype": torch.float32})[0]
+                    for t in (*args, out) if isinstance(t, torch.Tensor)]
             for tensor in wide:
                 self.add(tensor)
         for tensor in values.tensors_of(out):
@@ -273,13 +279,13 @@ class Ledger(TorchDispatchMode):
             if end >= self._mapped[key]:
                 del self._mapped[key]
 
-    def resized(self, storage: torch.UntypedStorage) -> None:
-        """A storage changed its size in place."""
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """A storage changed its size in place, to ``size`` bytes."""
         key = id(storage)
         if key in self._seen:
             reference, device, old, part = self._seen[key]
             self._mapped.pop(key, None)
-            size = self._size(storage.nbytes(), device, key in self._pinned)
+            size = self._size(size, device, key in self._pinned)
             self._seen[key] = (reference, device, size, part)
             self._change(device, part, -old, key)
             (self._heap.add if device == HOST and size < LARGE_BLOCK else self._heap.discard)(key)

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 
 from astrobio.config import StackConfig
 from astrobio.dataset import Batch, Moments
-from astrobio.schema import EDGE_FEATURES, FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS
+from astrobio.schema import EDGE_FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS, SHAPES
 from astrobio.stack import AstrobioStack
 
 aten = torch.ops.aten
@@ -72,12 +72,12 @@ def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None,
                    edge_attr=floats(EDGES, len(EDGE_FEATURES)), stoichiometry=floats(EDGES),
                    balanced=torch.ones(NODES, dtype=torch.bool), flux_mean=floats(NODES), flux_std=floats(NODES))
               for _ in range(size)]
-    surface = FEATURES["climate_surface"].shape
+    surface = SHAPES["climate_surface"]
     return Batch(
         run_ids=["nominal"] * size, planet=floats(size, len(PLANET_COLUMNS)),
         planet_known=torch.ones(size, len(PLANET_COLUMNS), dtype=torch.bool),
-        climate_levels=floats(size, *FEATURES["climate_levels"].shape), climate_surface=floats(size, *surface),
-        graphs=GraphBatch.from_data_list(graphs), spectrum=floats(size, *FEATURES["spectrum"].shape),
+        climate_levels=floats(size, *SHAPES["climate_levels"]), climate_surface=floats(size, *surface),
+        graphs=GraphBatch.from_data_list(graphs), spectrum=floats(size, *SHAPES["spectrum"]),
         tokens=torch.zeros(size, tokens, dtype=torch.long), real=torch.ones(size, tokens, dtype=torch.bool),
         label=torch.zeros(size, dtype=torch.long), label_present=there, present={name: there for name in MODALITIES},
         quality={name: floats(size) for name in MODALITIES}, observed=there,

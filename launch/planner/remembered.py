@@ -23,7 +23,7 @@ KEPT = 200
 #: Operators' answers kept at most, of about 300 bytes; with more, the older ones are forgotten.
 ANSWERS = 30_000
 #: What a file that is broken, or of other code, raises.
-_UNREADABLE = OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError
+UNREADABLE = OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError
 
 
 def recall(job: Any) -> Any | None:
@@ -31,7 +31,7 @@ def recall(job: Any) -> Any | None:
     path = _path(job)
     if path is None or not path.is_file():
         return None
-    with contextlib.suppress(*_UNREADABLE):
+    with contextlib.suppress(*UNREADABLE):
         return pickle.loads(gzip.decompress(path.read_bytes()))
     return None
 
@@ -52,7 +52,7 @@ def recall_answers(device: str) -> dict[tuple, Any]:
     """What operators made of shapes in earlier runs with the model on ``device``, as `Shapes` takes it."""
     path = _answers(device)
     if path.is_file():
-        with contextlib.suppress(*_UNREADABLE):
+        with contextlib.suppress(*UNREADABLE):
             return pickle.loads(path.read_bytes())
     return {}
 

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _DisableTorchDispatch
-from torch._C._dynamo.guards import _reinterpret_tensor
 from torch._subclasses.fake_impls import op_implementations_checks
-from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_map_only
+
+from launch.planner.fakes import Attributes, Metas, fresh, view
 
 aten = torch.ops.aten
 _PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
@@ -51,16 +53,12 @@ class Shapes:
     def __init__(self, answers: dict[tuple, Answer | None] | None = None):
         """``answers``: those of earlier runs."""
         self.answers = dict(answers or {})
-        self._templates: dict[torch.device, dict] = {}  # the attributes of a fake tensor there
-
-    def meet(self, tensor: FakeTensor) -> None:
-        """Make tensors on the device of this one by its example."""
-        self._templates.setdefault(tensor.fake_device, {**vars(tensor), "_real_value": None})
+        self._attributes = Attributes()
 
     def __call__(self, func, args: tuple, kwargs: dict) -> tuple[Any, Answer | None]:
-        if func is _EMPTY and kwargs.keys() == _OF_EMPTY and kwargs["device"] in self._templates:
-            # There are as many answers as there are sizes.
-            return self._make(("fresh", args[0], contiguous(args[0]), kwargs["dtype"], kwargs["device"]), []), _NO_WORK
+        if func is _EMPTY and kwargs.keys() == _OF_EMPTY:  # there are as many answers as there are sizes
+            size = args[0]
+            return fresh(size, contiguous(size), kwargs["dtype"], self._attributes[kwargs["device"]]), _NO_WORK
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
         if key is None:
@@ -91,16 +89,18 @@ class Shapes:
                 return None
             device = kwargs["device"]
             kwargs = {**kwargs, "device": None}
-        if device not in self._templates:
-            return None
-        with in_kernel_invocation_manager(tensors[0].fake_mode):
+        metas = Metas()
+        tensors = [metas.of(t) for t in tensors]
+        waiting = iter(tensors)
+        args, kwargs = tree_map_only(FakeTensor, lambda _: next(waiting), (args, kwargs))
+        with _DisableTorchDispatch():
             out = func(*args, **kwargs)
         return self._learn(out, tensors, device)
 
     def view(self, func, source: Tensor, *args) -> FakeTensor | None:
         """The output of one of `VIEWS` of a tensor whose numbers nobody knows, worked out; None where there is more to
         it than is done here."""
-        if type(source) is not FakeTensor or source.fake_device not in self._templates:
+        if type(source) is not FakeTensor:
             return None
         size, stride, offset = source.shape, source.stride(), 0
         if func is _SLICE:
@@ -116,7 +116,7 @@ class Shapes:
             if size is None or not source.is_contiguous():
                 return None
             stride = contiguous(size)
-        return self._make(("view", size, stride, source.dtype, source.fake_device, 0, offset), [source])
+        return view(source, size, stride, source.dtype, offset, self._attributes[source.fake_device])
 
     def _learn(self, out: Any, tensors: list[FakeTensor], device: torch.device | None = None) -> Answer | None:
         """``device``: of outputs that are on the meta device, in place of their own."""
@@ -138,8 +138,6 @@ class Shapes:
             if same is not None:
                 outputs.append(("same", same))
                 continue
-            if device is None:
-                self.meet(t)
             made = t.size(), t.stride(), t.dtype, device or t.fake_device
             if storage in storages:
                 base = storages.index(storage)
@@ -154,19 +152,10 @@ class Shapes:
         if output[0] == "same":
             return tensors[output[1]]
         _, size, stride, dtype, device, *base = output
-        with _DisableTorchDispatch():
-            if not base:
-                elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
-            elif (source := tensors[base[0]]).dtype is dtype:
-                elem = _reinterpret_tensor(source, size, stride, base[1])
-            else:
-                elem = torch.empty(0, dtype=dtype, device="meta")
-                elem.set_(source.untyped_storage(), source.storage_offset() + base[1], size, stride)
-            made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
-        if device not in self._templates:  # an earlier run's answer
-            self.meet(torch.empty(0, device=device))
-        made.__dict__.update(self._templates[device])
-        return made
+        attributes = self._attributes[device]
+        if not base:
+            return fresh(size, stride, dtype, attributes)
+        return view(tensors[base[0]], size, stride, dtype, base[1], attributes)
 
 
 def contiguous(size: Sequence[int]) -> list[int]:

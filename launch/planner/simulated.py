@@ -10,15 +10,16 @@ import contextlib
 import functools
 import inspect
 import os
-from types import SimpleNamespace
 
 import cpuinfo
 import torch
+import torch._library.simple_registry as simple_registry
 import torch.nn.functional as F
+from torch.autograd.function import _is_setup_context_defined
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from launch.planner import values
 from launch.planner.autocast import prepare_autocast
+from launch.planner.fakes import Mode
 from launch.planner.ledger import GPU, HOST, Ledger, numbers
 from launch.planner.stand_ins import Links, attend, count_hooks, op_libraries, replace_ops
 from launch.zero.accelerator import HostAccelerator, _compute_fp16_in_fp32
@@ -32,7 +33,7 @@ import deepspeed.runtime.zero.partitioned_param_coordinator as coordinator  # no
 import torch.distributed as dist  # noqa: E402
 from deepspeed.accelerator import cuda_accelerator, set_accelerator  # noqa: E402
 from deepspeed.utils import nvtx  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensor  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
 
@@ -242,7 +243,7 @@ class SimulatedHost(HostAccelerator):
     max_memory_allocated = memory_allocated
 
 
-def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: int) -> tuple[FakeTensorMode, Ledger]:
+def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: int) -> tuple[Mode, Ledger]:
     """Make this process rank 0 of ``ranks`` on the simulated card, or on a CPU machine where ``capability`` is (0, 0);
     both modes returned must be active to run anything."""
     on_host = capability == (0, 0)
@@ -264,15 +265,18 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
         _compute_fp16_in_fp32()
     else:
         F.scaled_dot_product_attention = functools.partial(attend, capability=capability)
-    return FakeTensorMode(allow_non_fake_inputs=True), ledger
+    return Mode(allow_non_fake_inputs=True), ledger
 
 
 def _be_quick() -> None:
     """Leave out, or do quicker, what takes a ghost run's time and has no effect on it."""
     nvtx.enable_nvtx = False  # ranges for a profiler
     cpuinfo.get_cpu_info = dict  # starts a process, for a warning
-    # asked anew for each call of a Function
-    torch.autograd.function.inspect = SimpleNamespace(signature=functools.cache(inspect.signature))
+    torch.autograd.Function.apply = classmethod(_apply)
+    check = torch._check_with  # imports sympy, for sizes that are formulas
+    torch._check_with = lambda error, condition, message: condition is True or check(error, condition, message)
+    # a profiler's and torch.library's rules for each operator: there are none
+    simple_registry.find_torch_dispatch_rule = lambda op, mode: None
     own: dict[tuple, tuple] = {}
 
     def iter_params(module, recurse=False):
@@ -286,6 +290,21 @@ def _be_quick() -> None:
     parameters = coordinator.iter_params
     coordinator.iter_params = iter_params
     coordinator.z3_leaf_module = lambda module: vars(module).get("_z3_leaf", False)
+
+
+def _apply(cls, *args, **kwargs):
+    """`torch.autograd.Function.apply` without functorch. It looks up the signature at each call, for the defaults of
+    what is not given."""
+    if _is_setup_context_defined(cls.setup_context) and (kwargs or len(args) < _arguments(cls.forward)):
+        bound = inspect.signature(cls.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        args, kwargs = bound.args, bound.kwargs
+    return super(torch.autograd.Function, cls).apply(*args, **kwargs)
+
+
+@functools.cache
+def _arguments(forward) -> int:
+    return len(inspect.signature(forward).parameters)
 
 
 def _keep_devices_true(ledger: Ledger) -> None:
@@ -321,11 +340,8 @@ def _keep_devices_true(ledger: Ledger) -> None:
     make = torch.tensor
 
     def tensor(data, *args, device=None, **kwargs):
-        """A constant keeps its value; by itself `FakeTensorMode` would compute with it on the simulated device."""
+        """A constant is made on the host."""
         made = make(data, *args, device="cpu", **kwargs)
-        if isinstance(made, FakeTensor) and made.constant is not None:
-            values.remember(made, made.constant)
-            made.constant = None
         return made if device is None or torch.device(device).type == "cpu" else made.to(device)
 
     def as_tensor(data, dtype=None, device=None):
@@ -334,11 +350,11 @@ def _keep_devices_true(ledger: Ledger) -> None:
 
     torch.tensor, torch.as_tensor = tensor, as_tensor
     partition_parameters._orig_torch_tensor = tensor  # zero.Init has kept the one it found
-    resize = torch.UntypedStorage.resize_
 
     def resize_(storage, size):
-        result = resize(storage, size)
-        ledger.resized(storage)
-        return result
+        """torch refuses to resize a storage that has no memory; who resizes one makes it as large again before it is
+        used."""
+        ledger.resized(storage, size)
+        return storage
 
     torch.UntypedStorage.resize_ = resize_

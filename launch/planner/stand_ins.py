@@ -35,11 +35,23 @@ class Links:
 
     def __init__(self, backend, ledger: Ledger):
         self._backend, self._ledger = backend, ledger
+        self._sizes: dict[object, int] = {}  # of each group
 
     def __getattr__(self, name):
         if name in self.WHOLE:
             return functools.partial(self._collective, name)
         return getattr(self._backend, name)
+
+    def is_initialized(self):
+        return True
+
+    def get_rank(self, group=None):
+        return self._backend.get_rank(group) if group is not None else 0
+
+    def get_world_size(self, group=None):
+        if group not in self._sizes:
+            self._sizes[group] = self._backend.get_world_size(group)
+        return self._sizes[group]
 
     def get_all_gather_function(self):
         return functools.partial(self._collective, "all_gather_into_tensor")
@@ -57,7 +69,7 @@ class Links:
         for tensor in message if isinstance(message, (list, tuple)) else (message,):
             self._ledger.touch(tensor)
         handle = Handle(self._ledger, next(numbers))
-        ranks = self._backend.get_world_size(group)
+        ranks = self.get_world_size(group)
         self._ledger.trace.append(("collective", self._ledger.stream, handle.number, name, size, ranks))
         if not async_op:
             handle.wait()

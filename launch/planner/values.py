@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._C import _DisableTorchDispatch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from launch.planner.fakes import Attributes, fresh
 from launch.planner.shapes import Answer, Shapes
 
 aten = torch.ops.aten
 _REAL = "_real_value"
+FakeTensor._real_value = None
 _LARGEST = 1 << 20  # elements; larger ones (random masks, optimizer flags) are not followed
 #: Operators whose output has a size that depends on values.
 _SIZED_BY_VALUES = {aten.nonzero, aten.masked_select, aten.repeat_interleave, aten.unique_consecutive, aten._unique2,
@@ -38,9 +41,11 @@ def remember(fake: Tensor, value: Tensor) -> None:
         setattr(fake, _REAL, value)
 
 
-def without_data(tensor: Tensor, mode: FakeTensorMode) -> FakeTensor:
+def without_data(tensor: Tensor) -> FakeTensor:
     """A fake tensor like the real ``tensor``; whole numbers keep their values."""
-    fake = mode.from_tensor(tensor)
+    with _DisableTorchDispatch():
+        size, stride, dtype, device = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    fake = fresh(size, stride, dtype, Attributes()[device])
     remember(fake, tensor)
     return fake
 
@@ -68,11 +73,14 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
     if not follow:
         if packet is aten.nonzero:  # of a mask that nobody knows: everywhere true
             mask = args[0]
-            return torch.empty(mask.numel(), mask.dim(), dtype=torch.long, device=mask.device), None
+            return shapes(aten.empty.memory_format, ([mask.numel(), mask.dim()],),
+                          {"dtype": torch.long, "device": mask.device})
         out, answer = shapes(func, args, kwargs)
         if func._schema.is_mutable and isinstance(out, FakeTensor):
             setattr(out, _REAL, None)
         return out, answer
+    if packet is aten.lift_fresh and type(args[0]) is Tensor:  # a constant of the program
+        return without_data(args[0]), None
     answer = None
     if packet in _SIZED_BY_VALUES:
         with _disable_current_modes():
@@ -120,7 +128,8 @@ def _index(func, tensor: Tensor, indices: list, shapes: Shapes) -> Tensor:
     spread: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype is torch.bool:
-            spread += list(run(aten.nonzero.default, (index,), {}, shapes)[0].unbind(1))
+            places, _ = run(aten.nonzero.default, (index,), {}, shapes)
+            spread += run(aten.unbind.int, (places, 1), {}, shapes)[0]
         else:
             spread.append(index)
-    return func(tensor, spread)
+    return shapes(func, (tensor, spread), {})[0]

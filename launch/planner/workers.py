@@ -46,9 +46,12 @@ def _measure() -> int:
 
 
 if __name__ == "__main__":
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  with inductor, unlike in a ghost run
+    import gc
+
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     import launch.train  # noqa: F401
-    from launch.planner.ghost import import_libraries
-    import_libraries()
+    gc.collect()
+    gc.freeze()
     print("\n" + json.dumps({"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}), flush=True)
