@@ -272,6 +272,8 @@ def _be_quick() -> None:
     """Leave out, or do quicker, what takes a ghost run's time and has no effect on it."""
     nvtx.enable_nvtx = False  # ranges for a profiler
     cpuinfo.get_cpu_info = dict  # starts a process, for a warning
+    for name in [name for name in vars(partition_parameters) if name.startswith("debug_param2name")]:
+        setattr(partition_parameters, name, lambda param: "")  # for messages that nobody reads
     torch.autograd.Function.apply = classmethod(_apply)
     check = torch._check_with  # imports sympy, for sizes that are formulas
     torch._check_with = lambda error, condition, message: condition is True or check(error, condition, message)
