@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"tiny": ("tiny", {}), "small": ("small", {}),
           "wide": ("small", {"language.config.hidden_size": 768, "language.config.intermediate_size": 2048,
                              "language.config.num_hidden_layers": 8, "climate.hidden_size": 768, "climate.heads": 12})}
-CONFIGS = ("zero3_offload_bf16", "zero3_nvme", "zero3_offload_nvme", "zero3_resident_nvme")
+CONFIGS = ("zero3_offload_bf16", "zero3_nvme", "zero3_offload_nvme", "zero3_resident_nvme", "zero2_offload")
 CHANGES = {"fp16.enabled": False, "bf16.enabled": True, "gradient_accumulation_steps": 4,
            "zero_optimization.sub_group_size": 20_000_000, "zero_optimization.reduce_bucket_size": 5_000_000}
 
@@ -88,7 +88,7 @@ def compare(model: str, config: str, folder: Path) -> dict:
     row = {"model": model, "config": config, "parameters": predicted["parameters"],
            "host_peak": (predicted["host"]["peak_bytes"] - predicted["host"]["parts"].get(WORKERS, 0),
                          measured["host_peak"]),  # nothing reads ahead here
-           "gathered": tuple(int(files[name].read_text()) for name in ("predicted", "measured"))}
+           "gathered": tuple(int(file.read_text()) if file.exists() else 0 for file in files.values())}
     for key, name in (("read", "nvme_read"), ("written", "nvme_written")):
         row[key] = (sum(getattr(phase, name) for phase in steps[-1]), measured["micro_steps"][-1][key])
     return row

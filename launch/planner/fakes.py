@@ -38,17 +38,14 @@ def view(source: FakeTensor, size: Sequence[int], stride: Sequence[int], dtype: 
 
 
 class Attributes(dict[torch.device, dict[str, Any]]):
-    """Those that a new fake tensor has on each device; under an active `Mode`."""
+    """Those of a new fake tensor on each device. They belong to the active `Mode`."""
 
     def __missing__(self, device: torch.device) -> dict[str, Any]:
         with _DisableTorchDispatch():
             empty = torch.empty(0, device="meta")
-        found = self[device] = vars(FakeTensor(active(), empty, device))
+        mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        found = self[device] = vars(FakeTensor(mode, empty, device))
         return found
-
-
-def active() -> "Mode":
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
 
 
 class Metas:
@@ -70,7 +67,7 @@ class Metas:
 class Mode(FakeTensorMode):
     """`FakeTensorMode` for tensors of this kind."""
 
-    _asking = False  # whether it was asked, and asks itself for a part of the answer
+    _asking = False  # in the middle of an answer, a part of which it asks itself for
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -82,6 +79,8 @@ class Mode(FakeTensorMode):
         metas, twins = Metas(), {}  # id: (tensor, twin)
 
         def twin(tensor: FakeTensor) -> FakeTensor:
+            if tensor.layout is not torch.strided:
+                return tensor
             if id(tensor) not in twins:
                 twins[id(tensor)] = tensor, FakeTensor(self, metas.of(tensor), tensor.fake_device, tensor.constant)
             return twins[id(tensor)][1]
@@ -100,7 +99,9 @@ class Mode(FakeTensorMode):
 
 
 def _own(tensor: FakeTensor, twins) -> FakeTensor:
-    """In place of one that `FakeTensorMode` made: the one it is the twin of, or one like it."""
+    """In place of one that `FakeTensorMode` made: the one it is the twin of, or one like it; what is sparse stays."""
+    if tensor.layout is not torch.strided:
+        return tensor
     storage = tensor.untyped_storage()._cdata
     size, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
     for original, twin in twins:

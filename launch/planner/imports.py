@@ -1,7 +1,7 @@
 """Imports what a ghost run needs of what a training process imports.
 
 A third of the modules that DeepSpeed, transformers and torch_geometric import serve what no ghost run does: it compiles
-nothing, optimises no assignment, reads no table and no dataset. Stand-ins take their places meanwhile.
+and exports nothing, and reads neither tables nor datasets. Stand-ins take their places.
 """
 
 import contextlib
@@ -17,8 +17,7 @@ from pathlib import Path
 from astrobio.files import cache_root, write_whole
 from launch.planner.remembered import UNREADABLE
 
-#: With all that is below them. What is imported from one of these is kept as a stand-in by whoever imported it; an
-#: import that comes later gets the real one.
+#: With all that is below them.
 NOT_NEEDED = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.onnx", "torch_geometric.datasets",
               "torch_geometric.llm", "scipy.optimize", "pandas", "datasets", "deepspeed.utils.nvtx")
 
@@ -98,7 +97,7 @@ class _Remembering(importlib.abc.Loader):
 
 
 def import_libraries() -> None:
-    """This process can do nothing else afterwards: the stand-ins stay."""
+    """Import them, for ghost runs and nothing else: the stand-ins stay in this process and in those forked from it."""
     gc.disable()  # importing makes objects by the hundred thousand, and hardly one of them is garbage
     sys.meta_path.insert(0, _Finder())
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late

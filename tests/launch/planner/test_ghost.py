@@ -43,12 +43,20 @@ def runs() -> dict[str, ghost.Result]:
         return ghost.run_all({**{config: job(config) for config in CONFIGS}, **{str(n): job(ranks=n) for n in RANKS},
                               "lora": job(**{"language.lora": {"rank": 4}}), "frozen": job(freeze=["language"]),
                               "cpu": job(machine=load_hardware("cpu")),
+                              "whole": job("zero2_offload", ranks=1, machine=load_hardware("cpu")),
                               "muon": make_job("tiny", ROOT / "ds_configs/zero3.json", A5000, changes=MUON)},
                              timeout=60)
 
 
 def test_a_rank_of_a_launch_can_ask_about_a_cpu(runs):
     assert runs["cpu"].phases[3].peaks[BOTH].bytes > 16 * runs["cpu"].parameters / 2
+
+
+def test_weights_that_the_engine_replaces_are_gone(runs):
+    """ZeRO-2 is given them in float32; held beside its own, those of large tensors would be 2 bytes for each parameter
+    of the whole."""
+    whole = runs["whole"]
+    assert 14 * whole.parameters < whole.phases[0].end[HOST] < 15 * whole.parameters
 
 
 @pytest.mark.parametrize("config", CONFIGS)
