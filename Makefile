@@ -1,5 +1,10 @@
 # make train and make test do all their own set-up; `make setup` does it alone.
-PYTHON ?= python3
+# pyenv compiles Python without optimizations, and a plan takes a fifth longer with it: if the distribution's is of the
+# same version and complete, it is taken.
+PYTHON ?= $(shell whole() { $$1 -c 'import ensurepip, os, sys, sysconfig; \
+    print(sys.version_info[:2], os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' 2> /dev/null; }; \
+  slow='import sys, sysconfig; sys.exit("--enable-optimizations" in sysconfig.get_config_var("CONFIG_ARGS"))'; \
+  python3 -c "$$slow" && [ "$$(whole /usr/bin/python3)" = "$$(whole python3)" ] && echo /usr/bin/python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample

@@ -26,13 +26,13 @@ def fresh(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, attrib
 def view(source: FakeTensor, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, offset: int,
          attributes: dict[str, Any]) -> FakeTensor:
     """A fake tensor on the storage of ``source``, ``offset`` elements behind its beginning."""
-    with _DisableTorchDispatch():
-        if source.dtype is not dtype:
-            before = source.storage_offset()
-            longest = max(source.itemsize, dtype.itemsize)
-            length = source.untyped_storage().nbytes() // longest * longest // source.itemsize
+    if source.dtype is not dtype:
+        before = source.storage_offset()
+        longest = max(source.itemsize, dtype.itemsize)
+        length = source.untyped_storage().nbytes() // longest * longest // source.itemsize
+        with _DisableTorchDispatch():
             source, offset = _reinterpret_tensor(source, (length,), (1,), -before).view(dtype), before + offset
-        made = Tensor._make_subclass(FakeTensor, _reinterpret_tensor(source, size, stride, offset), False)
+    made = Tensor._make_subclass(FakeTensor, _reinterpret_tensor(source, size, stride, offset), False)
     made.__dict__.update(attributes)
     return made
 
