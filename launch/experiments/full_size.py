@@ -40,6 +40,7 @@ from launch.zero.ds_config import nvme_paths, strategy
 from launch.zero.engine import build_engine, device
 
 GB = 1e9
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         plan = preflight(parse_arguments(argv))
         need = check_room(plan, plan.parameters, plan.trainable)
     quiet_libraries()
-    for number in (signal.SIGTERM, signal.SIGINT):  # leave by the same door as always: the swap files go
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for number in _ENDING:
+        signal.signal(number, _leave)
     with removed_at_end(plan.swap):
         report = run(plan, need)
         if report is not None:
@@ -57,6 +58,14 @@ def main(argv: list[str] | None = None) -> None:
             print_report(report, plan.run / "report.json")
         dist.barrier()
         dist.destroy_process_group()
+
+
+def _leave(number: int, _) -> None:
+    """Leave by the same door as always: the swap files go. DeepSpeed's launcher sends a second signal after the first,
+    which must not end that."""
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def check_room(plan: RunPlan, parameters: int, trainable: int) -> dict[str, int]:
