@@ -41,6 +41,7 @@ from launch.zero.engine import build_engine, device
 
 GB = 1e9
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+_LONGEST_MEASUREMENT_S = 300  # three times 512 MB
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -186,7 +187,12 @@ def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
                *([] if aio["overlap_events"] else ["--sequential_requests"])]
     found = {}
     for key, option in (("write_bytes_per_s", []), ("read_bytes_per_s", ["--read"])):
-        done = subprocess.run([*command, *option], capture_output=True, text=True, env=environment())
+        try:
+            done = subprocess.run([*command, *option], capture_output=True, text=True, env=environment(),
+                                  timeout=_LONGEST_MEASUREMENT_S)
+        except subprocess.TimeoutExpired:  # a pool of processes waits for ever for one that has died
+            raise RuntimeError(f"ds_io did not end within {_LONGEST_MEASUREMENT_S} s in {folder}: the disk is slower "
+                               "than 5 MB/s, or one of ds_io's processes was killed; start again") from None
         speed = re.search(r"E2E \w+ Speed = ([\d.]+) GB/sec", done.stdout)
         if speed is None:
             raise RuntimeError(f"ds_io measured nothing:\n{(done.stdout + done.stderr)[-2000:]}")
