@@ -41,6 +41,11 @@ from launch.zero.engine import build_engine, device
 
 GB = 1e9
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+#: `ds_io` with what `launch.zero.compiled` keeps: by itself it compiles anew, for minutes and without a word.
+_DS_IO = """from launch.zero.compiled import keep_compiled
+keep_compiled()
+from deepspeed.nvme import ds_io_main
+ds_io_main()"""
 _LONGEST_MEASUREMENT_S = 300  # three times 512 MB
 
 
@@ -179,7 +184,7 @@ def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
            "overlap_events": True, **plan.ds_config.get("aio", {})}
     folder = plan.swap / "ds_io"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [str(Path(sys.executable).with_name("ds_io")), "--folder", str(folder), "--io_size", size,
+    command = [sys.executable, "-c", _DS_IO, "--folder", str(folder), "--io_size", size,
                "--loops", "3",
                "--block_size", str(aio["block_size"]), "--queue_depth", str(aio["queue_depth"]),
                "--io_parallel", str(aio["intra_op_parallelism"]), "--different_file_each_iteration",

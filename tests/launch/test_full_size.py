@@ -67,10 +67,10 @@ def plan_of(mini_dataset, tmp_path, config="zero3_nvme"):
 
 
 def test_a_measurement_that_hangs_is_ended(mini_dataset, tmp_path, monkeypatch):
-    command = tmp_path / "ds_io"
+    command = tmp_path / "python"
     command.write_text("#!/bin/sh\nexec sleep 60\n")
     command.chmod(0o755)
-    monkeypatch.setattr(full_size.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(full_size.sys, "executable", str(command))
     monkeypatch.setattr(full_size, "_LONGEST_MEASUREMENT_S", 0.5)
     with pytest.raises(RuntimeError, match=r"ds_io did not end within 0\.5 s"):
         full_size.measure_disk(plan_of(mini_dataset, tmp_path / "run"), "16M")
