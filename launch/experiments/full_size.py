@@ -184,8 +184,7 @@ def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
            "overlap_events": True, **plan.ds_config.get("aio", {})}
     folder = plan.swap / "ds_io"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", _DS_IO, "--folder", str(folder), "--io_size", size,
-               "--loops", "3",
+    command = [sys.executable, "-c", _DS_IO, "--folder", str(folder), "--io_size", size, "--loops", "3",
                "--block_size", str(aio["block_size"]), "--queue_depth", str(aio["queue_depth"]),
                "--io_parallel", str(aio["intra_op_parallelism"]), "--different_file_each_iteration",
                *(["--single_submit"] if aio["single_submit"] else []),
