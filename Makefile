@@ -1,4 +1,5 @@
 # make train and make test do all their own set-up; `make setup` does it alone.
+
 # pyenv compiles Python without optimizations, and a plan takes a sixth longer with it: if the distribution's is of the
 # same version and complete, it is taken.
 PYTHON ?= $(shell whole() { $$1 -c 'import ensurepip, os, sys, sysconfig; \

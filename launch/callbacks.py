@@ -111,9 +111,9 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def ignore_stop_signals(worker: int) -> None:
-    """For processes that read data: the launcher sends SIGTERM to the whole process tree, but a rank must live on to
-    its next step boundary and needs them."""
+def ignore_stop_signals(worker: int | None = None) -> None:
+    """For a rank that is leaving, and for processes that read data, by their ``worker`` number: the launcher sends
+    SIGTERM to the whole process tree, but a rank must live on to its next step boundary and needs them."""
     for number in StopRequest.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -31,6 +31,7 @@ import torch
 from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
 from astrobio.files import write_whole
+from launch.callbacks import ignore_stop_signals
 from launch.options import parse_arguments
 from launch.planner.ghost import environment
 from launch.preflight import RunPlan, preflight, user_errors, write_config
@@ -40,7 +41,6 @@ from launch.zero.ds_config import nvme_paths, strategy
 from launch.zero.engine import build_engine, device
 
 GB = 1e9
-_ENDING = (signal.SIGTERM, signal.SIGINT)
 #: `ds_io` with what `launch.zero.compiled` keeps: by itself it compiles anew, for minutes and without a word.
 _DS_IO = """from launch.zero.compiled import keep_compiled
 keep_compiled()
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         plan = preflight(parse_arguments(argv))
         need = check_room(plan, plan.parameters, plan.trainable)
     quiet_libraries()
-    for number in _ENDING:
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     with removed_at_end(plan.swap):
         report = run(plan, need)
@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 def _leave(number: int, _) -> None:
     """Leave by the same door as always: the swap files go. DeepSpeed's launcher sends a second signal after the first,
     which must not end that."""
-    for each in _ENDING:
-        signal.signal(each, signal.SIG_IGN)
+    ignore_stop_signals()
     sys.exit(128 + number)
 
 
