@@ -6,7 +6,8 @@ first, six times. All kinds of layers are shortened in the same proportion, so t
 much shorter stack DeepSpeed would keep gathered what it gives back in the whole one (``stage3_max_live_parameters``).
 
 One thing is no straight line: how much the caching allocator keeps beside what is allocated. It depends on all blocks
-that came before; here it is taken from the longer of the two runs, for each of its pools.
+that came before. Those of the whole stack are known in most of its pools (`launch.planner.unrolled`); in the others it
+keeps what it does in the longer of the two runs.
 """
 
 import copy
@@ -21,11 +22,10 @@ from launch.planner.hardware import Hardware
 from launch.planner.ledger import GPU, Peak, Phase, locked_bytes
 from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
 from launch.planner.timing import PhaseTime, replay
+from launch.planner.unrolled import Pool, Step, blocks_of, steps, unrolled
 
 #: As many times as the longer stack is beyond the shorter one, the whole is beyond the shorter one.
 TIMES = 7
-#: By phase: what is in use of the pools for small and for large blocks of each stream.
-Pools = dict[str, dict[tuple[bool, int], Use]]
 #: What configs of language models call their number of layers.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -36,13 +36,13 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     if jobs[0].workload == jobs[1].workload:
         return assemble(ghost.run(job), job, machine)
     names = "a shortened stack", "a longer one"
-    results, phases, pools = {}, {}, {}
+    results, phases, taken = {}, {}, {}
     for name, result in ghost.run_each(dict(zip(names, jobs, strict=True))):  # the first while the second still runs
         results[name], phases[name] = result, replay(result.trace, machine, job.ranks)
-        pools[name] = {} if machine.is_cpu else _in_order(reserve(result.blocks, None, job.expandable).pools)
+        taken[name] = steps(result.blocks)
     whole = _line_of_results(*(results[name] for name in names))
     timed = [_time(*pair) for pair in zip(*(phases[name] for name in names), strict=True)]
-    reserved = None if machine.is_cpu else _reserved(whole, *(pools[name] for name in names), machine)
+    reserved = None if machine.is_cpu else _reserved(whole, *(taken[name] for name in names), machine, job.expandable)
     return assemble(whole, job, machine, timed, reserved) | {"quick": True}
 
 
@@ -55,10 +55,10 @@ def cut(job: ghost.Job) -> tuple[ghost.Job, ghost.Job]:
 
 def shortened(stack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The stack, a `StackConfig` as nested dicts, with about an eighth and a quarter of its layers. A kind of which
-    there are fewer than eight stays whole."""
+    there are fewer than sixteen stays whole: one layer by itself is not as one among others."""
     shorter = copy.deepcopy(stack), copy.deepcopy(stack)
     for (part, key), *others in zip(_depths(stack), *map(_depths, shorter), strict=True):
-        step = part[key] // (TIMES + 1)
+        step = part[key] // (TIMES + 1) if part[key] >= 2 * (TIMES + 1) else 0
         for (other, _), layers in zip(others, (part[key] - TIMES * step, part[key] - (TIMES - 1) * step), strict=True):
             for name, value in other.items():
                 if isinstance(value, (list, tuple)) and len(value) == part[key]:  # one entry for each layer
@@ -137,18 +137,34 @@ def _time(short: PhaseTime, long: PhaseTime) -> PhaseTime:
                      _line(short.flops, long.flops))
 
 
-def _reserved(whole: ghost.Result, short: Pools, long: Pools, machine: Hardware) -> Reserved:
+def _reserved(whole: ghost.Result, short: dict[Pool, list[Step]], long: dict[Pool, list[Step]], machine: Hardware,
+              expandable: bool) -> Reserved:
     """What the allocator takes for the whole stack, from its pools in the two runs. A full card gives back what is
     cached, so that what is allocated decides whether it fits."""
     room = machine.gpu_memory_bytes - machine.context_bytes
     fits = max(peaks_by_phase(whole.phases, GPU).values()) <= room
+    pools = {pool: _pool_by_phase(pool, short.get(pool), its_steps, expandable) for pool, its_steps in long.items()}
+    begun = [what for what, _ in next(iter(long.values())) if isinstance(what, str) and what]
     taken: Counter = Counter()  # by each pool so far: it keeps what it has
     by_phase = {}
-    for name, pools in long.items():
-        for pool, more in pools.items():
-            taken[pool] = max(taken[pool], _pool(short.get(name, {}).get(pool, Use()), more))
+    for name in dict.fromkeys(["init", *begun]):
+        for pool, reserved in pools.items():
+            taken[pool] = max(taken[pool], reserved.get(name, 0))
         by_phase[name] = min(taken.total(), room) if fits else taken.total()
     return Reserved(max(by_phase.values()), by_phase, fits)
+
+
+def _pool_by_phase(pool: Pool, short: list[Step] | None, long: list[Step], expandable: bool) -> dict[str, int]:
+    """The most bytes that a pool of the whole stack takes in each phase."""
+    def uses(its_steps: list[Step]) -> dict[str, Use]:
+        reserved = reserve(blocks_of(its_steps, pool), None, expandable)
+        return {phase: by_pool[pool] for phase, by_pool in reserved.pools.items() if pool in by_pool}
+
+    whole = unrolled(short or [], long, TIMES)
+    if whole:
+        return {phase: use.reserved for phase, use in uses(whole).items()}
+    few = uses(short or [])
+    return {phase: _pool(few.get(phase, Use()), more) for phase, more in uses(long).items()}
 
 
 def _pool(few: Use, more: Use) -> int:
@@ -157,10 +173,3 @@ def _pool(few: Use, more: Use) -> int:
     if more.allocated <= few.allocated:
         return more.reserved
     return _line(few.allocated, more.allocated) + more.reserved - more.allocated
-
-
-def _in_order(pools: Pools) -> Pools:
-    """With streams numbered in the order they were made, which two runs have in common."""
-    streams = sorted({stream for uses in pools.values() for _, stream in uses})
-    return {phase: {(small, streams.index(stream)): use for (small, stream), use in uses.items()}
-            for phase, uses in pools.items()}

@@ -9,7 +9,8 @@ from launch import cli
 from launch.planner import ghost, quick
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, Peak, Phase
-from launch.planner.plan import load_model, make_job, plan, reserve
+from launch.planner.plan import load_model, make_job, plan
+from launch.planner.unrolled import steps
 from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -75,11 +76,11 @@ def test_a_language_model_by_itself(language_model, runs):
 @pytest.mark.slow  # half a minute each
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_17b_stack(config):
-    """Within one per cent, under every shipped ds_config; with what the allocator keeps, a card within two."""
+    """Within one per cent, with what the allocator keeps, under every shipped ds_config."""
     whole, found = beside("17b", config)
     same(whole, found, 0.01)
     assert found["gpu"]["fits"] == whole["gpu"]["fits"]
-    assert found["gpu"]["peak_bytes"] == pytest.approx(whole["gpu"]["peak_bytes"], rel=0.02)
+    assert found["gpu"]["peak_bytes"] == pytest.approx(whole["gpu"]["peak_bytes"], rel=0.01)
 
 
 def test_all_kinds_of_layers_are_shortened_alike():
@@ -114,10 +115,6 @@ def test_page_locked_blocks_are_rounded_one_by_one():
     assert whole.parts == {"buffer": 4096, "groups": 16 * 128} and whole.bytes == 4096 + 2048
 
 
-def pools(run: ghost.Result) -> quick.Pools:
-    return quick._in_order(reserve(run.blocks, None, expandable=False).pools)
-
-
 def test_a_full_card_gives_back_what_is_cached():
     """What is allocated decides whether a stack fits; the rest takes what room there is."""
     machine = dataclasses.replace(load_hardware("a5000x2"), gpu_memory_bytes=100 << 20, context_bytes=0)
@@ -133,7 +130,7 @@ def test_a_full_card_gives_back_what_is_cached():
     for few, more, reserved, fits in ((14, 16, 70, True), (14, 20, 98, True), (14, 22, 100, True),
                                       (14, 24, 126, False)):
         whole = result(quick._line(30 + few, 30 + more))
-        found = quick._reserved(whole, *map(pools, (run(few), run(more))), machine)
+        found = quick._reserved(whole, *(steps(each.blocks) for each in (run(few), run(more))), machine, False)
         assert (found.peak, found.by_phase["init"], found.fits) == (reserved << 20, reserved << 20, fits)
 
 
@@ -144,7 +141,8 @@ def test_each_pool_is_on_a_line_of_its_own_or_stays():
         peaks = {GPU: Peak(), HOST: Peak(), BOTH: Peak()}
         return ghost.Result([Phase("init", peaks, {})], [], blocks, {}, 0, 1, 1, 1, 1)
 
-    found = quick._reserved(result(0, 0), pools(result(5, 20)), pools(result(7, 30)), load_hardware("a5000x2"))
+    found = quick._reserved(result(0, 0), *(steps(result(*each).blocks) for each in ((5, 20), (7, 30))),
+                            load_hardware("a5000x2"), False)
     assert found.by_phase == {"init": (20 + 7 * 10 + 40) << 20, "forward": 130 << 20}
 
 
