@@ -277,6 +277,16 @@ def _be_quick() -> None:
     torch.autograd.Function.apply = classmethod(_apply)
     check = torch._check_with  # imports sympy, for sizes that are formulas
     torch._check_with = lambda error, condition, message: condition is True or check(error, condition, message)
+    make_grads = torch.autograd._make_grads
+
+    def made_grads(outputs, grads, is_grads_batched):
+        """torch's imports sympy too, to compare shapes."""
+        made = not is_grads_batched and all(
+            isinstance(output, torch.Tensor) and isinstance(grad, torch.Tensor) and output.shape == grad.shape
+            and output.is_complex() == grad.is_complex() for output, grad in zip(outputs, grads, strict=True))
+        return tuple(grads) if made else make_grads(outputs, grads, is_grads_batched)
+
+    torch.autograd._make_grads = made_grads
     # a profiler's and torch.library's rules for each operator: there are none
     simple_registry.find_torch_dispatch_rule = lambda op, mode: None
     own: dict[tuple, tuple] = {}
