@@ -9,7 +9,6 @@ card's memory is mapped page by page where it is needed.
 
 import bisect
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -82,7 +81,7 @@ class CachingAllocator:
     def allocated(self) -> int:
         return self._allocated_in.total()
 
-    def replay(self, events: Iterable[tuple]) -> "CachingAllocator":
+    def replay(self, events: list[tuple]) -> "CachingAllocator":
         """(storage, +bytes or -bytes, stream) in order; with 0 bytes the first is the name of a phase that begins, or
         empty for `torch.cuda.empty_cache`.
 

@@ -13,7 +13,6 @@ import functools
 import gc
 import importlib
 import json
-import multiprocessing
 import os
 import pickle
 import select
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from astrobio.config import ConfigError
-from launch.planner.blocks import Step, steps
 from launch.planner.imports import import_libraries
 from launch.planner.remembered import keep, keep_answers, recall, recall_answers
 
@@ -65,11 +63,11 @@ class Job:
 
 @dataclass
 class Result:
-    """What a ghost run saw: `launch.planner.ledger.Ledger` says what the fields are; ``steps`` are its blocks."""
+    """What a ghost run saw: `launch.planner.ledger.Ledger` says what the fields are."""
 
     phases: list
     trace: list[tuple]
-    steps: list[Step]
+    blocks: list[tuple[int, int, int]]
     files: dict[str, int]  # bytes of each swap file
     operators: int
     parameters: int
@@ -242,10 +240,7 @@ def environment(path: list[str] | None = None) -> dict[str, str]:
 
 def haunt(job: Job) -> Result:
     """Run the job in this process, which is of no other use afterwards."""
-    import torch
-
     from launch.planner.simulated import simulate
-    torch.set_num_threads(1)  # there is little to compute; a copy of this process would wait for threads that it lacks
     mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
     with mode, ledger:
         engine, loss_of = _workload(job, mode)
@@ -253,7 +248,7 @@ def haunt(job: Job) -> Result:
         gc.collect()
         gc.freeze()  # the engine stays; to look through it again and again takes a twentieth of the run
         accumulation = engine.gradient_accumulation_steps()
-        tokens, aside = 0, None
+        tokens = 0
         for ends in MICRO_STEPS[accumulation > 1]:
             engine.micro_steps = accumulation - 1 if ends else 0
             ledger.begin("forward")
@@ -264,66 +259,26 @@ def haunt(job: Job) -> Result:
             if ends:
                 ledger.begin("optimizer")
             engine.step()
-            if aside is None and job.whole and "stack" in job.workload:
-                aside = _Aside(engine, loss_of, job, ledger)
-        if aside is None:
-            ledger.begin("end")
-            saved, later = 0, []
-        else:
-            saved, later = aside.join(ledger)
+        saved = _afterwards(engine, loss_of, job, ledger) if job.whole and "stack" in job.workload else 0
+        ledger.begin("end")
     keep_answers(ledger.device, ledger.shapes.answers)
     parameters = list(engine.module.parameters())
     count = [getattr(p, "ds_numel", p.numel()) for p in parameters]
-    return Result(ledger.phases, ledger.trace, steps(ledger.blocks) + later, ledger.files, ledger.operators, sum(count),
+    return Result(ledger.phases, ledger.trace, ledger.blocks, ledger.files, ledger.operators, sum(count),
                   sum(n for n, p in zip(count, parameters, strict=True) if p.requires_grad), tokens,
                   accumulation, checkpoint_bytes=saved)
 
 
-class _Aside:
-    """A copy of this process that validates, saves and loads, which need not wait for the later micro-steps. To the
-    ledger it happens after them."""
-
-    def __init__(self, engine, loss_of, job: Job, ledger):
-        context = multiprocessing.get_context("fork")
-        self._answer, answer = context.Pipe(duplex=False)
-        self._process = context.Process(target=self._run, args=(engine, loss_of, job, ledger, answer))
-        self._process.start()
-        answer.close()  # so that its end is noticed
-
-    def _run(self, engine, loss_of, job: Job, ledger, answer) -> None:
-        from launch.planner import afterwards
-        ledger.begin("evaluate")
-        phases, trace, operators = len(ledger.phases), len(ledger.trace), ledger.operators
-        afterwards.validate(engine, functools.partial(loss_of, size=job.eval_micro_batch))
-        ledger.begin("save")
-        saved = afterwards.save(engine, ledger)
-        ledger.begin("load")
-        afterwards.load(engine, ledger)
-        ledger.begin("end")
-        taken = steps(ledger.blocks)
-        taken = taken[taken.index(("evaluate", 0, 0)) + 1:]
-        keep_answers(ledger.device, ledger.shapes.answers)
-        answer.send((saved, ledger.phases[phases:], ledger.trace[trace:], taken, ledger.files,
-                     ledger.operators - operators))
-
-    def join(self, ledger) -> tuple[int, list[Step]]:
-        """Bring the ledger to its end. Returns the bytes that this rank writes into a checkpoint, and what came after
-        the last of the ledger's blocks.
-
-        Raises:
-            ChildProcessError: it has failed, and told why on stderr.
-        """
-        try:
-            saved, phases, trace, taken, files, operators = self._answer.recv()
-        except EOFError:
-            raise ChildProcessError("validating, saving or loading failed: see above") from None
-        self._process.join()
-        ledger.begin("evaluate")
-        ledger.phases += phases
-        ledger.trace += trace
-        ledger.files.update({path: max(size, ledger.files.get(path, 0)) for path, size in files.items()})
-        ledger.operators += operators
-        return saved, taken
+def _afterwards(engine, loss_of, job: Job, ledger) -> int:
+    """The rest of what a run does; returns the bytes that this rank writes into a checkpoint."""
+    from launch.planner import afterwards
+    ledger.begin("evaluate")
+    afterwards.validate(engine, functools.partial(loss_of, size=job.eval_micro_batch))
+    ledger.begin("save")
+    saved = afterwards.save(engine, ledger)
+    ledger.begin("load")
+    afterwards.load(engine, ledger)
+    return saved
 
 
 def _vocabulary(job: Job) -> int:

@@ -5,7 +5,9 @@ and exports nothing, and reads neither tables nor datasets. Stand-ins take their
 """
 
 import contextlib
+import functools
 import gc
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
@@ -18,8 +20,12 @@ from astrobio.files import cache_root, write_whole
 from launch.planner.remembered import UNREADABLE
 
 #: With all that is below them.
-NOT_NEEDED = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.onnx", "torch_geometric.datasets",
-              "torch_geometric.llm", "scipy.optimize", "pandas", "datasets", "deepspeed.utils.nvtx")
+NOT_NEEDED = ("torch._dynamo", "torch._inductor", "torch.export", "torch.onnx", "torch.distributed.tensor",
+              "torch.distributed.fsdp", "torch.distributed._composable", "torch.distributed.checkpoint",
+              "torch.distributed._functional_collectives", "torch_geometric.datasets", "torch_geometric.llm",
+              "scipy.optimize", "pandas", "datasets", "deepspeed.utils.nvtx")
+#: Needed only for operators whose answers are not known yet; `meta_kernels` imports it.
+META_KERNELS = "torch._meta_registrations"
 
 
 class _Nothing(type):
@@ -51,12 +57,15 @@ class _StandIn(types.ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self):
+        self.left_out = {*NOT_NEEDED, META_KERNELS}
+
     def find_spec(self, name, path=None, target=None):
         if name == "transformers.utils.import_utils":
             spec = importlib.machinery.PathFinder.find_spec(name, path)
             spec.loader = _Remembering(spec.loader)
             return spec
-        if any(name == left_out or name.startswith(f"{left_out}.") for left_out in NOT_NEEDED):
+        if any(name == left_out or name.startswith(f"{left_out}.") for left_out in self.left_out):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
@@ -65,6 +74,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module):
         pass
+
+
+_FINDER = _Finder()
 
 
 class _Remembering(importlib.abc.Loader):
@@ -99,7 +111,7 @@ class _Remembering(importlib.abc.Loader):
 def import_libraries() -> None:
     """Import them, for ghost runs and nothing else: the stand-ins stay in this process and in those forked from it."""
     gc.disable()  # importing makes objects by the hundred thousand, and hardly one of them is garbage
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, _FINDER)
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
     import torch_geometric.nn  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -107,3 +119,12 @@ def import_libraries() -> None:
     import launch.zero.engine  # noqa: F401
     gc.freeze()
     gc.enable()
+
+
+@functools.cache
+def meta_kernels() -> None:
+    """Import what torch needs for operators on tensors without data, where a stand-in is in its place."""
+    if isinstance(sys.modules.get(META_KERNELS), _StandIn):
+        del sys.modules[META_KERNELS]
+        _FINDER.left_out.remove(META_KERNELS)
+        importlib.import_module(META_KERNELS)

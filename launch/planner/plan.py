@@ -15,7 +15,6 @@ from launch import expandable_segments
 from launch.options import TrainConfig
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
-from launch.planner.blocks import Step, events
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
 from launch.planner.process import idle_bytes, process_bytes
@@ -148,14 +147,14 @@ class Reserved:
     pools: dict[str, dict[tuple[bool, int], Use]] = field(default_factory=dict)
 
 
-def reserve(steps: list[Step], limit: int | None, expandable: bool) -> Reserved:
+def reserve(blocks: list[tuple[int, int, int]], limit: int | None, expandable: bool) -> Reserved:
     """The blocks of a ghost run in a card with room for ``limit`` bytes, or as many as it takes; ``expandable``: in
     expandable segments."""
     kind = ExpandableSegments if expandable else CachingAllocator
     try:
-        allocator, fits = kind(limit).replay(events(steps)), True
+        allocator, fits = kind(limit).replay(blocks), True
     except OutOfMemory:
-        allocator, fits = kind().replay(events(steps)), False
+        allocator, fits = kind().replay(blocks), False
     return Reserved(allocator.peak_reserved, allocator.by_phase, fits, allocator.pools)
 
 
@@ -165,7 +164,7 @@ def assemble(result: ghost.Result, job: ghost.Job, machine: Hardware, timed: lis
     trace and blocks say."""
     local = machine.on_one_machine(job.ranks)
     gpu = None if machine.is_cpu else _gpu(result, machine, reserved or reserve(
-        result.steps, machine.gpu_memory_bytes - machine.context_bytes, job.expandable))
+        result.blocks, machine.gpu_memory_bytes - machine.context_bytes, job.expandable))
     process, worker = idle_bytes()
     if machine.is_cpu:
         process = process_bytes(precision(job.ds_config), machine)

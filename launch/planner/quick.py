@@ -6,7 +6,7 @@ first, six times. All kinds of layers are shortened in the same proportion, so t
 much shorter stack DeepSpeed would keep gathered what it gives back in the whole one (``stage3_max_live_parameters``).
 
 One thing is no straight line: how much the caching allocator keeps beside what is allocated. It depends on all blocks
-that came before. Those of the whole stack are known in most of its pools (`launch.planner.blocks`); in the others it
+that came before. Those of the whole stack are known in most of its pools (`launch.planner.unrolled`); in the others it
 keeps what it does in the longer of the two runs.
 """
 
@@ -18,11 +18,11 @@ from typing import Any
 
 from launch.planner import ghost
 from launch.planner.allocator import Use
-from launch.planner.blocks import Pool, Step, by_pool, unrolled
 from launch.planner.hardware import Hardware
 from launch.planner.ledger import GPU, Peak, Phase, locked_bytes
 from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
 from launch.planner.timing import PhaseTime, replay
+from launch.planner.unrolled import Pool, Step, blocks_of, steps, unrolled
 
 #: As many times as the longer stack is beyond the shorter one, the whole is beyond the shorter one.
 TIMES = 7
@@ -36,13 +36,13 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     if jobs[0].workload == jobs[1].workload:
         return assemble(ghost.run(job), job, machine)
     names = "a shortened stack", "a longer one"
-    results, phases, pools = {}, {}, {}
+    results, phases, taken = {}, {}, {}
     for name, result in ghost.run_each(dict(zip(names, jobs, strict=True))):  # the first while the second still runs
         results[name], phases[name] = result, replay(result.trace, machine, job.ranks)
-        pools[name] = by_pool(result.steps)
+        taken[name] = steps(result.blocks)
     whole = _line_of_results(*(results[name] for name in names))
     timed = [_time(*pair) for pair in zip(*(phases[name] for name in names), strict=True)]
-    reserved = None if machine.is_cpu else _reserved(whole, *(pools[name] for name in names), machine, job.expandable)
+    reserved = None if machine.is_cpu else _reserved(whole, *(taken[name] for name in names), machine, job.expandable)
     return assemble(whole, job, machine, timed, reserved) | {"quick": True}
 
 
@@ -90,7 +90,7 @@ def _each(short: dict, long: dict) -> dict:
 def _line_of_results(short: ghost.Result, long: ghost.Result) -> ghost.Result:
     optimizer = _amount(short.nvme_optimizer, long.nvme_optimizer)
     return dataclasses.replace(
-        long, phases=[_phase(*pair) for pair in zip(short.phases, long.phases, strict=True)], trace=[], steps=[],
+        long, phases=[_phase(*pair) for pair in zip(short.phases, long.phases, strict=True)], trace=[], blocks=[],
         files={"/optimizer/": optimizer, "/parameters/": _amount(short.nvme_resident, long.nvme_resident) - optimizer},
         operators=_line(short.operators, long.operators),
         parameters=_line(short.parameters, long.parameters), trainable=_line(short.trainable, long.trainable),
@@ -143,8 +143,8 @@ def _reserved(whole: ghost.Result, short: dict[Pool, list[Step]], long: dict[Poo
     cached, so that what is allocated decides whether it fits."""
     room = machine.gpu_memory_bytes - machine.context_bytes
     fits = max(peaks_by_phase(whole.phases, GPU).values()) <= room
-    pools = {pool: _pool_by_phase(pool, short.get(pool, []), steps, expandable) for pool, steps in long.items()}
-    begun = [name for name, _, _ in next(iter(long.values())) if isinstance(name, str) and name]
+    pools = {pool: _pool_by_phase(pool, short.get(pool), its_steps, expandable) for pool, its_steps in long.items()}
+    begun = [what for what, _ in next(iter(long.values())) if isinstance(what, str) and what]
     taken: Counter = Counter()  # by each pool so far: it keeps what it has
     by_phase = {}
     for name in dict.fromkeys(["init", *begun]):
@@ -154,15 +154,16 @@ def _reserved(whole: ghost.Result, short: dict[Pool, list[Step]], long: dict[Poo
     return Reserved(max(by_phase.values()), by_phase, fits)
 
 
-def _pool_by_phase(pool: Pool, short: list[Step], long: list[Step], expandable: bool) -> dict[str, int]:
+def _pool_by_phase(pool: Pool, short: list[Step] | None, long: list[Step], expandable: bool) -> dict[str, int]:
     """The most bytes that a pool of the whole stack takes in each phase."""
-    def uses(steps: list[Step]) -> dict[str, Use]:
-        return {phase: used[pool] for phase, used in reserve(steps, None, expandable).pools.items() if pool in used}
+    def uses(its_steps: list[Step]) -> dict[str, Use]:
+        reserved = reserve(blocks_of(its_steps, pool), None, expandable)
+        return {phase: by_pool[pool] for phase, by_pool in reserved.pools.items() if pool in by_pool}
 
-    whole = unrolled(short, long, TIMES)
+    whole = unrolled(short or [], long, TIMES)
     if whole:
         return {phase: use.reserved for phase, use in uses(whole).items()}
-    few = uses(short)
+    few = uses(short or [])
     return {phase: _pool(few.get(phase, Use()), more) for phase, more in uses(long).items()}
 
 

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
 from launch.planner.fakes import Attributes, Metas, fresh, view
+from launch.planner.imports import meta_kernels
 
 aten = torch.ops.aten
 _PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
@@ -61,9 +62,9 @@ class Shapes:
             return fresh(size, contiguous(size), kwargs["dtype"], self._attributes[kwargs["device"]]), _NO_WORK
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
-        if key is None:
-            return func(*args, **kwargs), None
-        answer = self.answers.get(key, ...)
+        answer = self.answers.get(key, ...) if key is not None else None
+        if answer is ... or answer is None:
+            meta_kernels()
         if answer is ...:
             answer = self.answers[key] = self._of_meta(func, args, kwargs, tensors)
             if answer is None:
