@@ -79,13 +79,20 @@ def _unrolled(short: list[Step], long: list[Step], times: int) -> list[Step] | N
         done, at = done + same, at + same
         if done == len(short):
             return whole + times * long[at:]
-        # What comes once more ends where the longer one is as the shorter one goes on, for as long as possible.
-        ends = [(_alike(short, done, long, end), -end) for end in range(at + 1, len(long)) if long[end] == short[done]]
+        ends = [end for end in range(at + 1, len(long)) if long[end] == short[done] and _goes_on(long, at, end)]
         if not ends:
             return None
-        end = -max(ends)[1]
+        # Where several would do: the one from which the two are alike for longest.
+        end = max(ends, key=lambda end: (_alike(short, done, long, end), -end))
         whole += times * long[at:end]
         at = end
+
+
+def _goes_on(steps: list[Step], start: int, end: int) -> bool:
+    """Whether the stretch repeats what is before it."""
+    return any(steps[start] == steps[start - period] and steps[end - 1] == steps[end - 1 - period]
+               and steps[start:end] == steps[start - period:end - period]
+               for period in range(1, min(start, end - start) + 1))
 
 
 def _alike(few: list[Step], i: int, more: list[Step], j: int) -> int:
