@@ -48,17 +48,22 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
 
 def cut(job: ghost.Job) -> tuple[ghost.Job, ghost.Job]:
     """The job with a shortened stack and with a longer one. DeepSpeed goes other ways where a card is almost full, so
-    that the card shrinks with them."""
+    that the card shrinks with them.
+
+    Where it keeps nothing gathered for later, every layer is fetched alike, in whatever proportion the kinds are; then
+    a kind stays whole rather than be one layer, whose neighbours are fetched before it ends."""
+    kept = job.ds_config.get("zero_optimization", {}).get("stage3_max_reuse_distance") != 0
+    shorter = shortened(job.workload["stack"], (1 if kept else 2) * (TIMES + 1))
     return tuple(dataclasses.replace(job, workload={"stack": stack}, memory=eighths * job.memory // (TIMES + 1))
-                 for eighths, stack in enumerate(shortened(job.workload["stack"]), 1))
+                 for eighths, stack in enumerate(shorter, 1))
 
 
-def shortened(stack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def shortened(stack: dict[str, Any], least: int = TIMES + 1) -> tuple[dict[str, Any], dict[str, Any]]:
     """The stack, a `StackConfig` as nested dicts, with about an eighth and a quarter of its layers. A kind of which
-    there are fewer than sixteen stays whole: one layer by itself is not as one among others."""
+    there are fewer than ``least`` stays whole."""
     shorter = copy.deepcopy(stack), copy.deepcopy(stack)
     for (part, key), *others in zip(_depths(stack), *map(_depths, shorter), strict=True):
-        step = part[key] // (TIMES + 1) if part[key] >= 2 * (TIMES + 1) else 0
+        step = part[key] // (TIMES + 1) if part[key] >= least else 0
         for (other, _), layers in zip(others, (part[key] - TIMES * step, part[key] - (TIMES - 1) * step), strict=True):
             for name, value in other.items():
                 if isinstance(value, (list, tuple)) and len(value) == part[key]:  # one entry for each layer

@@ -91,6 +91,8 @@ def test_all_kinds_of_layers_are_shortened_alike():
               for place, (part, key) in enumerate(quick._depths(stack))]
     assert sorted(layers) == [(2, 2, 2), (4, 4, 4), (8, 1, 2), (41, 6, 11), (48, 6, 12), (56, 7, 14)]
     assert all(quick._line(few, more) == depth for depth, few, more in layers)
+    alone = [part["spectrum"]["depth"] for part in quick.shortened(stack, least=16)]
+    assert alone == [8, 8]
     assert len(long["language"]["config"]["layer_types"]) == 14
     assert len(stack["language"]["config"]["layer_types"]) == 56
 
