@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GPSConv, TransformerConv
-from torch_geometric.utils import scatter, to_dense_batch
+from torch_geometric.utils import scatter
 
 from astrobio.blocks import Checkpointed, Mlp, Queries, dtype_of
 from astrobio.config import GraphVAEConfig
@@ -26,16 +26,34 @@ class GraphOutput(NamedTuple):
     imbalance: Tensor
 
 
+def spread(x: Tensor, place: Tensor, real: Tensor) -> Tensor:
+    """Node features [N, F] as [B, longest, F], a row for each graph, zero where it has no node: ``place`` [N] is the
+    node's among all B × longest, ``real`` [B, longest] tells where nodes are."""
+    return x.new_zeros(real.numel(), x.shape[-1]).index_copy(0, place, x).unflatten(0, real.shape)
+
+
+class GPS(GPSConv):
+    """PyG's, which is told where the nodes stand in their graphs' rows. By itself it finds that out in every layer, and
+    makes the host wait for the card three times."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edges: Tensor, place: Tensor, real: Tensor) -> Tensor:
+        local = self.norm1(self.conv(x, edge_index, edge_attr=edges) + x)
+        rows = spread(x, place, real)
+        rows, _ = self.attn(rows, rows, rows, key_padding_mask=~real, need_weights=False)
+        out = local + self.norm2(rows.flatten(0, 1).index_select(0, place) + x)
+        return self.norm3(out + self.mlp(out))
+
+
 class Layer(nn.Module):
     """One GPS layer (Rampášek et al. 2022): message passing along reactions beside attention among all nodes."""
 
     def __init__(self, size: int, heads: int):
         super().__init__()
         messages = TransformerConv(size, size // heads, heads=heads, edge_dim=len(EDGE_FEATURES))
-        self.layer = GPSConv(size, messages, heads=heads, norm="layer_norm", norm_kwargs={"mode": "node"}, act="gelu")
+        self.layer = GPS(size, messages, heads=heads, norm="layer_norm", norm_kwargs={"mode": "node"}, act="gelu")
 
-    def forward(self, x: Tensor, edge_index: Tensor, edges: Tensor, graph: Tensor) -> Tensor:
-        return self.layer(x, edge_index, batch=graph, edge_attr=edges)
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.layer(*args)
 
 
 class GraphVAE(nn.Module):
@@ -67,7 +85,12 @@ class GraphVAE(nn.Module):
         graph, count, (source, target) = graphs.batch, graphs.num_graphs, graphs.edge_index
         kind = nn.functional.one_hot(graphs.kind.long(), len(NODE_KINDS))
         x = self.node_inlet(torch.cat([graphs.x, kind], dim=-1).to(dtype))
-        x = self.norm(self.layers(x, constants=(graphs.edge_index, graphs.edge_attr.to(dtype), graph)))
+        sizes = graphs.ptr.diff()
+        longest = int(sizes.max())
+        place = torch.arange(len(graph), device=x.device) + (torch.arange(count, device=x.device) * longest
+                                                             - graphs.ptr[:-1])[graph]
+        real = torch.arange(longest, device=x.device) < sizes[:, None]
+        x = self.norm(self.layers(x, constants=(graphs.edge_index, graphs.edge_attr.to(dtype), place, real)))
 
         mean, log_variance = self.posterior(x).float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(-10, 4)
@@ -86,7 +109,7 @@ class GraphVAE(nn.Module):
         )
         kl = per_graph(0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean(-1), graph)
 
-        latent, real = to_dense_batch(self.latent_out(z), graph, batch_size=count)
+        latent = spread(self.latent_out(z), place, real)
         return GraphOutput(self.queries(latent, masked_penalty(real)), reconstruction, kl,
                            self._imbalance(nodes[:, FLUX], graphs))
 
