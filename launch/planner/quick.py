@@ -52,7 +52,8 @@ def cut(job: ghost.Job) -> tuple[ghost.Job, ghost.Job]:
 
     Where it keeps nothing gathered for later, every layer is fetched alike, in whatever proportion the kinds are; then
     a kind stays whole rather than be one layer, whose neighbours are fetched before it ends."""
-    kept = job.ds_config.get("zero_optimization", {}).get("stage3_max_reuse_distance") != 0
+    zero = job.ds_config.get("zero_optimization", {})
+    kept = zero.get("stage") == 3 and zero.get("stage3_max_reuse_distance") != 0
     shorter = shortened(job.workload["stack"], (1 if kept else 2) * (TIMES + 1))
     return tuple(dataclasses.replace(job, workload={"stack": stack}, memory=eighths * job.memory // (TIMES + 1))
                  for eighths, stack in enumerate(shorter, 1))
