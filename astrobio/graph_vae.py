@@ -26,15 +26,24 @@ class GraphOutput(NamedTuple):
     imbalance: Tensor
 
 
+def places(graphs) -> tuple[Tensor, Tensor]:
+    """Where the nodes of a PyG batch stand when each graph is a row as long as the largest one: ``place`` [N] of each
+    node among all B × longest, and ``real`` [B, longest], True where there is a node."""
+    sizes = graphs.ptr.diff()
+    longest = int(sizes.max())
+    columns = torch.arange(longest, device=sizes.device)
+    first = torch.arange(len(sizes), device=sizes.device) * longest - graphs.ptr[:-1]
+    return torch.arange(len(graphs.batch), device=sizes.device) + first[graphs.batch], columns < sizes[:, None]
+
+
 def spread(x: Tensor, place: Tensor, real: Tensor) -> Tensor:
-    """Node features [N, F] as [B, longest, F], a row for each graph, zero where it has no node: ``place`` [N] is the
-    node's among all B × longest, ``real`` [B, longest] tells where nodes are."""
+    """Node features [N, F] as rows [B, longest, F], zero where a graph has no node; see `places`."""
     return x.new_zeros(real.numel(), x.shape[-1]).index_copy(0, place, x).unflatten(0, real.shape)
 
 
 class GPS(GPSConv):
-    """PyG's, which is told where the nodes stand in their graphs' rows. By itself it finds that out in every layer, and
-    makes the host wait for the card three times."""
+    """PyG's layer, told the `places` of the nodes. By itself it finds them out each time, and makes the host wait for
+    the card thrice."""
 
     def forward(self, x: Tensor, edge_index: Tensor, edges: Tensor, place: Tensor, real: Tensor) -> Tensor:
         local = self.norm1(self.conv(x, edge_index, edge_attr=edges) + x)
@@ -85,11 +94,7 @@ class GraphVAE(nn.Module):
         graph, count, (source, target) = graphs.batch, graphs.num_graphs, graphs.edge_index
         kind = nn.functional.one_hot(graphs.kind.long(), len(NODE_KINDS))
         x = self.node_inlet(torch.cat([graphs.x, kind], dim=-1).to(dtype))
-        sizes = graphs.ptr.diff()
-        longest = int(sizes.max())
-        place = torch.arange(len(graph), device=x.device) + (torch.arange(count, device=x.device) * longest
-                                                             - graphs.ptr[:-1])[graph]
-        real = torch.arange(longest, device=x.device) < sizes[:, None]
+        place, real = places(graphs)
         x = self.norm(self.layers(x, constants=(graphs.edge_index, graphs.edge_attr.to(dtype), place, real)))
 
         mean, log_variance = self.posterior(x).float().chunk(2, dim=-1)

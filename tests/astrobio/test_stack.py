@@ -4,9 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from torch_geometric.nn import GPSConv
+from torch_geometric.utils import to_dense_batch
 
 from astrobio.config import ConfigError, load_preset, preset_names
 from astrobio.dataset import AstrobioDataset
+from astrobio.graph_vae import Layer, places, spread
 from astrobio.stack import AstrobioStack
 
 
@@ -23,6 +26,24 @@ def stack() -> AstrobioStack:
 
 def batch_of(dataset, indices):
     return dataset.collate([dataset[i] for i in indices])
+
+
+def test_a_graph_layer_is_that_of_pyg(dataset):
+    """With the places of the nodes found once: outputs and gradients are equal to the last bit."""
+    torch.manual_seed(0)
+    graphs = batch_of(dataset, range(3)).graphs
+    place, real = places(graphs)
+    layer = Layer(16, 4).double()
+    ours, theirs = (torch.randn(len(graphs.kind), 16, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+                    .requires_grad_() for _ in range(2))
+    edges = graphs.edge_attr.double()
+    out = layer(ours, graphs.edge_index, edges, place, real)
+    expected = GPSConv.forward(layer.layer, theirs, graphs.edge_index, graphs.batch, edge_attr=edges)
+    for x in (out, expected):
+        (x ** 2).sum().backward()
+    assert torch.equal(out, expected) and torch.equal(ours.grad, theirs.grad)
+    rows, there = to_dense_batch(theirs, graphs.batch)
+    assert torch.equal(spread(theirs, place, real), rows) and torch.equal(real, there) and not there.all()
 
 
 def test_a_batch_gives_a_loss_its_parts_and_logits(stack, dataset):
