@@ -91,10 +91,15 @@ def test_all_kinds_of_layers_are_shortened_alike():
               for place, (part, key) in enumerate(quick._depths(stack))]
     assert sorted(layers) == [(2, 2, 2), (4, 4, 4), (8, 1, 2), (41, 6, 11), (48, 6, 12), (56, 7, 14)]
     assert all(quick._line(few, more) == depth for depth, few, more in layers)
-    alone = [part["spectrum"]["depth"] for part in quick.shortened(stack, least=16)]
-    assert alone == [8, 8]
     assert len(long["language"]["config"]["layer_types"]) == 14
     assert len(stack["language"]["config"]["layer_types"]) == 56
+
+
+def test_a_kind_becomes_one_layer_only_where_parameters_stay_gathered():
+    depths = {config: [job.workload["stack"]["spectrum"]["depth"] for job in quick.cut(
+        make_job("17b", ROOT / "ds_configs" / f"{config}.json", load_hardware("a5000x2")))]
+        for config in ("zero3", "zero3_nvme", "zero2_offload")}
+    assert depths == {"zero3": [1, 2], "zero3_nvme": [8, 8], "zero2_offload": [8, 8]}
 
 
 def test_a_shallow_stack_is_run_whole(monkeypatch):
