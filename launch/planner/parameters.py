@@ -87,8 +87,8 @@ def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None,
 class WithoutData(TorchDispatchMode):
     """Lets tensors on the meta device, which have shapes but no data, meet real whole numbers.
 
-    Real indices keep sizes that depend on them known (how many nodes a graph has). A mask that has lost its data is
-    taken to be True everywhere, as it is where a batch holds one sample and nothing is padded.
+    Real indices keep sizes that depend on them known (how many nodes a graph has). What a mask that has lost its data is
+    asked is answered with True, as where a batch holds one sample and nothing is padded.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -97,9 +97,6 @@ class WithoutData(TorchDispatchMode):
         if any(without):
             if not all(without):
                 args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
-            if func is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype is torch.bool:
-                values, (mask,) = args
-                return values.flatten(0, mask.dim() - 1).clone()
             if func is aten._local_scalar_dense.default and args[0].dtype is torch.bool:
                 return True
         return func(*args, **kwargs)
