@@ -87,8 +87,8 @@ def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None,
 class WithoutData(TorchDispatchMode):
     """Lets tensors on the meta device, which have shapes but no data, meet real whole numbers.
 
-    Real indices keep sizes that depend on them known (how many nodes a graph has). What a mask that has lost its data is
-    asked is answered with True, as where a batch holds one sample and nothing is padded.
+    Real indices keep sizes that depend on them known (how many nodes a graph has). A mask that has lost its data is
+    taken to be True, as where a batch holds one sample and nothing is padded.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
