@@ -97,12 +97,8 @@ def _goes_on(steps: list[Step], start: int, end: int) -> bool:
 
 def _alike(few: list[Step], i: int, more: list[Step], j: int) -> int:
     """How many steps the two have in common from there on."""
-    same = 0
-    for one, other in zip(itertools.islice(few, i, None), itertools.islice(more, j, None), strict=False):
-        if one != other:
-            break
-        same += 1
-    return same
+    most = min(len(few) - i, len(more) - j)
+    return next((same for same in range(most) if few[i + same] != more[j + same]), most)
 
 
 def _possible(steps: list[Step]) -> bool:
