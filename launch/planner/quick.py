@@ -149,7 +149,7 @@ def _reserved(whole: ghost.Result, short: dict[Pool, list[Step]], long: dict[Poo
     cached, so that what is allocated decides whether it fits."""
     room = machine.gpu_memory_bytes - machine.context_bytes
     fits = max(peaks_by_phase(whole.phases, GPU).values()) <= room
-    pools = {pool: _pool_by_phase(pool, short.get(pool), its_steps, expandable) for pool, its_steps in long.items()}
+    pools = {pool: _pool_by_phase(pool, short.get(pool, []), its_steps, expandable) for pool, its_steps in long.items()}
     begun = [what for what, _ in next(iter(long.values())) if isinstance(what, str) and what]
     taken: Counter = Counter()  # by each pool so far: it keeps what it has
     by_phase = {}
@@ -160,16 +160,16 @@ def _reserved(whole: ghost.Result, short: dict[Pool, list[Step]], long: dict[Poo
     return Reserved(max(by_phase.values()), by_phase, fits)
 
 
-def _pool_by_phase(pool: Pool, short: list[Step] | None, long: list[Step], expandable: bool) -> dict[str, int]:
+def _pool_by_phase(pool: Pool, short: list[Step], long: list[Step], expandable: bool) -> dict[str, int]:
     """The most bytes that a pool of the whole stack takes in each phase."""
     def uses(its_steps: list[Step]) -> dict[str, Use]:
         reserved = reserve(blocks_of(its_steps, pool), None, expandable)
         return {phase: by_pool[pool] for phase, by_pool in reserved.pools.items() if pool in by_pool}
 
-    whole = unrolled(short or [], long, TIMES)
+    whole = unrolled(short, long, TIMES)
     if whole:
         return {phase: use.reserved for phase, use in uses(whole).items()}
-    few = uses(short or [])
+    few = uses(short)
     return {phase: _pool(few.get(phase, Use()), more) for phase, more in uses(long).items()}
 
 
