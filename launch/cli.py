@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import json
 import signal
 import sys
@@ -122,6 +123,7 @@ def _plan(args) -> int:
     from launch.planner import ghost
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on
         ghost.prepare()
+        gc.disable()  # results are tuples by the hundred thousand, none of which is garbage
         from launch.planner.plan import plan
         from launch.planner.report import print_plan
         from launch.planner.table import table

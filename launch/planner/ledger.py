@@ -10,8 +10,10 @@ Larger ones are mapped: they take memory up to the last byte that was written.
 import bisect
 import itertools
 import sys
+import types
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +70,7 @@ _SWAP_FILES = ("partitioned_param_swapper.py", "partitioned_optimizer_swapper.py
                "optimizer_utils.py", "async_swapper.py")
 #: Smaller storages are not asked who made them: the stack walk costs more than they matter.
 _ASK_FROM = 1 << 16
+_parts: dict[int, tuple[str | None, types.CodeType]] = {}
 
 
 @dataclass
@@ -104,6 +107,16 @@ def _maker() -> str:
                                  or "/deepspeed/accelerator/" in frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
+def _part_of(code: types.CodeType) -> str | None:
+    """Of what is allocated below that code, if it says."""
+    found = _parts.get(id(code))
+    if found is None:
+        name = code.co_filename.rpartition("/")[2]
+        part = MAKERS.get((name, code.co_name), SWAP if name in _SWAP_FILES else None)
+        found = _parts[id(code)] = part, code  # kept, so that no other takes its number
+    return found[0]
 
 
 class Ledger(TorchDispatchMode):
@@ -197,12 +210,9 @@ class Ledger(TorchDispatchMode):
         return False  # nothing is compiled here, and the guard costs as much as the rest
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in VIEWS and not kwargs and values.known(args[0]) is None:
-            out = self.shapes.view(func, *args)
+        if func in VIEWS and not kwargs:
+            out = self.view(func, *args)
             if out is not None:
-                self.operators += 1
-                self.add(out)
-                self._count()
                 return out
         if func is _DEVICE:
             return args[0].fake_device if hasattr(args[0], "fake_device") else func(*args)
@@ -213,16 +223,16 @@ class Ledger(TorchDispatchMode):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         pinned = kwargs.pop("pin_memory", False) if "pin_memory" in kwargs else False
-        if func is aten._local_scalar_dense.default:
+        if func is _ITEM:
             if args[0].device.type == GPU:
                 self.trace.append(("host_wait_stream", self.stream))
             return values.scalar(args[0])
-        if func is aten.isinf.default and args[0].is_floating_point():
+        if func is _ISINF and args[0].is_floating_point():
             # aten/src/ATen/native/TensorCompare.cpp: abs(x) == inf, with the absolute values held meanwhile.
             self.add(self.shapes(aten.empty_like.default, args, {})[0])
         out, answer = values.run(func, args, kwargs, self.shapes)
         self.operators += 1
-        writes = not func.is_view and func._overloadpacket not in _FREE
+        writes = not func.is_view and func not in _FREE
         if self.device == HOST and func._overloadpacket in _IN_FP32 and args[0].dtype is torch.float16:
             wide = [self.shapes(aten.empty_like.default, (t,), {"dtype": torch.float32})[0]
                     for t in (*args, out) if isinstance(t, torch.Tensor)]
@@ -233,6 +243,22 @@ class Ledger(TorchDispatchMode):
             if writes and self._mapped:
                 self.touch(tensor)
         self._record(func, args, kwargs, out, answer)
+        return out
+
+    def view(self, func, source: torch.Tensor, *args) -> torch.Tensor | None:
+        """The output of one of `VIEWS`, if it is as easily told as most are."""
+        out = self.shapes.view(func, source, *args) if values.known(source) is None else None
+        if out is not None:
+            self.operators += 1
+            self.add(out)
+            self._count()
+        return out
+
+    def empty(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        out = self.shapes.empty(size, dtype, device)
+        self.operators += 1
+        self.add(out, written=False)
+        self._count()
         return out
 
     def add(self, tensor: torch.Tensor, part: str | None = None, pinned: bool = False, written: bool = True) -> None:
@@ -347,13 +373,9 @@ class Ledger(TorchDispatchMode):
         if size >= _ASK_FROM:
             frame = sys._getframe(2)
             while frame is not None:
-                code = frame.f_code
-                name = code.co_filename.rpartition("/")[2]
-                part = MAKERS.get((name, code.co_name))
+                part = _part_of(frame.f_code)
                 if part is not None:
                     return part
-                if name in _SWAP_FILES:
-                    return SWAP
                 frame = frame.f_back
             if self.vocabulary and tensor.dim() and tensor.shape[-1] == self.vocabulary and self._phase != "init":
                 return LOGITS
@@ -391,7 +413,7 @@ class Ledger(TorchDispatchMode):
         """("kernel", FLOPs, bytes, dtype), ("host", bytes), a copy ("up" or "down", bytes), or None for no work."""
         packet = func._overloadpacket
         outs = values.tensors_of(out)
-        if func.is_view or packet in _FREE or not outs:
+        if func.is_view or func in _FREE or not outs:
             return None
         tensors = values.tensors_of(*args, *kwargs.values())
         if packet in (aten.copy_, aten._to_copy):
@@ -414,9 +436,9 @@ class Ledger(TorchDispatchMode):
         self.trace.append(("write", handle, size))
 
 
-_DEVICE = torch.ops.prim.device.default
+_DEVICE, _ISINF, _ITEM = torch.ops.prim.device.default, aten.isinf.default, aten._local_scalar_dense.default
 _IN_FP32 = {getattr(aten, name) for name in IN_FP32}  # of copies
 #: Operators that do no work on the device, and write nothing.
-_FREE = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
-         aten.lift_fresh, aten.set_, aten.resize_}
-
+_FREE = {getattr(packet, name) for packet in (
+    aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
+    aten.lift_fresh, aten.set_, aten.resize_) for name in packet.overloads()}

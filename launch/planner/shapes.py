@@ -58,8 +58,7 @@ class Shapes:
 
     def __call__(self, func, args: tuple, kwargs: dict) -> tuple[Any, Answer | None]:
         if func is _EMPTY and kwargs.keys() == _OF_EMPTY:  # there are as many answers as there are sizes
-            size = args[0]
-            return fresh(size, contiguous(size), kwargs["dtype"], self._attributes[kwargs["device"]]), _NO_WORK
+            return self.empty(args[0], **kwargs), _NO_WORK
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
         answer = self.answers.get(key, ...) if key is not None else None
@@ -97,6 +96,9 @@ class Shapes:
         with _DisableTorchDispatch():
             out = func(*args, **kwargs)
         return self._learn(out, tensors, device)
+
+    def empty(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> FakeTensor:
+        return fresh(size, contiguous(size), dtype, self._attributes[device])
 
     def view(self, func, source: Tensor, *args) -> FakeTensor | None:
         """The output of one of `VIEWS` of a tensor whose numbers nobody knows, worked out; None where there is more to
@@ -197,13 +199,13 @@ def _key(func, args: tuple, kwargs: dict, tensors: list) -> tuple | None:
 def _describe(values: Iterable, parts: list, tensors: list) -> bool:
     for value in values:
         kind = type(value)
-        if kind in _PLAIN:
-            parts += (kind, value)
-        elif isinstance(value, FakeTensor):
+        if kind is FakeTensor:
             if value.constant is not None:
                 return False
             tensors.append(value)
             parts += (value.shape, value.stride(), value.dtype, value.fake_device)
+        elif kind in _PLAIN:
+            parts += (kind, value)
         elif isinstance(value, (list, tuple)):
             parts.append(len(value))
             if not _describe(value, parts, tensors):

@@ -21,6 +21,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from launch.planner.autocast import prepare_autocast
 from launch.planner.fakes import Mode
 from launch.planner.ledger import GPU, HOST, Ledger, numbers
+from launch.planner.shortcuts import take_shortcuts
 from launch.planner.stand_ins import Links, attend, count_hooks, op_libraries, replace_ops
 from launch.zero.accelerator import HostAccelerator, _compute_fp16_in_fp32
 
@@ -32,6 +33,7 @@ import deepspeed.runtime.zero.partition_parameters as partition_parameters  # no
 import deepspeed.runtime.zero.partitioned_param_coordinator as coordinator  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from deepspeed.accelerator import cuda_accelerator, set_accelerator  # noqa: E402
+from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from deepspeed.utils import nvtx  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
@@ -259,6 +261,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None  # there are no others
     _keep_devices_true(ledger)
     _be_quick()
+    take_shortcuts(ledger)
     prepare_autocast()
     count_hooks(lambda: ledger.trace.append(("hook",)))
     if on_host:
@@ -301,7 +304,17 @@ def _be_quick() -> None:
 
     parameters = coordinator.iter_params
     coordinator.iter_params = iter_params
-    coordinator.z3_leaf_module = lambda module: vars(module).get("_z3_leaf", False)
+    coordinator.z3_leaf_module = leaf = lambda module: vars(module).get("_z3_leaf", False)
+    of_order = coordinator.PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+
+    def params_to_release(self, module, step):
+        """DeepSpeed searches the coming modules for the parameters of each, and most have none to release."""
+        if all(param.ds_persist for param in iter_params(module, leaf(module))):
+            return set()
+        return of_order(self, module, step)
+
+    coordinator.PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release = params_to_release
+    DeepSpeedEngine._check_for_duplicates = lambda self, optimizer: None  # compares each parameter with all others
 
 
 def _apply(cls, *args, **kwargs):

@@ -21,6 +21,7 @@ aten = torch.ops.aten
 _REAL = "_real_value"
 FakeTensor._real_value = None
 _LARGEST = 1 << 20  # elements; larger ones (random masks, optimizer flags) are not followed
+_INDEX, _LIFT_FRESH, _NONZERO = aten.index, aten.lift_fresh, aten.nonzero
 #: Operators whose output has a size that depends on values.
 _SIZED_BY_VALUES = {aten.nonzero, aten.masked_select, aten.repeat_interleave, aten.unique_consecutive, aten._unique2,
                     aten.bincount}
@@ -63,7 +64,7 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
     """The operator on fake tensors, and on the real values where all of its inputs have them: its output, and how it
     was answered."""
     packet = func._overloadpacket
-    if packet is aten.index and any(i is not None and i.dtype is torch.bool for i in args[1]):
+    if packet is _INDEX and any(i is not None and i.dtype is torch.bool for i in args[1]):
         return _index(func, *args, shapes), None
     if args and type(args[0]) is FakeTensor and known(args[0]) is None:  # as nearly always
         inputs, follow = [], False
@@ -71,7 +72,7 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
         inputs = tensors_of(*args, *kwargs.values())
         follow = all(known(t) is not None for t in inputs) if inputs else packet in _FACTORIES
     if not follow:
-        if packet is aten.nonzero:  # of a mask that nobody knows: everywhere true
+        if packet is _NONZERO:  # of a mask that nobody knows: everywhere true
             mask = args[0]
             return shapes(aten.empty.memory_format, ([mask.numel(), mask.dim()],),
                           {"dtype": torch.long, "device": mask.device})
@@ -79,7 +80,7 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
         if func._schema.is_mutable and isinstance(out, FakeTensor):
             setattr(out, _REAL, None)
         return out, answer
-    if packet is aten.lift_fresh and type(args[0]) is Tensor:  # a constant of the program
+    if packet is _LIFT_FRESH and type(args[0]) is Tensor:  # a constant of the program
         return without_data(args[0]), None
     answer = None
     if packet in _SIZED_BY_VALUES:
@@ -116,11 +117,16 @@ def _worth_following(tensor: Tensor) -> bool:
 
 
 def _on_host(func, args, kwargs):
-    real_args, real_kwargs = tree_map(lambda x: known(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    if "device" in real_kwargs:
-        real_kwargs = {**real_kwargs, "device": torch.device("cpu")}
-    real_args = tuple(torch.device("cpu") if isinstance(x, torch.device) else x for x in real_args)
-    return func(*real_args, **real_kwargs)
+    return func(*_real(args), **{key: _real(value) for key, value in kwargs.items()})
+
+
+def _real(value: Any) -> Any:
+    """In place of an argument, what it is on the host and with its numbers."""
+    if isinstance(value, Tensor):
+        return known(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(_real, value))
+    return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
 def _index(func, tensor: Tensor, indices: list, shapes: Shapes) -> Tensor:
