@@ -68,7 +68,7 @@ def test_a_line_through_two_shortened_stacks_is_the_whole(config, runs):
 
 def test_a_language_model_by_itself(language_model, runs):
     layers = [stack["language"]["config"]["num_hidden_layers"]
-              for stack in quick.shortened(dataclasses.asdict(load_model(language_model)))]
+              for stack in quick.shortened(dataclasses.asdict(load_model(language_model)), 7, lambda depth: depth // 8)]
     assert layers == [4, 8]
     same(*beside(language_model, "zero3_offload_bf16"), 0.01)
 
@@ -86,20 +86,24 @@ def test_the_17b_stack(config):
 def test_all_kinds_of_layers_are_shortened_alike():
     stack = dataclasses.asdict(load_preset("17b", {}))
     stack["language"]["config"]["layer_types"] = ["full_attention"] * 56
-    short, long = quick.shortened(stack)
+    short, long = quick.shortened(stack, 7, lambda depth: depth // 8)
     layers = [(part[key], *(list(quick._depths(cut))[place][0][key] for cut in (short, long)))
               for place, (part, key) in enumerate(quick._depths(stack))]
     assert sorted(layers) == [(2, 2, 2), (4, 4, 4), (8, 1, 2), (41, 6, 11), (48, 6, 12), (56, 7, 14)]
-    assert all(quick._line(few, more) == depth for depth, few, more in layers)
+    assert all(quick.Line(7).at(few, more) == depth for depth, few, more in layers)
     assert len(long["language"]["config"]["layer_types"]) == 14
     assert len(stack["language"]["config"]["layer_types"]) == 56
 
 
-def test_a_kind_becomes_one_layer_only_where_parameters_stay_gathered():
-    depths = {config: [job.workload["stack"]["spectrum"]["depth"] for job in quick.cut(
-        make_job("17b", ROOT / "ds_configs" / f"{config}.json", load_hardware("a5000x2")))]
-        for config in ("zero3", "zero3_nvme", "zero2_offload")}
-    assert depths == {"zero3": [1, 2], "zero3_nvme": [8, 8], "zero2_offload": [8, 8]}
+@pytest.mark.parametrize("config, times, metabolism, spectrum", [
+    ("zero3", 7, (6, 11), (1, 2)), ("zero3_nvme", 10, (1, 5), (8, 8)), ("zero2_offload", 7, (6, 11), (8, 8))])
+def test_how_a_stack_is_shortened_depends_on_the_config(config, times, metabolism, spectrum):
+    job = make_job("17b", ROOT / "ds_configs" / f"{config}.json", load_hardware("a5000x2"))
+    stacks = [each.workload["stack"] for each in quick.cut(job)]
+    assert tuple(stack["metabolism"]["depth"] for stack in stacks) == metabolism
+    assert tuple(stack["spectrum"]["depth"] for stack in stacks) == spectrum
+    for (whole, key), *others in zip(*map(quick._depths, (job.workload["stack"], *stacks)), strict=True):
+        assert quick.Line(times).at(*(other[key] for other, _ in others)) == whole[key]
 
 
 def test_a_shallow_stack_is_run_whole(monkeypatch):
@@ -118,7 +122,7 @@ def test_page_locked_blocks_are_rounded_one_by_one():
         locked = {"buffer": 1 << (size - 1).bit_length(), "groups": 128 * number}
         return Peak(sum(locked.values()), locked, "", tuple(parts))
 
-    whole = quick._peak(peak(700, 2), peak(900, 4))  # 700 + 7 × 200 = 2100, 2 + 7 × 2 = 16
+    whole = quick.Line(7).peak(peak(700, 2), peak(900, 4))  # 700 + 7 × 200 = 2100, 2 + 7 × 2 = 16
     assert whole.parts == {"buffer": 4096, "groups": 16 * 128} and whole.bytes == 4096 + 2048
 
 
@@ -136,8 +140,8 @@ def test_a_full_card_gives_back_what_is_cached():
 
     for few, more, reserved, fits in ((14, 16, 70, True), (14, 20, 98, True), (14, 22, 100, True),
                                       (14, 24, 126, False)):
-        whole = result(quick._line(30 + few, 30 + more))
-        found = quick._reserved(whole, *(steps(each.blocks) for each in (run(few), run(more))), machine, False)
+        whole = result(quick.Line(7).at(30 + few, 30 + more))
+        found = quick.Line(7).reserved(whole, *(steps(each.blocks) for each in (run(few), run(more))), machine, False)
         assert (found.peak, found.by_phase["init"], found.fits) == (reserved << 20, reserved << 20, fits)
 
 
@@ -148,7 +152,7 @@ def test_each_pool_is_on_a_line_of_its_own_or_stays():
         peaks = {GPU: Peak(), HOST: Peak(), BOTH: Peak()}
         return ghost.Result([Phase("init", peaks, {})], [], blocks, {}, 0, 1, 1, 1, 1)
 
-    found = quick._reserved(result(0, 0), *(steps(result(*each).blocks) for each in ((5, 20), (7, 30))),
+    found = quick.Line(7).reserved(result(0, 0), *(steps(result(*each).blocks) for each in ((5, 20), (7, 30))),
                             load_hardware("a5000x2"), False)
     assert found.by_phase == {"init": (20 + 7 * 10 + 40) << 20, "forward": 130 << 20}
 

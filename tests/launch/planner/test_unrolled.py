@@ -6,7 +6,6 @@ import random
 import pytest
 
 from launch.planner.allocator import MIB, CachingAllocator
-from launch.planner.quick import TIMES
 from launch.planner.unrolled import blocks_of, steps, unrolled
 
 POOL = (False, 0)
@@ -49,9 +48,9 @@ def stack(layers: int, others: int = 4, stream: int = 0) -> list[tuple]:
 
 def test_what_comes_once_more_comes_as_often_as_there_are_layers():
     random.seed(0)
-    whole = stack(3 + TIMES * 2, 4 + TIMES * 3)
+    whole = stack(3 + 7 * 2, 4 + 7 * 3)
     short, long = (steps(stack(3 + 2 * n, 4 + 3 * n, stream=5 + n))[POOL] for n in (0, 1))
-    found = unrolled(short, long, TIMES)
+    found = unrolled(short, long, 7)
     assert found == steps(whole)[POOL]
     assert len(found) > 2 * len(long) > 2 * len(short)
     assert CachingAllocator().replay(blocks_of(found, POOL)).pools == CachingAllocator().replay(whole).pools
