@@ -1,20 +1,27 @@
 """The nearest changes to a ds_config that make a model fit, or make it faster: each is ghost-run before it is named."""
 
+import json
+import shlex
 from typing import Any
 
+from astrobio.blocks import Block
 from astrobio.config import ConfigError
+from astrobio.graph_vae import Layer
 from launch.planner import ghost
 from launch.planner.hardware import Hardware
 from launch.planner.plan import assemble, make_job
 from launch.planner.report import GIB, seconds
+from launch.planner.timing import HOOKS
 from launch.zero.ds_config import strategy
 
 #: A change is called faster from this share of a step on.
 _WORTHWHILE = 0.05
+#: Of the stack's encoders; a layer of the language model is so large that little is gained by it.
+LAYERS = [Layer.__name__, Block.__name__]
 _OPTIMIZER, _PARAM = "zero_optimization.offload_optimizer", "zero_optimization.offload_param"
 
 
-def candidates(job: ghost.Job, machine: Hardware) -> dict[str, dict[str, Any]]:
+def candidates(job: ghost.Job, machine: Hardware, bound_by: str) -> dict[str, dict[str, Any]]:
     """What might help, by what it is: dotted keys of the ds_config."""
     where, zero = strategy(job.ds_config), job.ds_config.get("zero_optimization", {})
     offload = zero.get("offload_optimizer") or {}
@@ -32,6 +39,8 @@ def candidates(job: ghost.Job, machine: Hardware) -> dict[str, dict[str, Any]]:
         found["parameters on the cards"] = {_PARAM: {"device": "none"}}
     if where.stage == 3 and where.param_device == "none" and where.optimizer_device != "none":
         found["parameters on the host"] = {_PARAM: {"device": "cpu", "pin_memory": False}}
+    if where.stage == 3 and bound_by == HOOKS and "leaf_module" not in zero:
+        found["each encoder's layers gathered as a whole"] = {"zero_optimization.leaf_module.classes": LAYERS}
     accumulation = job.ds_config.get("gradient_accumulation_steps", 1)
     if accumulation % 2 == 0:
         found["twice the micro-batch, half the accumulation"] = {
@@ -43,7 +52,7 @@ def advise(plan: dict[str, Any], job: ghost.Job, machine: Hardware, model, ds_co
     """Changes that fit where the plan does not, or that fit and are faster, best first: each with its ``text``,
     ``changes`` and what its own ghost run gave."""
     advice = []
-    for text, changes in candidates(job, machine).items():
+    for text, changes in candidates(job, machine, plan["time"]["bound_by"]).items():
         try:
             other = make_job(model, ds_config, machine, changes=changes, **options)
             found = assemble(ghost.run(other), other, machine)
@@ -55,7 +64,7 @@ def advise(plan: dict[str, Any], job: ghost.Job, machine: Hardware, model, ds_co
         sizes = ", ".join(f"{found[key]['peak_bytes'] / GIB:.1f} GiB {label}" for key, label in
                           (("gpu", "on each card"), ("host", "on the host"), ("nvme", "on NVMe"))
                           if found[key] and found[key]["peak_bytes"])
-        settings = " ".join(f"ds_config.{key}={value}" for key, value in changes.items())
+        settings = " ".join(shlex.quote(f"ds_config.{key}={json.dumps(value)}") for key, value in changes.items())
         advice.append({"text": f"{text} fits: {sizes}, a step in {seconds(step)} (--set {settings})",
                        "changes": changes, "step_s": step,
                        **{key: found[key]["peak_bytes"] for key in ("gpu", "host", "nvme") if found[key]}})

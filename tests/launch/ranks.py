@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from astrobio.config import StackConfig, load_preset  # noqa: E402
 from astrobio.dataset import AstrobioDataset  # noqa: E402
 from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
+from launch.planner.advice import LAYERS  # noqa: E402
 from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
 from launch.zero.activation import checkpoint  # noqa: E402
 from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
@@ -130,6 +131,8 @@ for _name in sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json")):
 
 #: Wide enough that in fp32 half a large weight is above the 1 MiB from which DeepSpeed puts it on NVMe.
 WIDE = {"language.config.hidden_size": 256, "language.config.intermediate_size": 2048, "climate.hidden_size": 384}
+#: As `astrobio plan --advice` recommends it.
+WHOLE_LAYERS = {"zero_optimization.leaf_module.classes": LAYERS}
 TRAINED_IN_PART = {"all": {}, "frozen language": {"freeze": ["language"]}, "frozen datacube": {"freeze": ["climate"]},
                    "adapters": {"language.lora": {"rank": 4}}}
 
@@ -153,32 +156,34 @@ def gradients(which: str) -> dict:
     largest = max(float(grad.norm()) for grad in expected.values())
 
     found = {"expected": len(expected), "frozen": sum(not p.requires_grad for p in reference.parameters())}
-    for device_name, ds_config in (("cpu", "zero3_offload"), ("nvme", "zero3_nvme")):
-        for without in ((), ("activation_checkpointing",)):
-            engine = make_engine(ds_config, {"fp16": {"enabled": False}, "gradient_accumulation_steps": 1,
-                                             "zero_optimization.offload_optimizer": {"device": "cpu"},
-                                             **({"zero_optimization.offload_param.max_in_cpu": 0}
-                                                if device_name == "nvme" else {}),
-                                             "optimizer.params": {"lr": 0.0, "weight_decay": 0.0}},
-                                 without=("scheduler", *without), stack=config)
-            engine.backward(loss_of(engine, dist.get_rank()))
-            engine.step()
-            engine.backward(loss_of(engine, dist.get_rank()))
-            missing, differences = [], {}
-            for name, p in engine.module.named_parameters():
-                if name in expected:
-                    grad = safe_get_full_grad(p)
-                    if grad is None or (float(grad.norm()) == 0 and float(expected[name].norm()) > 0):
-                        missing.append(name)
-                    else:
-                        differences[name] = float((grad - expected[name]).norm()) \
-                            / max(float(expected[name].norm()), 1e-4 * largest)
-            on_nvme = [p for p in engine.module.parameters() if p.ds_tensor.final_location == "nvme"]
-            found[f"{device_name}, {'kept activations' if without else 'checkpointing'}"] = {
-                "missing": missing, "worst": max((difference, name) for name, difference in differences.items()),
-                "on_nvme": len(on_nvme), "frozen_on_nvme": sum(not p.requires_grad for p in on_nvme)}
-            engine.step()
-            engine.destroy()
+    on_nvme = {"zero_optimization.offload_param.max_in_cpu": 0}
+    kept = ("activation_checkpointing",)
+    for name, ds_config, changes, without in (
+            ("cpu, checkpointing", "zero3_offload", {}, ()), ("cpu, kept activations", "zero3_offload", {}, kept),
+            ("nvme, checkpointing", "zero3_nvme", on_nvme, ()), ("nvme, kept activations", "zero3_nvme", on_nvme, kept),
+            ("whole layers, checkpointing", "zero3_resident", WHOLE_LAYERS, ()),
+            ("whole layers, kept activations", "zero3_resident", WHOLE_LAYERS, kept)):
+        engine = make_engine(ds_config, {"fp16": {"enabled": False}, "gradient_accumulation_steps": 1,
+                                         "zero_optimization.offload_optimizer": {"device": "cpu"}, **changes,
+                                         "optimizer.params": {"lr": 0.0, "weight_decay": 0.0}},
+                             without=("scheduler", *without), stack=config)
+        engine.backward(loss_of(engine, dist.get_rank()))
+        engine.step()
+        engine.backward(loss_of(engine, dist.get_rank()))
+        missing, differences = [], {}
+        for parameter, p in engine.module.named_parameters():
+            if parameter in expected:
+                grad = safe_get_full_grad(p)
+                if grad is None or (float(grad.norm()) == 0 and float(expected[parameter].norm()) > 0):
+                    missing.append(parameter)
+                else:
+                    differences[parameter] = float((grad - expected[parameter]).norm()) \
+                        / max(float(expected[parameter].norm()), 1e-4 * largest)
+        there = [p for p in engine.module.parameters() if p.ds_tensor.final_location == "nvme"]
+        found[name] = {"missing": missing, "worst": max((value, parameter) for parameter, value in differences.items()),
+                       "on_nvme": len(there), "frozen_on_nvme": sum(not p.requires_grad for p in there)}
+        engine.step()
+        engine.destroy()
     return found
 
 
@@ -269,15 +274,20 @@ def accumulation_over_buckets() -> dict:
 def climate_on_one_rank() -> dict:
     """Rank 0 gets only records with climate, rank 1 only without."""
     rank = dist.get_rank()
-    engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1})
     mine = [i for i in range(len(DATA)) if bool(DATA.records[i]["climate_present"]) == (rank == 0)]
-    losses, norms = [], []
-    for i in range(20):
-        batch = batch_of([mine[i % len(mine)]])
-        assert bool(batch.present["climate"]) == (rank == 0)
-        losses += step(engine, [batch])
-        norms.append(float(engine.get_global_grad_norm()))
-    return {"losses": losses, "norms": norms, "skipped": engine.skipped_steps}
+    found = {}
+    for name, steps, changes in (("", 20, {}), ("whole layers", 3, WHOLE_LAYERS)):
+        engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1,
+                                               **changes})
+        losses, norms = [], []
+        for i in range(steps):
+            batch = batch_of([mine[i % len(mine)]])
+            assert bool(batch.present["climate"]) == (rank == 0)
+            losses += step(engine, [batch])
+            norms.append(float(engine.get_global_grad_norm()))
+        found[name] = {"losses": losses, "norms": norms, "skipped": engine.skipped_steps}
+        engine.destroy()
+    return found
 
 
 @case

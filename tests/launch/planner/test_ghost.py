@@ -15,10 +15,12 @@ import pytest
 
 from astrobio.config import ConfigError, StackConfig, load_preset
 from launch.planner import ghost, largest, remembered
+from launch.planner.advice import candidates
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import ACTIVATIONS, BOTH, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
 from launch.planner.plan import assemble, load_model, make_job, plan, recipe
 from launch.planner.table import fastest
+from launch.planner.timing import HOOKS
 from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -140,6 +142,7 @@ CARELESS = """
 import torch
 from astrobio.planet import PlanetEncoder
 from launch.planner import ghost, largest, remembered
+from launch.planner.advice import candidates
 
 forward = PlanetEncoder.forward
 
@@ -341,6 +344,18 @@ def test_a_frozen_model_on_nvme_is_saved_after_a_validation():
     result = ghost.run(job)
     assert 2 * result.checkpoint_bytes == pytest.approx(12 * result.trainable + 2 * (
         result.parameters - result.trainable), rel=0.01)
+
+
+def test_whole_layers_are_advised_where_hooks_bind():
+    def advised(config: str, bound_by: str, **zero) -> bool:
+        job = make_job("tiny", ROOT / "ds_configs" / f"{config}.json", A5000)
+        job.ds_config["zero_optimization"] |= zero
+        change = {"zero_optimization.leaf_module.classes": ["Layer", "Block"]}
+        return change in candidates(job, A5000, bound_by).values()
+
+    assert advised("zero3_resident", HOOKS)
+    assert not advised("zero3_resident", "NVMe") and not advised("zero2_offload", HOOKS)
+    assert not advised("zero3_resident", HOOKS, leaf_module={"classes": ["Block"]})
 
 
 @pytest.mark.slow
