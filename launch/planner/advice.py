@@ -11,17 +11,16 @@ from launch.planner import ghost
 from launch.planner.hardware import Hardware
 from launch.planner.plan import assemble, make_job
 from launch.planner.report import GIB, seconds
-from launch.planner.timing import HOOKS
 from launch.zero.ds_config import strategy
 
 #: A change is called faster from this share of a step on.
 _WORTHWHILE = 0.05
-#: Of the stack's encoders; a layer of the language model is so large that little is gained by it.
+#: Of the stack's encoders. A layer of the language model is so large that to wait for all of it takes longer.
 LAYERS = [Layer.__name__, Block.__name__]
 _OPTIMIZER, _PARAM = "zero_optimization.offload_optimizer", "zero_optimization.offload_param"
 
 
-def candidates(job: ghost.Job, machine: Hardware, bound_by: str) -> dict[str, dict[str, Any]]:
+def candidates(job: ghost.Job, machine: Hardware) -> dict[str, dict[str, Any]]:
     """What might help, by what it is: dotted keys of the ds_config."""
     where, zero = strategy(job.ds_config), job.ds_config.get("zero_optimization", {})
     offload = zero.get("offload_optimizer") or {}
@@ -39,7 +38,8 @@ def candidates(job: ghost.Job, machine: Hardware, bound_by: str) -> dict[str, di
         found["parameters on the cards"] = {_PARAM: {"device": "none"}}
     if where.stage == 3 and where.param_device == "none" and where.optimizer_device != "none":
         found["parameters on the host"] = {_PARAM: {"device": "cpu", "pin_memory": False}}
-    if where.stage == 3 and bound_by == HOOKS and "leaf_module" not in zero:
+    parts = job.workload.get("stack", {}).values()
+    if where.stage == 3 and "leaf_module" not in zero and any("depth" in part for part in parts if type(part) is dict):
         found["each encoder's layers gathered as a whole"] = {"zero_optimization.leaf_module.classes": LAYERS}
     accumulation = job.ds_config.get("gradient_accumulation_steps", 1)
     if accumulation % 2 == 0:
@@ -52,7 +52,7 @@ def advise(plan: dict[str, Any], job: ghost.Job, machine: Hardware, model, ds_co
     """Changes that fit where the plan does not, or that fit and are faster, best first: each with its ``text``,
     ``changes`` and what its own ghost run gave."""
     advice = []
-    for text, changes in candidates(job, machine, plan["time"]["bound_by"]).items():
+    for text, changes in candidates(job, machine).items():
         try:
             other = make_job(model, ds_config, machine, changes=changes, **options)
             found = assemble(ghost.run(other), other, machine)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 
 from launch.planner.hardware import Hardware
 
-HOOKS = "DeepSpeed's hooks"  # what binds a step that waits for them most
 #: Bytes that each rank sends over its link in a ring, as a multiple of the message: NCCL's "bus bandwidth" convention
 #: (nccl-tests, doc/PERFORMANCE.md). Those not named here move (n - 1) / n of it.
 _RING = {"all_reduce": 2.0, "inference_all_reduce": 2.0}
@@ -156,7 +155,7 @@ class _Clock:
         self._on_host(times * self.hardware.launch_s, "launching")
 
     def hook(self):
-        self._on_host(self.hardware.hook_s, HOOKS)
+        self._on_host(self.hardware.hook_s, "DeepSpeed's hooks")
 
     def cpu_adam(self, parameters):
         self._on_host(parameters * self.share / self.hardware.cpu_adam_parameters_per_s, "CPU Adam")

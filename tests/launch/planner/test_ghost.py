@@ -20,7 +20,6 @@ from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import ACTIVATIONS, BOTH, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
 from launch.planner.plan import assemble, load_model, make_job, plan, recipe
 from launch.planner.table import fastest
-from launch.planner.timing import HOOKS
 from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -346,16 +345,17 @@ def test_a_frozen_model_on_nvme_is_saved_after_a_validation():
         result.parameters - result.trainable), rel=0.01)
 
 
-def test_whole_layers_are_advised_where_hooks_bind():
-    def advised(config: str, bound_by: str, **zero) -> bool:
-        job = make_job("tiny", ROOT / "ds_configs" / f"{config}.json", A5000)
+def test_whole_layers_are_advised_where_there_are_encoders():
+    def advised(model, config: str, **zero) -> bool:
+        job = make_job(model, ROOT / "ds_configs" / f"{config}.json", A5000)
         job.ds_config["zero_optimization"] |= zero
-        change = {"zero_optimization.leaf_module.classes": ["Layer", "Block"]}
-        return change in candidates(job, A5000, bound_by).values()
+        return {"zero_optimization.leaf_module.classes": ["Layer", "Block"]} in candidates(job, A5000).values()
 
-    assert advised("zero3_resident", HOOKS)
-    assert not advised("zero3_resident", "NVMe") and not advised("zero2_offload", HOOKS)
-    assert not advised("zero3_resident", HOOKS, leaf_module={"classes": ["Block"]})
+    assert advised("tiny", "zero3_resident") and not advised("tiny", "zero2_offload")
+    assert not advised("tiny", "zero3_resident", leaf_module={"classes": ["Block"]})
+    encoders = "planet", "climate", "metabolism", "spectrum", "fusion"
+    language_model = load_preset("tiny", {part: None for part in encoders})
+    assert not advised(language_model, "zero3_resident")
 
 
 @pytest.mark.slow
