@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
 from launch.planner import ghost
 from launch.planner.allocator import Use
 from launch.planner.hardware import Hardware
@@ -40,6 +42,8 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
         taken[name] = steps(result.blocks)
     line = Line(way(job)[0])
     whole = line.result(*(results[name] for name in names))
+    if any(results[names[0]].parameters < limit <= whole.parameters for limit in limits(job)):
+        return assemble(ghost.run(job), job, machine)
     timed = [line.time(*pair) for pair in zip(*(phases[name] for name in names), strict=True)]
     reserved = None if machine.is_cpu else line.reserved(whole, *(taken[name] for name in names), machine,
                                                          job.expandable)
@@ -57,6 +61,17 @@ def way(job: ghost.Job) -> tuple[int, Callable[[int], int]]:
     # How many parameters are kept for later, and fetched ahead, depends on all that came before. In another proportion,
     # or in a much shorter stack, more of them would be.
     return 7, lambda depth: depth // 8
+
+
+def limits(job: ghost.Job) -> list[int]:
+    """From how many parameters on DeepSpeed treats a model in another way: no line leads past one of them."""
+    zero = DeepSpeedZeroConfig(**job.ds_config.get("zero_optimization", {}))
+    found = [zero.reduce_bucket_size]
+    if zero.stage == 3:
+        found += zero.max_live_parameters, zero.prefetch_bucket_size, zero.sub_group_size * job.ranks
+        if zero.offload_param and zero.offload_param.device == "nvme":
+            found.append(zero.offload_param.max_in_cpu * job.ranks)
+    return found
 
 
 def cut(job: ghost.Job) -> tuple[ghost.Job, ghost.Job]:

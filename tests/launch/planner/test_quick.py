@@ -106,6 +106,21 @@ def test_how_a_stack_is_shortened_depends_on_the_config(config, times, metabolis
         assert quick.Line(times).at(*(other[key] for other, _ in others)) == whole[key]
 
 
+def test_no_line_leads_past_a_limit_of_deepspeeds():
+    """A whole run tells of a stack that has more parameters than may stay in the host's memory, if a shortened one has
+    fewer."""
+    def quickly(in_cpu: int) -> dict:
+        return plan(DEEP, ROOT / "ds_configs/zero3_nvme.json", quick=True, changes={
+            "zero_optimization.offload_param.max_in_cpu": in_cpu, "zero_optimization.stage3_prefetch_bucket_size": 1000,
+            "zero_optimization.reduce_bucket_size": 100_000, "zero_optimization.sub_group_size": 100_000})
+
+    unlimited = quickly(10**9)
+    assert unlimited["quick"]
+    assert not quickly(int(0.45 * unlimited["parameters"]))["quick"]  # on each of two ranks
+    job = make_job("17b", ROOT / "ds_configs/zero3_nvme.json", load_hardware("a5000x2"))
+    assert sorted(quick.limits(job)) == [50_000_000, 50_000_000, 100_000_000, 200_000_000, 1_000_000_000]
+
+
 def test_a_shallow_stack_is_run_whole(monkeypatch):
     asked = []
     monkeypatch.setattr(ghost, "run", asked.append)
