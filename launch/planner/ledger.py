@@ -248,16 +248,15 @@ class Ledger(TorchDispatchMode):
     def view(self, func, source: torch.Tensor, *args) -> torch.Tensor | None:
         """The output of one of `VIEWS`, if it is as easily told as most are."""
         out = self.shapes.view(func, source, *args) if values.known(source) is None else None
-        if out is not None:
-            self.operators += 1
-            self.add(out)
-            self._count()
-        return out
+        return None if out is None else self._made(out)
 
     def empty(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        out = self.shapes.empty(size, dtype, device)
+        return self._made(self.shapes.empty(size, dtype, device), written=False)
+
+    def _made(self, out: torch.Tensor, written: bool = True) -> torch.Tensor:
+        """Count the output of an operator without work."""
         self.operators += 1
-        self.add(out, written=False)
+        self.add(out, written=written)
         self._count()
         return out
 

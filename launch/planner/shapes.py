@@ -43,7 +43,7 @@ _EMPTY, _TO_COPY = aten.empty.memory_format, aten._to_copy.default
 _SLICE, _VIEW = aten.slice.Tensor, aten.view.default
 #: Half of all operators of a ghost run, which do no work.
 VIEWS = aten.detach.default, _SLICE, _VIEW
-_OF_EMPTY = {"dtype", "device"}
+OF_EMPTY = {"dtype", "device"}  # what an empty tensor is most often told besides its size
 _NO_WORK = Answer(True, [], known=True)
 
 
@@ -57,7 +57,7 @@ class Shapes:
         self._attributes = Attributes()
 
     def __call__(self, func, args: tuple, kwargs: dict) -> tuple[Any, Answer | None]:
-        if func is _EMPTY and kwargs.keys() == _OF_EMPTY:  # there are as many answers as there are sizes
+        if func is _EMPTY and kwargs.keys() == OF_EMPTY:  # there are as many answers as there are sizes
             return self.empty(args[0], **kwargs), _NO_WORK
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)

@@ -10,9 +10,9 @@ from torch._C import _len_torch_dispatch_stack
 from torch._subclasses.fake_tensor import FakeTensor
 
 from launch.planner.ledger import Ledger
+from launch.planner.shapes import OF_EMPTY, VIEWS
 
-_DETACH, _SLICE, _VIEW = torch.ops.aten.detach.default, torch.ops.aten.slice.Tensor, torch.ops.aten.view.default
-_OF_EMPTY = {"dtype", "device"}
+_DETACH, _SLICE, _VIEW = VIEWS
 
 
 def take_shortcuts(ledger: Ledger) -> None:
@@ -47,7 +47,7 @@ def take_shortcuts(ledger: Ledger) -> None:
         return Tensor.view(tensor, *size, **kwargs) if out is None else out
 
     def empty(*size, **kwargs) -> Tensor:
-        if len(size) == 1 and type(size[0]) is int and kwargs.keys() == _OF_EMPTY and asked() \
+        if len(size) == 1 and type(size[0]) is int and kwargs.keys() == OF_EMPTY and asked() \
                 and type(kwargs["device"]) is torch.device:
             return ledger.empty(size, **kwargs)
         return empty_of_torch(*size, **kwargs)
