@@ -1,5 +1,7 @@
 """The language model: any causal model of `transformers`, fed with modality tokens as a prefix before the text."""
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
@@ -94,8 +96,15 @@ def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
     return built
 
 
+def reads(config: PreTrainedConfig, key: str) -> bool:
+    """Whether the model reads the key, which its configuration class need not declare (Qwen3-MoE's ``head_dim``)."""
+    models = AutoModelForCausalLM._model_mapping
+    return hasattr(config, key) or type(config) in models and f'"{key}"' in inspect.getsource(
+        inspect.getmodule(models[type(config)]))
+
+
 def _check_keys(config: LanguageConfig, known: PreTrainedConfig) -> None:
-    unknown = [key for key in config.config if not hasattr(known, key)]
+    unknown = [key for key in config.config if not reads(known, key)]
     if unknown:
         raise ConfigError("\n".join(f"language.config.{key}: {type(known).__name__} has no such key"
                                     f"{suggestion(key, known.to_dict())}" for key in unknown))

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from astrobio.config import ConfigError, load_preset, preset_names
+from astrobio.config import ConfigError, preset_names
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     explain.add_argument("--json", action="store_true", help="one JSON object on stdout")
     explain.set_defaults(run=_explain)
     params = commands.add_parser("params", help="count parameters and arithmetic of a model")
-    params.add_argument("--model", required=True, help=f"{', '.join(preset_names())}, or a YAML file")
+    params.add_argument("--model", required=True, metavar="NAME|FILE|DIR",
+                        help=f"{', '.join(preset_names())}, a YAML file, or a Hugging Face folder with a config.json")
     params.add_argument("--json", action="store_true", help="one JSON object on stdout")
     params.set_defaults(run=_params)
     plan = commands.add_parser("plan", help="predict memory and time of a model under a ds_config on some hardware")
@@ -98,8 +99,8 @@ def _explain(args) -> int:
 
 def _params(args) -> int:
     """Parameters, memory and arithmetic of each part."""
-    from launch.planner.parameters import count
-    parts = count(load_preset(args.model))
+    from launch.planner.parameters import count, load_model
+    parts = count(load_model(args.model))
     if args.json:
         print(json.dumps({"model": args.model} | {
             key: {part.name: getattr(part, field) for part in parts} for key, field in

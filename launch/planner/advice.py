@@ -16,7 +16,7 @@ from launch.zero.ds_config import strategy
 #: A change is called faster from this share of a step on.
 _WORTHWHILE = 0.05
 #: Of the stack's encoders. A layer of the language model is so large that to wait for all of it takes longer.
-LAYERS = [Layer.__name__, Block.__name__]
+LAYERS = [f"{layer.__module__}.{layer.__name__}" for layer in (Layer, Block)]
 _OPTIMIZER, _PARAM = "zero_optimization.offload_optimizer", "zero_optimization.offload_param"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from astrobio.config import ConfigError
 from launch.planner import ghost
 from launch.planner.hardware import Hardware, load_hardware
-from launch.planner.plan import assemble, load_model, make_job
+from launch.planner.parameters import load_model
+from launch.planner.plan import assemble, make_job
 from launch.zero.ds_config import batch_sizes, read_ds_config
 
 #: Text lengths are tried in steps of so many tokens, micro-batches one by one.

@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
-from launch.planner import values
+from launch.planner import experts, values
 from launch.planner.remembered import recall_answers
 from launch.planner.shapes import VIEWS, Shapes
 from launch.zero.accelerator import IN_FP32, LARGE_BLOCK
@@ -129,10 +129,11 @@ class Ledger(TorchDispatchMode):
             `launch.planner.allocator`.
     """
 
-    def __init__(self, device: str = GPU, vocabulary: int = 0):
-        """``device``: where the model computes; ``vocabulary``: the size by which logits are known."""
+    def __init__(self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6)):
+        """``device``: where the model computes; ``vocabulary``: the size by which logits are known; ``capability``:
+        the card's."""
         super().__init__()
-        self.device = device
+        self.device, self.capability = device, capability
         self.live: Counter[str] = Counter()
         self.parts: dict[str, Counter[str]] = {GPU: Counter(), HOST: Counter()}
         self.peaks: dict[str, Peak] = {}
@@ -235,7 +236,7 @@ class Ledger(TorchDispatchMode):
         writes = not func.is_view and func not in _FREE
         if self.device == HOST and func._overloadpacket in _IN_FP32 and args[0].dtype is torch.float16:
             wide = [self.shapes(aten.empty_like.default, (t,), {"dtype": torch.float32})[0]
-                    for t in (*args, out) if isinstance(t, torch.Tensor)]
+                    for t in (*args, out) if isinstance(t, torch.Tensor) and t.is_floating_point()]
             for tensor in wide:
                 self.add(tensor)
         for tensor in values.tensors_of(out):
@@ -395,6 +396,8 @@ class Ledger(TorchDispatchMode):
             self._count()
         elif work[0] == "kernel":
             self.trace.append(("kernel", self.stream, *work[1:]))
+        elif work[0] == "groups":
+            self._record_groups(*work[1:])
         elif work[0] == "host":
             self.trace.append(work)
         else:
@@ -403,13 +406,21 @@ class Ledger(TorchDispatchMode):
                 or not self.is_pinned(source if work[0] == "up" else destination)
             self.trace.append((work[0], self.stream, work[1], waits))
 
+    def _record_groups(self, number: int, flops: int, size: int, dtype: torch.dtype) -> None:
+        if experts.at_once(dtype, self.capability):
+            number = 1
+        elif self.device == GPU:
+            self.trace.append(("down", self.stream, number * torch.int32.itemsize, True))
+        self.trace += [("kernel", self.stream, flops // number, size // number, dtype)] * number
+
     def _count(self) -> None:
         """An operator without work. Many stand in a row: a trace of their number instead of each keeps it short."""
         earlier = self.trace.pop()[1] if self.trace and self.trace[-1][0] == "operators" else 0
         self.trace.append(("operators", earlier + 1))
 
     def _work(self, func, args, kwargs, out) -> tuple | None:
-        """("kernel", FLOPs, bytes, dtype), ("host", bytes), a copy ("up" or "down", bytes), or None for no work."""
+        """("kernel", FLOPs, bytes, dtype), ("groups", number of them, FLOPs, bytes, dtype), ("host", bytes), a copy
+        ("up" or "down", bytes), or None for no work."""
         packet = func._overloadpacket
         outs = values.tensors_of(out)
         if func.is_view or func in _FREE or not outs:
@@ -422,7 +433,8 @@ class Ledger(TorchDispatchMode):
         size = sum(t.nbytes for t in tensors if not any(t is o for o in outs)) + sum(t.nbytes for t in outs)
         if outs[0].device.type == self.device:
             count = flop_registry.get(packet)
-            return "kernel", count(*args, **kwargs, out_val=out) if count else 0, size, outs[0].dtype
+            what = ("groups", experts.groups(*args, **kwargs)) if packet is experts.GROUPED_MM else ("kernel",)
+            return *what, count(*args, **kwargs, out_val=out) if count else 0, size, outs[0].dtype
         return ("host", size) if size > _ASK_FROM else None
 
     def read(self, path: str, size: int, handle: int) -> None:

@@ -1,6 +1,7 @@
-"""Parameters and arithmetic of each part of a model, counted without its numbers."""
+"""A model by its name, and the parameters and arithmetic of each of its parts, counted without its numbers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,15 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.data import Batch as GraphBatch
 from torch_geometric.data import Data
 
-from astrobio.config import StackConfig
+from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset
 from astrobio.dataset import Batch, Moments
+from astrobio.language import reads
 from astrobio.schema import EDGE_FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS, SHAPES
 from astrobio.stack import AstrobioStack
+from launch.planner.experts import GROUPED_MM, grouped_mm
 
 aten = torch.ops.aten
 #: Nodes and directed edges of the network a sample is counted with: E. coli's core metabolism (Orth et al. 2010), the
 #: one the sample dataset holds.
 NODES, EDGES = 167, 720
+#: Text tokens of a language model given as a Hugging Face folder, unless --seq_length says otherwise.
+_TOKENS = 1024
 
 
 @dataclass
@@ -36,6 +41,29 @@ class Part:
         return 2 * self.parameters
 
 
+def load_model(name: str, seq_length: int | None = None) -> StackConfig:
+    """A preset, a YAML file, or a plain language model of the sizes in a Hugging Face folder's config.json.
+
+    Raises:
+        ConfigError: it is none of them, or transformers does not know such a model.
+    """
+    if not (Path(name) / "config.json").is_file():
+        return load_preset(name)
+    from transformers import AutoConfig
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {name}: {str(error).splitlines()[0]}") from None
+    known = AutoConfig.for_model(config.model_type)
+    sizes = {key: value for key, value in config.to_diff_dict().items() if reads(known, key)
+             and key not in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map")}
+    if getattr(config, "num_hidden_layers", None):  # even where it is the default: quick plans shorten it
+        sizes["num_hidden_layers"] = config.num_hidden_layers
+    length = seq_length or min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+    return StackConfig(name=Path(name).resolve().name, language=LanguageConfig(
+        model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length))
+
+
 def count(config: StackConfig) -> list[Part]:
     """Each part of the stack, and last their ``total``. A sample has all modalities and as much text as is read."""
     with torch.device("meta"):
@@ -43,7 +71,7 @@ def count(config: StackConfig) -> list[Part]:
     batch = nominal_batch(config, device="meta")
     trainable = {p for p in stack.parameters() if p.requires_grad}
     stack.requires_grad_(False)  # `torch.no_grad` would do, but trips torch 2.13's module tracker
-    with FlopCounterMode(display=False) as counter, WithoutData():
+    with WithoutData(), FlopCounterMode(display=False) as counter:
         stack(batch)
     flops = counter.get_flop_counts()
 
@@ -99,4 +127,6 @@ class WithoutData(TorchDispatchMode):
                 args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
             if func is aten._local_scalar_dense.default and args[0].dtype is torch.bool:
                 return True
+            if func is GROUPED_MM.default:
+                func = grouped_mm
         return func(*args, **kwargs)

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, set_dotted
+from astrobio.config import ConfigError, StackConfig, set_dotted
 from launch import expandable_segments
 from launch.options import TrainConfig
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
+from launch.planner.parameters import load_model
 from launch.planner.process import idle_bytes, process_bytes
 from launch.planner.timing import PhaseTime, replay
 from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
@@ -27,8 +28,6 @@ PROCESS, WORKERS, CUDA = "Python and libraries", "data workers", "CUDA's librari
 CONTEXT, CACHED = "CUDA and NCCL context", "cached by the allocator"
 #: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
 _STEPS = 1000
-#: Text tokens of a language model given as a Hugging Face folder, unless --seq_length says otherwise.
-_TOKENS = 1024
 
 
 def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2",
@@ -119,21 +118,6 @@ def recipe(found: dict[str, Any], data: Path, epochs: int) -> dict[str, Any]:
     batch = found["micro_batch"] * found["accumulation"] * found["ranks"]
     steps = math.ceil(epochs * records / batch)
     return {"records": records, "epochs": epochs, "steps": steps, "days": steps * found["time"]["step_s"] / 86400}
-
-
-def load_model(name: str, seq_length: int | None = None) -> StackConfig:
-    """A preset, a YAML file, or a plain language model of the sizes in a Hugging Face folder's config.json."""
-    if not (Path(name) / "config.json").is_file():
-        return load_preset(name)
-    from transformers import AutoConfig
-    config = AutoConfig.from_pretrained(name)
-    sizes = {key: value for key, value in config.to_diff_dict().items()
-             if key not in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map")}
-    if getattr(config, "num_hidden_layers", None):  # even where it is the default: quick plans shorten it
-        sizes["num_hidden_layers"] = config.num_hidden_layers
-    length = seq_length or min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
-    return StackConfig(name=Path(name).resolve().name, language=LanguageConfig(
-        model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length))
 
 
 @dataclass

@@ -22,6 +22,7 @@ from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
+from launch.planner.experts import GROUPED_MM, grouped_mm
 from launch.planner.fakes import Attributes, Metas, fresh, view
 from launch.planner.imports import meta_kernels
 
@@ -94,7 +95,7 @@ class Shapes:
         waiting = iter(tensors)
         args, kwargs = tree_map_only(FakeTensor, lambda _: next(waiting), (args, kwargs))
         with _DisableTorchDispatch():
-            out = func(*args, **kwargs)
+            out = (grouped_mm if func is GROUPED_MM.default else func)(*args, **kwargs)
         return self._learn(out, tensors, device)
 
     def empty(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> FakeTensor:

@@ -249,7 +249,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     """Make this process rank 0 of ``ranks`` on the simulated card, or on a CPU machine where ``capability`` is (0, 0);
     both modes returned must be active to run anything."""
     on_host = capability == (0, 0)
-    ledger = Ledger(HOST if on_host else GPU, vocabulary)
+    ledger = Ledger(HOST if on_host else GPU, vocabulary, capability)
     set_accelerator(SimulatedHost(ledger) if on_host else SimulatedGPU(ledger, capability, memory))
     torch.cuda.get_device_capability = lambda *args, **kwargs: capability
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",

@@ -31,7 +31,7 @@ class HostAccelerator(CPU_Accelerator):
 LARGE_BLOCK = 4 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 #: Operators of aten that a CPU computes in fp32 where their arguments are fp16.
-IN_FP32 = ("mm", "addmm", "bmm", "baddbmm")
+IN_FP32 = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm")
 
 
 def prepare_accelerator():
@@ -105,7 +105,7 @@ _libraries: list[torch.library.Library] = []  # a library takes its kernels back
 def _in_fp32(kernel, keyset, *args, **kwargs):
     if args[0].dtype is not torch.float16:
         return kernel.call_boxed(keyset, *args, **kwargs)
-    wide = [arg.float() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    wide = [arg.float() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in args]
     return kernel.call_boxed(keyset, *wide, **kwargs).half()
 
 

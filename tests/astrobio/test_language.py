@@ -12,6 +12,7 @@ from astrobio.stack import AstrobioStack
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
 TRANSFORMER = {**SIZES, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 KINDS = {"llama": TRANSFORMER, "mistral": TRANSFORMER, "qwen3": {**TRANSFORMER, "head_dim": 16},
+         "mixtral": {**TRANSFORMER, "num_local_experts": 4},
          "mamba2": {**SIZES, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2}}
 
 

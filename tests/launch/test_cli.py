@@ -33,6 +33,14 @@ def test_unknown_model_exits_with_2(capsys):
     assert "did you mean '17b'" in capsys.readouterr().err
 
 
+def test_a_folder_that_transformers_cannot_read_exits_with_2(tmp_path, capsys):
+    for content, said in (("{", "valid JSON"), ('{"model_type": "lama"}', "`lama`")):
+        (tmp_path / "config.json").write_text(content)
+        assert main(["params", "--model", str(tmp_path)]) == 2
+        message = capsys.readouterr().err
+        assert f"--model {tmp_path}" in message and said in message
+
+
 def test_check_names_every_problem(tmp_path, capsys):
     path = tmp_path / "typo.json"
     path.write_text('{"train_micro_batch_size_per_gpu": 1, "gradient_cliping": 1, "fp16": {"enabld": true}}')

@@ -15,10 +15,11 @@ import pytest
 
 from astrobio.config import ConfigError, StackConfig, load_preset
 from launch.planner import ghost, largest, remembered
-from launch.planner.advice import candidates
+from launch.planner.advice import LAYERS, candidates
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.ledger import ACTIVATIONS, BOTH, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
-from launch.planner.plan import assemble, load_model, make_job, plan, recipe
+from launch.planner.parameters import load_model
+from launch.planner.plan import assemble, make_job, plan, recipe
 from launch.planner.table import fastest
 from launch.preflight import ROOT
 
@@ -175,7 +176,8 @@ def test_seventeen_billion_parameters_take_a_step():
 def test_a_hugging_face_folder_is_a_model(tmp_path):
     from transformers import AutoConfig
     AutoConfig.for_model("qwen3", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=16, vocab_size=1000).save_pretrained(tmp_path)
+                         num_key_value_heads=2, head_dim=16, vocab_size=1000,
+                         of_another_library=1).save_pretrained(tmp_path)
     stack = load_model(str(tmp_path), seq_length=48)
     assert stack.language.model_type == "qwen3" and stack.planet is None
     found = plan(str(tmp_path), ROOT / "ds_configs/zero3_offload_bf16.json", seq_length=48, micro_batch=2)
@@ -349,13 +351,13 @@ def test_whole_layers_are_advised_where_there_are_encoders():
     def advised(model, config: str, **zero) -> bool:
         job = make_job(model, ROOT / "ds_configs" / f"{config}.json", A5000)
         job.ds_config["zero_optimization"] |= zero
-        return {"zero_optimization.leaf_module.classes": ["Layer", "Block"]} in candidates(job, A5000).values()
+        return {"zero_optimization.leaf_module.classes": LAYERS} in candidates(job, A5000).values()
 
-    assert advised("tiny", "zero3_resident") and not advised("tiny", "zero2_offload")
-    assert not advised("tiny", "zero3_resident", leaf_module={"classes": ["Block"]})
+    assert advised("tiny", "zero3_nvme") and not advised("tiny", "zero2_offload")
+    assert not advised("tiny", "zero3_nvme", leaf_module={"classes": ["Block"]})
     encoders = "planet", "climate", "metabolism", "spectrum", "fusion"
     language_model = load_preset("tiny", {part: None for part in encoders})
-    assert not advised(language_model, "zero3_resident")
+    assert not advised(language_model, "zero3_nvme")
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from launch import cli
 from launch.planner import ghost, quick
 from launch.planner.hardware import load_hardware
 from launch.planner.ledger import BOTH, GPU, HOST, Peak, Phase
-from launch.planner.plan import load_model, make_job, plan
+from launch.planner.parameters import load_model
+from launch.planner.plan import make_job, plan
 from launch.planner.unrolled import steps
 from launch.preflight import ROOT
 
