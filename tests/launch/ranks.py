@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from astrobio.config import StackConfig, load_preset  # noqa: E402
 from astrobio.dataset import AstrobioDataset  # noqa: E402
 from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
+from launch.planner.advice import LAYERS  # noqa: E402
 from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
 from launch.zero.activation import checkpoint  # noqa: E402
 from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
@@ -130,8 +131,8 @@ for _name in sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json")):
 
 #: Wide enough that in fp32 half a large weight is above the 1 MiB from which DeepSpeed puts it on NVMe.
 WIDE = {"language.config.hidden_size": 256, "language.config.intermediate_size": 2048, "climate.hidden_size": 384}
-#: Each module is gathered by itself, where the ds_configs let an encoder's layer be gathered as a whole.
-BY_MODULE = {"zero_optimization.leaf_module.classes": []}
+#: As `astrobio plan --advice` recommends it.
+WHOLE_LAYERS = {"zero_optimization.leaf_module.classes": LAYERS}
 TRAINED_IN_PART = {"all": {}, "frozen language": {"freeze": ["language"]}, "frozen datacube": {"freeze": ["climate"]},
                    "adapters": {"language.lora": {"rank": 4}}}
 
@@ -160,9 +161,8 @@ def gradients(which: str) -> dict:
     for name, ds_config, changes, without in (
             ("cpu, checkpointing", "zero3_offload", {}, ()), ("cpu, kept activations", "zero3_offload", {}, kept),
             ("nvme, checkpointing", "zero3_nvme", on_nvme, ()), ("nvme, kept activations", "zero3_nvme", on_nvme, kept),
-            ("cards, checkpointing", "zero3_resident", {}, ()), ("cards, kept activations", "zero3_resident", {}, kept),
-            ("by module, checkpointing", "zero3_offload", BY_MODULE, ()),
-            ("by module, kept activations", "zero3_offload", BY_MODULE, kept)):
+            ("whole layers, checkpointing", "zero3_resident", WHOLE_LAYERS, ()),
+            ("whole layers, kept activations", "zero3_resident", WHOLE_LAYERS, kept)):
         engine = make_engine(ds_config, {"fp16": {"enabled": False}, "gradient_accumulation_steps": 1,
                                          "zero_optimization.offload_optimizer": {"device": "cpu"}, **changes,
                                          "optimizer.params": {"lr": 0.0, "weight_decay": 0.0}},
@@ -277,7 +277,7 @@ def climate_on_one_rank() -> dict:
     rank = dist.get_rank()
     mine = [i for i in range(len(DATA)) if bool(DATA.records[i]["climate_present"]) == (rank == 0)]
     found = {}
-    for name, steps, changes in (("", 20, {}), ("by module", 3, BY_MODULE)):
+    for name, steps, changes in (("", 20, {}), ("whole layers", 3, WHOLE_LAYERS)):
         engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1,
                                                **changes})
         losses, norms = [], []

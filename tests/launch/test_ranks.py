@@ -67,7 +67,7 @@ def test_where_the_state_lives_does_not_change_the_numbers(results):
 
 def check_gradients(rank: dict, trained: str) -> None:
     assert rank["expected"] > 100 and (rank["frozen"] > 10) is (trained != "all")
-    for way in ("cpu", "nvme", "cards", "by module"):
+    for way in ("cpu", "nvme", "whole layers"):
         for activations in ("checkpointing", "kept activations"):
             found = rank[f"{way}, {activations}"]
             assert found["missing"] == [], "parameters that lost their gradient"
@@ -113,14 +113,14 @@ def test_the_nvme_prefetch_must_still_be_mended(results):
 
 
 def test_ranks_with_other_modalities_do_not_hang(results):
-    """Nor where each module is gathered by itself in place of whole layers, which changes nothing else."""
+    """Nor where each layer is gathered as a whole, which changes nothing else."""
     ranks = seen(results, "climate_on_one_rank")
     for rank in ranks:
-        plain, by_module = rank[""], rank["by module"]
+        plain, whole = rank[""], rank["whole layers"]
         assert len(plain["losses"]) == 20 and plain["skipped"] == 0
         assert all(math.isfinite(number) and number > 0 for number in plain["losses"] + plain["norms"])
-        assert by_module["losses"] == pytest.approx(plain["losses"][:3], rel=1e-4)
-        assert by_module["norms"] == pytest.approx(plain["norms"][:3], rel=1e-3)
+        assert whole["losses"] == pytest.approx(plain["losses"][:3], rel=1e-4)
+        assert whole["norms"] == pytest.approx(plain["norms"][:3], rel=1e-3)
     assert ranks[0][""]["norms"] == ranks[1][""]["norms"]
 
 

@@ -353,11 +353,11 @@ def test_whole_layers_are_advised_where_there_are_encoders():
         job.ds_config["zero_optimization"] |= zero
         return {"zero_optimization.leaf_module.classes": LAYERS} in candidates(job, A5000).values()
 
-    assert advised("tiny", "zero3_nvme") and not advised("tiny", "zero2_offload")
-    assert not advised("tiny", "zero3_nvme", leaf_module={"classes": ["Block"]})
+    assert advised("tiny", "zero3_resident") and not advised("tiny", "zero2_offload")
+    assert not advised("tiny", "zero3_resident", leaf_module={"classes": ["Block"]})
     encoders = "planet", "climate", "metabolism", "spectrum", "fusion"
     language_model = load_preset("tiny", {part: None for part in encoders})
-    assert not advised(language_model, "zero3_nvme")
+    assert not advised(language_model, "zero3_resident")
 
 
 @pytest.mark.slow
