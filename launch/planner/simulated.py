@@ -274,6 +274,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
 def _be_quick() -> None:
     """Leave out, or do quicker, what takes a ghost run's time and has no effect on it."""
     nvtx.enable_nvtx = False  # ranges for a profiler
+    torch.Tensor.__repr__ = lambda self, **_: "…"  # DeepSpeed words all parameters in messages that nobody reads
     cpuinfo.get_cpu_info = dict  # starts a process, for a warning
     for name in [name for name in vars(partition_parameters) if name.startswith("debug_param2name")]:
         setattr(partition_parameters, name, lambda param: "")  # for messages that nobody reads
