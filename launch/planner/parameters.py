@@ -71,7 +71,7 @@ def count(config: StackConfig) -> list[Part]:
     batch = nominal_batch(config, device="meta")
     trainable = {p for p in stack.parameters() if p.requires_grad}
     stack.requires_grad_(False)  # `torch.no_grad` would do, but trips torch 2.13's module tracker
-    with WithoutData(), FlopCounterMode(display=False) as counter:
+    with WithoutData(), FlopCounterMode(display=False) as counter:  # which counts before the other mode answers
         stack(batch)
     flops = counter.get_flop_counts()
 
