@@ -41,11 +41,6 @@ from launch.zero.ds_config import nvme_paths, strategy
 from launch.zero.engine import build_engine, device
 
 GB = 1e9
-#: `ds_io` with what `launch.zero.compiled` keeps: by itself it compiles anew, for minutes and without a word.
-_DS_IO = """from launch.zero.compiled import keep_compiled
-keep_compiled()
-from deepspeed.nvme import ds_io_main
-ds_io_main()"""
 _LONGEST_MEASUREMENT_S = 300  # three times 512 MB
 
 
@@ -183,8 +178,8 @@ def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
            "overlap_events": True, **plan.ds_config.get("aio", {})}
     folder = plan.swap / "ds_io"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", _DS_IO, "--folder", str(folder), "--io_size", size, "--loops", "3",
-               "--block_size", str(aio["block_size"]), "--queue_depth", str(aio["queue_depth"]),
+    command = [sys.executable, "-m", "launch.experiments.ds_io", "--folder", str(folder), "--io_size", size,
+               "--loops", "3", "--block_size", str(aio["block_size"]), "--queue_depth", str(aio["queue_depth"]),
                "--io_parallel", str(aio["intra_op_parallelism"]), "--different_file_each_iteration",
                *(["--single_submit"] if aio["single_submit"] else []),
                *([] if aio["overlap_events"] else ["--sequential_requests"])]
