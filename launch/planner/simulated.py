@@ -92,9 +92,9 @@ class Stream:
 class SimulatedGPU(cuda_accelerator.CUDA_Accelerator):
     """DeepSpeed's CUDA accelerator on the simulated card: asynchronous, with streams, events and page-locked memory."""
 
-    def __init__(self, ledger: Ledger, capability: tuple[int, int], memory: int):
+    def __init__(self, ledger: Ledger, memory: int):
         super().__init__()
-        self.ledger, self.capability, self.memory = ledger, capability, memory
+        self.ledger, self.memory = ledger, memory
         self._communication_backend_name = "fake"
         Event.ledger = Stream.ledger = ledger
 
@@ -205,10 +205,10 @@ class SimulatedGPU(cuda_accelerator.CUDA_Accelerator):
 
     # Precision
     def is_bf16_supported(self):
-        return self.capability >= (8, 0)
+        return self.ledger.capability >= (8, 0)
 
     def is_fp16_supported(self):
-        return self.capability >= (7, 0)
+        return self.ledger.capability >= (7, 0)
 
     def is_triton_supported(self):
         return False
@@ -250,7 +250,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     both modes returned must be active to run anything."""
     on_host = capability == (0, 0)
     ledger = Ledger(HOST if on_host else GPU, vocabulary, capability)
-    set_accelerator(SimulatedHost(ledger) if on_host else SimulatedGPU(ledger, capability, memory))
+    set_accelerator(SimulatedHost(ledger) if on_host else SimulatedGPU(ledger, memory))
     torch.cuda.get_device_capability = lambda *args, **kwargs: capability
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT="29999", DS_ACCELERATOR="cpu" if on_host else "cuda")
