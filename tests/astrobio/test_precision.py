@@ -1,4 +1,4 @@
-"""Each part of the stack in 16 bits beside itself in fp32: forward and gradient, on real records, in each preset's shapes.
+"""Each part of the stack in 16 bits beside itself in fp32: forward and gradient, on real records, in every preset.
 
 A kernel that is wrong in one precision trains, only worse, and nothing else says so.
 """
@@ -36,7 +36,8 @@ def calls(stack: AstrobioStack, batch, dtype: torch.dtype) -> dict:
     width, rows = stack.language.hidden_size, len(batch)
     tokens = [torch.randn(rows, getattr(stack.config, name).tokens, width).to(dtype) for name in stack.modalities]
     states = torch.randn(rows, batch.tokens.shape[1], width).to(dtype)
-    present, quality = (torch.stack([of[name] for name in stack.modalities], 1) for of in (batch.present, batch.quality))
+    present, quality = (torch.stack([of[name] for name in stack.modalities], dim=1)
+                        for of in (batch.present, batch.quality))
     return {"planet": lambda: stack.planet(batch.planet, batch.planet_known),
             "climate": lambda: stack.climate(batch.climate_levels, batch.climate_surface),
             "metabolism": lambda: stack.metabolism(batch.graphs),

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from astrobio.config import StackConfig, load_preset  # noqa: E402
 from astrobio.dataset import AstrobioDataset  # noqa: E402
+from astrobio.sampler import SampleOrder  # noqa: E402
 from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
 from launch.planner.advice import LAYERS  # noqa: E402
 from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
@@ -189,6 +190,57 @@ def gradients(which: str) -> dict:
 
 for _which in TRAINED_IN_PART:
     CASES[f"gradients:{_which}"] = lambda which=_which: gradients(which)
+
+
+STEPS = 200
+PRECISIONS = {"fp32": {"fp16": {"enabled": False}}, "fp16": {},
+              "bf16": {"fp16": {"enabled": False}, "bf16": {"enabled": True}}}
+
+
+def trajectory(precision: str) -> dict:
+    """The losses of `STEPS` optimizer steps through the engine, as zero3_offload has them, and of a plain loop of torch
+    over the same records with the same random numbers, in fp32."""
+    rise = round(0.3 * STEPS)
+    engine = make_engine("zero3_offload", {
+        "gradient_accumulation_steps": 1, "scheduler.params.cycle_first_step_size": rise,
+        "scheduler.params.cycle_second_step_size": STEPS - rise, **PRECISIONS[precision]})
+    ranks, order = dist.get_world_size(), SampleOrder(len(DATA), 0)
+    micro_batches = [[batch_of(order.indices(2 * (ranks * i + rank), 2)) for rank in range(ranks)]
+                     for i in range(STEPS)]
+    found = [step(engine, [shares[dist.get_rank()]])[0] for shares in micro_batches]
+    skipped = engine.skipped_steps
+    engine.destroy()
+    mean = torch.tensor(found)
+    dist.all_reduce(mean)
+    return {"launcher": (mean / ranks).tolist(), "plain": plain_loop(micro_batches, rise), "skipped": skipped}
+
+
+def plain_loop(micro_batches: list[list], rise: int) -> list[float]:
+    """What anybody would write: one process, fp32, AdamW with clipping, a learning rate that rises and falls."""
+    stack = build_stack(load_preset("tiny"), {}, seed=0).train()
+    optimizer = torch.optim.AdamW(stack.parameters(), lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: 0.1 + 0.9 * (i / rise if i <= rise else 1 - (i - rise) / (STEPS - rise)))
+    draws = [torch.Generator().manual_seed(1 + rank).get_state() for rank in range(len(micro_batches[0]))]
+    losses = []
+    for shares in micro_batches:
+        total = 0.0
+        for rank, batch in enumerate(shares):  # each rank draws its own masks and noise
+            torch.set_rng_state(draws[rank])
+            loss = stack(batch).loss / len(shares)
+            draws[rank] = torch.get_rng_state()
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(stack.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses
+
+
+for _precision in PRECISIONS:
+    CASES[f"trajectory:{_precision}"] = lambda precision=_precision: trajectory(precision)
 
 
 @case

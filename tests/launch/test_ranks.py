@@ -13,12 +13,13 @@ CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 FAST = [*(f"ds_config:{config}" for config in CONFIGS), "language_models", "pretrained",
         "accumulation_over_buckets", "climate_on_one_rank", "activation_checkpointing", "nonfinite", "shared_memory",
         "upstream", "upstream_nvme_prefetch", "same_weights_whatever_the_stage"]
-SLOW = [f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube", "adapters")]
+SLOW = [*(f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube", "adapters")),
+        *(f"trajectory:{precision}" for precision in ("fp32", "fp16", "bf16"))]
 
 
 def launch(cases: list[str], data: Path, out: Path) -> dict[str, list[dict]]:
     """Case → what each rank saw."""
-    done = finish(start(Path(__file__).with_name("ranks.py"), data, out, *cases), timeout=900)
+    done = finish(start(Path(__file__).with_name("ranks.py"), data, out, *cases), timeout=1800)
     assert done.status == 0, done.output[-4000:]
     return {line["case"]: line["ranks"] for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
 
@@ -82,6 +83,25 @@ def check_gradients(rank: dict, trained: str) -> None:
 def test_gradients_are_plain_torchs(slow_results, trained):
     for rank in seen(slow_results, f"gradients:{trained}"):
         check_gradients(rank, trained)
+
+
+@pytest.mark.slow
+def test_in_fp32_the_launcher_trains_as_a_plain_loop_does(slow_results):
+    """200 steps, every one of them: ZeRO, offloading, clipping, the schedule and recomputation change nothing."""
+    for rank in seen(slow_results, "trajectory:fp32"):
+        assert len(rank["plain"]) == 200 and rank["plain"][-1] < rank["plain"][0] - 1
+        assert rank["launcher"] == pytest.approx(rank["plain"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_in_16_bits_the_launcher_trains_nearly_as_in_fp32(slow_results, precision):
+    """Within 2% of the plain loop's loss in fp32, in the mean of each ten steps; fp16 skips some for its loss scale."""
+    for rank in seen(slow_results, f"trajectory:{precision}"):
+        assert rank["skipped"] <= (8 if precision == "fp16" else 0)
+        for i in range(0, 200, 10):
+            launcher, plain = (sum(rank[name][i:i + 10]) for name in ("launcher", "plain"))
+            assert launcher == pytest.approx(plain, rel=0.02), f"steps {i + 1} to {i + 10}"
 
 
 def test_every_kind_of_language_model_trains_under_zero3(results):
