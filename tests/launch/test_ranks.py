@@ -94,14 +94,15 @@ def test_in_fp32_the_launcher_trains_as_a_plain_loop_does(slow_results):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_in_16_bits_the_launcher_trains_nearly_as_in_fp32(slow_results, precision):
-    """Within 2% of the plain loop's loss in fp32, in the mean of each ten steps; fp16 skips some for its loss scale."""
+@pytest.mark.parametrize("precision, allowed", [("fp16", 0.02), ("bf16", 0.005)])
+def test_in_16_bits_the_launcher_trains_nearly_as_in_fp32(slow_results, precision, allowed):
+    """Within a share of the plain loop's loss in fp32, in the mean of each ten steps. fp16 first skips some steps, until
+    its loss scale is found, and stays behind by as many."""
     for rank in seen(slow_results, f"trajectory:{precision}"):
         assert rank["skipped"] <= (8 if precision == "fp16" else 0)
         for i in range(0, 200, 10):
             launcher, plain = (sum(rank[name][i:i + 10]) for name in ("launcher", "plain"))
-            assert launcher == pytest.approx(plain, rel=0.02), f"steps {i + 1} to {i + 10}"
+            assert launcher == pytest.approx(plain, rel=allowed), f"steps {i + 1} to {i + 10}"
 
 
 def test_every_kind_of_language_model_trains_under_zero3(results):
