@@ -96,7 +96,7 @@ def test_in_fp32_the_launcher_trains_as_a_plain_loop_does(slow_results):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, allowed", [("fp16", 0.02), ("bf16", 0.005)])
 def test_in_16_bits_the_launcher_trains_nearly_as_in_fp32(slow_results, precision, allowed):
-    """Within a share of the plain loop's loss in fp32, in the mean of each ten steps. fp16 first skips some steps, until
+    """Within a share of its loss in fp32, in the mean of each ten steps. fp16 first skips some steps, until
     its loss scale is found, and stays behind by as many."""
     for rank in seen(slow_results, f"trajectory:{precision}"):
         assert rank["skipped"] <= (8 if precision == "fp16" else 0)
