@@ -9,9 +9,10 @@ PYTHON ?= $(shell whole() { $$1 -c 'import ensurepip, os, sys, sysconfig; \
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
-# The tiny model wants a larger step than the 17B one that ds_configs are made for, and whole batches a CPU.
+# The tiny model wants a larger step than the 17B one that ds_configs are made for, down to nothing at the end, and whole
+# batches a CPU.
 TINY := ds_config.train_micro_batch_size_per_gpu=8 ds_config.gradient_accumulation_steps=1 \
-        ds_config.optimizer.params.betas=[0.9,0.999] ds_config.scheduler.params.cycle_min_lr=1e-4 \
+        ds_config.optimizer.params.betas=[0.9,0.999] ds_config.scheduler.params.cycle_min_lr=1e-6 \
         ds_config.scheduler.params.cycle_max_lr=1e-3
 export TOKENIZERS_PARALLELISM := false
 
@@ -45,7 +46,7 @@ $(SAMPLE)/manifest.json: | $(VENV)/.installed
 
 train: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
-	  --model tiny --set $(TINY) train.epochs=8
+	  --model tiny --set $(TINY) train.epochs=16
 
 # Longer, for a better model; bf16 is the faster precision on most CPUs.
 train_long: $(SAMPLE)/manifest.json

@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_calibration_error
 
 from astrobio.dataset import AstrobioDataset
@@ -24,6 +25,12 @@ def habitability_metrics(probability: Tensor, label: Tensor) -> dict[str, float 
         "roc_auc": float(binary_auroc(probability, label)) if both else None,
         "ece": float(binary_calibration_error(probability, label, n_bins=CALIBRATION_BINS)),
     }
+
+
+def loss_error(probability: Tensor, label: Tensor) -> float:
+    """Standard error of the mean cross-entropy of the probabilities [N]; 0 where there are no two records."""
+    losses = binary_cross_entropy(probability, label.float(), reduction="none")
+    return float(losses.std() / len(losses) ** 0.5) if len(losses) > 1 else 0.0
 
 
 def baselines(train: AstrobioDataset, test: AstrobioDataset) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Small decisions of the loop, one class each; what must survive a resume is in their fields."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -11,19 +12,25 @@ import psutil
 
 @dataclass
 class EarlyStop:
-    """Stop after ``patience`` validations in a row without a lower loss."""
+    """Stop after ``patience`` validations in a row without a lower loss, and say which weights are to be kept."""
 
     patience: int
     best: float = float("inf")
     since_best: int = 0
 
-    def better(self, loss: float) -> bool:
-        """Take note of a validation; True if it is the best so far. A loss that is not finite never is."""
+    def keeps(self, loss: float, error: float = 0.0) -> bool:
+        """Take note of a validation; True if its weights take the place of those kept so far.
+
+        They do where no validation was better by more than the standard ``error`` of the loss (the rule of Breiman et
+        al. 1984): of weights that a small validation split cannot tell apart, the last, which the schedule has led
+        nearest to a learning rate of 0, are the best. A loss that is not finite never does.
+        """
+        kept = math.isfinite(loss) and loss <= self.best + error
         if loss < self.best:
             self.best, self.since_best = loss, 0
-            return True
-        self.since_best += 1
-        return False
+        else:
+            self.since_best += 1
+        return kept
 
     @property
     def due(self) -> bool:

@@ -6,7 +6,7 @@ import deepspeed.comm as dist
 import torch
 
 from astrobio.dataset import AstrobioDataset, Batch
-from astrobio.metrics import habitability_metrics, probability
+from astrobio.metrics import habitability_metrics, loss_error, probability
 from astrobio.schema import MODALITIES
 from launch.zero.engine import device
 
@@ -16,7 +16,8 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
     """Loss and figures of merit over a split, with one modality (or ``text``) masked if wanted.
 
     Returns, on every rank:
-        ``loss``, ``loss_parts`` (means over records), ``records``, ``accuracy``, ``roc_auc``, ``ece``, and under
+        ``loss``, ``loss_parts`` (means over records), ``loss_error`` (the standard error of the classification loss),
+        ``records``, ``accuracy``, ``roc_auc``, ``ece``, and under
         ``observed`` and ``synthetic`` the same three figures for real and for drawn planets apart, with their number.
     """
     engine.eval()
@@ -43,8 +44,8 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
     means = {name: sum(part[name] for _, part, _ in gathered) / total for name in sums}
     chance, label, observed = (torch.tensor([row[i] for row in rows]) for i in range(3)) if rows else \
         (torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool))
-    result = {"loss": means.pop("loss"), "loss_parts": means, "records": int(total),
-              **habitability_metrics(chance, label)}
+    result = {"loss": means.pop("loss"), "loss_parts": means, "loss_error": loss_error(chance, label),
+              "records": int(total), **habitability_metrics(chance, label)}
     for name, chosen in (("observed", observed.bool()), ("synthetic", ~observed.bool())):
         result[name] = {"records": int(chosen.sum()), **habitability_metrics(chance[chosen], label[chosen])}
     return result

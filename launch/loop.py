@@ -243,9 +243,9 @@ class Trainer:
     def _validate(self) -> None:
         blackbox.phase("eval")
         result = evaluate(self.engine, self.splits["validation"], self.plan.train.eval_micro_batch)
-        better = self.early_stop.better(self._criterion(result))
+        kept = self.early_stop.keeps(self._criterion(result), result["loss_error"])
         self.monitor.evaluation({"step": self.step, "epoch": round(self.epoch, 4), "split": "validation", **result})
-        if better:
+        if kept:
             self._save(best=True)
 
     @staticmethod

@@ -40,9 +40,17 @@ def test_a_half_written_last_line_is_cut_off(tmp_path):
 
 def test_early_stop_counts_validations_without_a_better_one():
     stop = EarlyStop(patience=2)
-    assert stop.better(1.0) and not stop.better(1.0) and not stop.due
-    assert not stop.better(float("nan")) and stop.due
-    assert stop.better(0.5) and not stop.due
+    assert stop.keeps(1.0) and not stop.keeps(1.1) and not stop.due
+    assert not stop.keeps(float("nan")) and stop.due
+    assert stop.keeps(0.5) and not stop.due
+
+
+def test_of_weights_that_validation_cannot_tell_apart_the_last_are_kept():
+    stop = EarlyStop(patience=9)
+    assert stop.keeps(1.0, error=0.2) and stop.keeps(1.1, error=0.2) and stop.keeps(1.2, error=0.2)
+    assert not stop.keeps(1.3, error=0.2), "the error is counted from the lowest loss, not from the last one kept"
+    assert stop.best == 1.0 and stop.since_best == 3
+    assert not EarlyStop(patience=9).keeps(float("inf"), error=1.0)
 
 
 def test_the_time_limit_counts_what_was_spent_before_a_resume():
