@@ -9,9 +9,12 @@ PYTHON ?= $(shell whole() { $$1 -c 'import ensurepip, os, sys, sysconfig; \
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
+# Two ranks, or the one card there is.
+TRAIN_RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2> /dev/null | wc -l)),1,2)
 # The tiny model wants a larger step than the 17B one that ds_configs are made for, down to nothing at the end, and whole
-# batches a CPU.
-TINY := ds_config.train_micro_batch_size_per_gpu=8 ds_config.gradient_accumulation_steps=1 \
+# batches a CPU: 16 samples a step in any case.
+TINY := ds_config.train_micro_batch_size_per_gpu=$(if $(filter 1,$(TRAIN_RANKS)),16,8) \
+        ds_config.gradient_accumulation_steps=1 \
         ds_config.optimizer.params.betas=[0.9,0.999] ds_config.scheduler.params.cycle_min_lr=1e-6 \
         ds_config.scheduler.params.cycle_max_lr=1e-3
 export TOKENIZERS_PARALLELISM := false
@@ -45,12 +48,12 @@ $(SAMPLE)/manifest.json: | $(VENV)/.installed
 	$(BIN)/python -m data_build build sample --out $(SAMPLE)
 
 train: $(SAMPLE)/manifest.json
-	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload.json \
+	. $(BIN)/activate && deepspeed --num_gpus $(TRAIN_RANKS) launch/train.py --ds_config ds_configs/zero3_offload.json \
 	  --model tiny --set $(TINY) train.epochs=16
 
 # Longer, for a better model; bf16 is the faster precision on most CPUs.
 train_long: $(SAMPLE)/manifest.json
-	. $(BIN)/activate && deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3_offload_bf16.json \
+	. $(BIN)/activate && deepspeed --num_gpus $(TRAIN_RANKS) launch/train.py --ds_config ds_configs/zero3_offload_bf16.json \
 	  --model tiny --set $(TINY) train.epochs=20
 
 # All 17 B parameters for real, through NVMe: 62 GB of disk (in ASTROBIO_NVME, if set), 16 GB of memory. bf16, because

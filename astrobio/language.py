@@ -34,28 +34,27 @@ class Language(nn.Module):
         if config.lora:
             _add_adapters(self.model, config.lora)
 
-    def forward(self, prefix: Tensor | None, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, prefix: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Read the prefix, then the text.
+
+        No mask is given: padding stands on the right of what is real, which a causal model never looks at. With a mask
+        torch leaves FlashAttention for kernels with a score bias, and transformers waits for the card to look at it.
 
         Args:
             prefix: modality tokens [B, N, hidden_size], or None.
             tokens: token ids [B, L], padded on the right.
-            real: [B, L] bool, False on padding.
 
         Returns:
             the last hidden states [B, N + L, hidden_size], and logits [B, L - 1, vocabulary] that predict
             ``tokens[:, 1:]``. Only text positions go through the output layer: its logits are the largest activation.
         """
         embedded = self.model.get_input_embeddings()(tokens)
-        attended = real
         if prefix is not None:
             embedded = torch.cat([prefix.to(embedded.dtype), embedded], dim=1)
-            attended = torch.cat([real.new_ones(prefix.shape[:2]), real], dim=1)
         if self.training and torch.is_grad_enabled() and not embedded.requires_grad:
             # Over a bottom that needs no gradient a reentrant checkpoint would drop those of all layers above.
             embedded.requires_grad_()
-        states = self.model.base_model(inputs_embeds=embedded, attention_mask=attended.long(),
-                                       use_cache=False).last_hidden_state
+        states = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         states = states.to(embedded.dtype)  # a state-space model may sum its residuals in float32
         return states, self.model.get_output_embeddings()(states[:, -tokens.shape[1]:-1])
 

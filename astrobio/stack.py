@@ -122,7 +122,7 @@ class AstrobioStack(nn.Module):
         parts: dict[str, Tensor] = {}
         batch = self._drop_modalities(batch)
         tokens = self._encode(batch, parts)
-        states, text_logits = self.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens, batch.real)
+        states, text_logits = self.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)
         parts["language"] = losses.language(text_logits, batch.tokens[:, 1:], batch.real[:, 1:])
         logits = weights = None
         if self.modalities:

@@ -184,8 +184,13 @@ def _device() -> dict[str, int]:
     import torch
     if not torch.cuda.is_initialized():
         return {}
-    free, total = torch.cuda.mem_get_info()
-    return {"device_bytes": total - free, "device_total": total, "device_peak": torch.cuda.max_memory_reserved()}
+    # This is asked in a thread, whose own device is card 0: to ask that one would open a context there in every rank.
+    card = int(os.environ.get("LOCAL_RANK", 0))
+    with contextlib.suppress(RuntimeError):  # a card that is in error: the rank itself says of what
+        free, total = torch.cuda.mem_get_info(card)
+        return {"device_bytes": total - free, "device_total": total,
+                "device_peak": torch.cuda.max_memory_reserved(card)}
+    return {}
 
 
 def oom_kills() -> int | None:

@@ -26,7 +26,7 @@ def nonfinite_forward(engine, batches: list[Batch]) -> str | None:
 class GradientWatch:
     """While armed, notes the modules whose output's gradient is not finite, in the order of the backward pass.
 
-    Armed only after a step was skipped, because every look waits for the device.
+    Armed only for a step whose overflow would be told, because every look waits for the device.
     """
 
     def __init__(self, module: torch.nn.Module):

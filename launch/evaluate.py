@@ -8,6 +8,7 @@ import torch
 from astrobio.dataset import AstrobioDataset, Batch
 from astrobio.metrics import habitability_metrics, loss_error, probability
 from astrobio.schema import MODALITIES
+from launch.zero.accelerator import same_randomness_after
 from launch.zero.engine import device
 
 
@@ -25,7 +26,7 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
     sums: dict[str, float] = {}
     weight = 0
     # The random masks of a training step must not depend on when validations fall.
-    with torch.random.fork_rng(devices=[]):
+    with same_randomness_after():
         for batch, counted in _batches(dataset, micro_batch):
             out = engine(batch if without is None else batch.without(without))
             kept = counted.sum().item()

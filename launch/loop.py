@@ -223,7 +223,8 @@ class Trainer:
             self.monitor.event(self.step, "repeated_overflow", f"step {self.step}: {self.overflows} skipped steps in a "
                                f"row; the gradient first overflows at {origin or 'an unknown module'}",
                                logging.WARNING, module=origin)
-        self.gradients.arm()
+        if self.overflows >= self.plan.train.report_overflows_after - 1:  # the next one is told
+            self.gradients.arm()
 
     def _loss_scale(self) -> float:
         return float(getattr(self.engine.optimizer, "cur_scale", 1.0))

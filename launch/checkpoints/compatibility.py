@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
+
 from astrobio.stack import AstrobioStack
 from launch.checkpoints.manifest import Manifest
 from launch.zero.ds_config import strategy
@@ -49,6 +51,8 @@ def changes(manifest: Manifest, network: AstrobioStack, ds_config: dict, world_s
     differs("parameters on", old.param_device, new.param_device)
     differs("ranks", manifest.world_size, world_size, "new ranks draw random numbers of their own" if
             world_size > manifest.world_size else "")
+    differs("device", manifest.random[0].get("device_type", get_accelerator().device_name()),
+            get_accelerator().device_name(), "masks and noise are drawn anew from the seed")
     if world_size != manifest.world_size and len(_buffers(manifest)) > len(_distinct_buffers(manifest)):
         lines.append("buffers that differed between the ranks: new ranks take those of rank 0")
     for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):

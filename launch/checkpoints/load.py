@@ -12,7 +12,7 @@ from torch import Tensor
 from launch.checkpoints.compatibility import keeps_moments, new_settings, same_scheduler
 from launch.checkpoints.fingerprint import PIECE_BYTES, Fingerprint, fingerprint
 from launch.checkpoints.manifest import Damaged, Manifest, SavedTensor, check_sizes
-from launch.checkpoints.random_state import random_state, set_random_state
+from launch.checkpoints.random_state import is_restored, set_random_state
 from launch.checkpoints.tensors import TensorReader, hash_file
 from launch.checkpoints.together import gathered
 from launch.zero.state import FROZEN, MASTER, EngineState, Group, Opened
@@ -261,12 +261,13 @@ def _wrong_settings(state: EngineState, manifest: Manifest) -> list[str]:
 def _set_random(manifest: Manifest, seed: int) -> None:
     """A rank that the saved run did not have begins a stream of its own."""
     rank = dist.get_rank()
+    own = seed + 1 + rank + 1_000_003 * manifest.step
     if rank < manifest.world_size:
-        set_random_state(manifest.random[rank])
-        if random_state() != manifest.random[rank]:
+        set_random_state(manifest.random[rank], own)
+        if not is_restored(manifest.random[rank]):
             raise LoadFailed(f"rank {rank}: the random state is not the one that was saved")
     else:
-        torch.manual_seed(seed + 1 + rank + 1_000_003 * manifest.step)
+        torch.manual_seed(own)
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -1,4 +1,7 @@
-"""The state of this rank's random number generators, as JSON."""
+"""The state of this rank's random number generators, as JSON.
+
+That of a device's generator means something to devices of its kind only: 16 bytes on CUDA, 5 kB on a CPU.
+"""
 
 import base64
 import random
@@ -9,21 +12,39 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from launch.zero.accelerator import on_cpu
+
 
 def random_state() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     kind, key, *rest = np.random.get_state()
     return {"python": [version, list(numbers), gauss], "numpy": [kind, key.tolist(), *rest],
-            "torch": _text(torch.get_rng_state()), "device": _text(get_accelerator().get_rng_state())}
+            "torch": _text(torch.get_rng_state()), "device_type": get_accelerator().device_name(),
+            "device": _text(get_accelerator().get_rng_state())}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], seed: int) -> None:
+    """Go on from ``state``; where it was saved on another kind of device, that one's generator begins at ``seed``."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, key, *rest = state["numpy"]
     np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
     torch.set_rng_state(_bytes(state["torch"]))
-    get_accelerator().set_rng_state(_bytes(state["device"]))
+    if same_device(state):
+        get_accelerator().set_rng_state(_bytes(state["device"]))
+    elif not on_cpu():  # a CPU has one generator, which is set by now
+        get_accelerator().manual_seed(seed)
+
+
+def is_restored(state: dict[str, Any]) -> bool:
+    """Whether the generators are where ``state`` says, as far as they are of its kind."""
+    now = random_state()
+    return all(now[key] == value for key, value in state.items()
+               if same_device(state) or key not in ("device", "device_type"))
+
+
+def same_device(state: dict[str, Any]) -> bool:
+    return state.get("device_type", get_accelerator().device_name()) == get_accelerator().device_name()
 
 
 def _text(state: Tensor) -> str:

@@ -165,8 +165,8 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
     """`scaled_dot_product_attention` with the kernel that CUDA would choose.
 
     aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: FlashAttention for half types on compute capability 8.0 and
-    newer, head size up to 256 and no mask; else the memory-efficient kernel, which takes a mask but no grouped heads;
-    else the formula, with its score matrix.
+    newer, head size up to 256 and no mask; else the memory-efficient kernel, which takes a mask, but no grouped heads
+    and only heads that are aligned (`head_alignment`); else the formula, with its score matrix.
     """
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.dim() == 4 and half and attn_mask is None and capability >= (8, 0) and query.shape[-1] <= 256:
@@ -174,7 +174,8 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
                                                                   return_debug_mask=False, scale=scale)[0]
     grouped = enable_gqa and query.shape[1] != key.shape[1]
     bf16_before_ampere = query.dtype is torch.bfloat16 and capability < (8, 0)
-    if query.dim() == 4 and capability >= (5, 0) and not grouped and not bf16_before_ampere:
+    aligned = all(t.shape[-1] % head_alignment(t.dtype, capability) == 0 for t in (query, value))
+    if query.dim() == 4 and capability >= (5, 0) and aligned and not grouped and not bf16_before_ampere:
         if attn_mask is not None:
             attn_mask = attn_mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
             if attn_mask.dtype is torch.bool:
@@ -184,6 +185,14 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
                                                                       is_causal, scale=scale)[0]
     return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal,
                                                              scale=scale, enable_gqa=enable_gqa)[0]
+
+
+def head_alignment(dtype: torch.dtype, capability: tuple[int, int]) -> int:
+    """What the memory-efficient kernel's head sizes must be a multiple of: 16 bytes where it uses tensor cores
+    (`minimum_gemm_alignment`, ibid.)."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    in_tensor_cores = capability >= ((7, 0) if half else (8, 0))
+    return max(4 if capability >= (8, 0) else 1, 16 // dtype.itemsize if in_tensor_cores else 1)
 
 
 def count_hooks(note) -> None:

@@ -47,12 +47,14 @@ def prepare_accelerator():
 
 
 def join_ranks() -> None:
-    """`deepspeed.init_distributed`, which on a CPU leaves nothing behind.
+    """`deepspeed.init_distributed`, on this rank's own card; on a CPU it leaves nothing behind.
 
     There the ranks of a machine reduce through shared memory, 66 MB each, in files that deepspeed 0.19.8 removes only
     at a clean end (csrc/cpu/comm/shm.cpp): every killed run would keep its share of the memory until the next boot, and
     the next run at the same port would find its counters. Once all ranks have the memory nobody needs its name.
     """
+    if not on_cpu():
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed()
     deepspeed.comm.barrier()
     address, port, rank = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"]
@@ -108,6 +110,14 @@ def _in_fp32(kernel, keyset, *args, **kwargs):
         return kernel.call_boxed(keyset, *args, **kwargs)
     wide = [arg.float() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in args]
     return kernel.call_boxed(keyset, *wide, **kwargs).half()
+
+
+def same_randomness_after():
+    """A context after which this rank's generators, the CPU's and the device's, are where they were before."""
+    if on_cpu():
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[get_accelerator().current_device()],
+                                 device_type=get_accelerator().device_name())
 
 
 def on_cpu() -> bool:

@@ -10,6 +10,8 @@ import deepspeed
 import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
+from torch.utils.cpp_extension import CUDA_HOME
 
 from launch.zero.facts import ModelFacts
 from launch.zero.finding import Finding, remark
@@ -18,6 +20,7 @@ from launch.zero.strategy import AUTO, nvme_paths, strategy
 GIB, GB = 2**30, 1e9
 #: Bytes of each parameter that trains, at the least: the fp32 master copy and Adam's two moments; its fp32 gradient.
 OPTIMIZER_STATE, GRADIENT = 12, 4
+CAP_IPC_LOCK = 14  # linux/capability.h
 #: File systems that are memory, or elsewhere.
 IN_MEMORY, REMOTE = ("tmpfs", "ramfs", "devtmpfs"), ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph",
                                                      "9p", "beegfs", "glusterfs")
@@ -26,8 +29,8 @@ IN_MEMORY, REMOTE = ("tmpfs", "ramfs", "devtmpfs"), ("nfs", "nfs4", "cifs", "smb
 def machine_findings(config: dict, world_size: int, facts: ModelFacts | None = None) -> list[Finding]:
     """Of a config without ``"auto"`` paths. Room is only judged where the model is known, and by lower bounds: what is
     refused cannot run. `astrobio plan` says what a run takes."""
-    found = [*_devices(config, world_size), *_compiler(config), *_disks(config, facts),
-             *_memory(config, world_size, facts)]
+    found = [*_devices(config, world_size), *_compiler(config), *_toolkit(config), *_disks(config, facts),
+             *_memory(config, world_size, facts), *_locked_memory(config, world_size, facts)]
     return found + cuda_findings(torch.version.cuda, driver_version())
 
 
@@ -138,6 +141,30 @@ def _compiler(config: dict) -> list[Finding]:
                              "installed", "`apt-get install libaio-dev` (Debian, Ubuntu) or `dnf install libaio-devel` "
                              "(Fedora)"))
     return found
+
+
+def _toolkit(config: dict) -> list[Finding]:
+    """CUDA's compiler, where DeepSpeed compiles something for the card with it, by DeepSpeed's own rule."""
+    if get_accelerator().device_name() != "cuda":
+        return []
+    where, optimizer = strategy(config), config.get("optimizer") or {}
+    kind, params = str(optimizer.get("type", "")).lower(), optimizer.get("params") or {}
+    needs = []
+    if where.optimizer_device == "none" and kind in ("adam", "adamw", "lamb", "lion") and not params.get("torch_adam"):
+        needs.append((f"optimizer.type = {optimizer['type']} on the card", ', or optimizer.params.torch_adam: true'
+                      if kind.startswith("adam") else ", or AdamW with torch_adam: true"))
+    if where.uses_nvme:
+        needs.append(("offloading to nvme", ""))
+    if not needs:
+        return []
+    try:
+        assert_no_cuda_mismatch()
+    except (MissingCUDAException, CUDAMismatchException) as error:
+        return [Finding("nvcc", CUDA_HOME or "(not found)", f"DeepSpeed compiles with it what "
+                        f"{' and '.join(what for what, _ in needs)} takes ({str(error).strip('>- ')})",
+                        f"install the CUDA toolkit {torch.version.cuda or ''} that torch was built with, and let "
+                        f"CUDA_HOME name its folder{''.join(other for _, other in needs)}")]
+    return []
 
 
 def _disks(config: dict, facts: ModelFacts | None) -> list[Finding]:
@@ -257,6 +284,45 @@ def _memory(config: dict, world_size: int, facts: ModelFacts | None) -> list[Fin
         found.append(remark("ulimit -l", f"{soft / GIB:.2f} GiB", f"{', '.join(pins)} lock more memory than that",
                             "ulimit -l unlimited, or pin_memory: false"))
     return found
+
+
+def locked_bytes(config: dict, facts: ModelFacts, world_size: int) -> dict[str, int]:
+    """What a rank locks (mlock) to swap through, at the least, by part: `new_cpu_locked_tensor` in DeepSpeed's
+    runtime/swap_tensor. A buffer of the optimizer's holds the largest sub-group in fp32."""
+    where, zero, parts = strategy(config), config.get("zero_optimization") or {}, {}
+    if where.param_device == "nvme":
+        param, width = zero["offload_param"], 4 if where.precision == "fp32" else 2
+        size = param.get("buffer_size", 100_000_000)
+        size = facts.largest // world_size if size == AUTO else size
+        parts["parameter swap buffers"] = int(param.get("buffer_count", 5) * size * width)
+    if where.optimizer_device == "nvme":
+        group = min(zero.get("sub_group_size", 1_000_000_000), facts.trainable // world_size)
+        parts["optimizer swap buffers"] = int(4 * group * zero["offload_optimizer"].get("buffer_count", 4))
+    return parts
+
+
+def _locked_memory(config: dict, world_size: int, facts: ModelFacts | None) -> list[Finding]:
+    """Where a rank may lock less, DeepSpeed 0.19.8 gets no buffer and aborts."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if facts is None or limit == resource.RLIM_INFINITY or _may_lock_all():
+        return []
+    parts = locked_bytes(config, facts, world_size)
+    need = sum(parts.values())
+    if need <= limit:
+        return []
+    told = " + ".join(f"{size / GB:.2f} {name}" for name, size in parts.items())
+    return [Finding("ulimit -l", f"{limit / GB:.3f} GB", f"offloading to nvme locks {need / GB:.2f} GB a rank ({told})",
+                    "ulimit -l unlimited (docker run --ulimit memlock=-1; memlock in /etc/security/limits.conf), or "
+                    "smaller buffer_count, buffer_size and sub_group_size")]
+
+
+def _may_lock_all(status: Path = Path("/proc/self/status")) -> bool:
+    """Whether this process has CAP_IPC_LOCK, which root has but for most containers'."""
+    try:
+        capabilities = int(status.read_text().split("CapEff:")[1].split()[0], 16)
+    except (OSError, IndexError, ValueError):
+        return False
+    return bool(capabilities >> CAP_IPC_LOCK & 1)
 
 
 def driver_version() -> int | None:

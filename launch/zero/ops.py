@@ -4,6 +4,7 @@
 """
 
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
 
 from astrobio.config import ConfigError
 from launch.zero.accelerator import on_cpu, prepare_accelerator
@@ -40,7 +41,7 @@ def build(builders: list[str]) -> None:
             continue
         try:
             builder.load(verbose=False)
-        except (RuntimeError, OSError, ImportError) as error:
+        except (RuntimeError, OSError, ImportError, TypeError, MissingCUDAException, CUDAMismatchException) as error:
             raise ConfigError(f"DeepSpeed's {builder.name} cannot be compiled on this machine: "
                               f"{str(error).strip()[-2000:]}\nit needs g++, ninja and, for NVMe, libaio's headers: "
                               "`make setup` installs them or says how") from None

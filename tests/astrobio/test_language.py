@@ -42,13 +42,47 @@ def test_text_reads_the_prefix_and_no_padding(kind, batch):
     prefix = torch.randn(4, 5, model.hidden_size)
     real = batch.real.clone()
     real[1:, 20:] = False
-    _, logits = model(prefix, batch.tokens, real)
-    _, other_prefix = model(prefix + 1, batch.tokens, real)
+    _, logits = model(prefix, batch.tokens)
+    _, other_prefix = model(prefix + 1, batch.tokens)
     assert (logits - other_prefix).abs().max() > 1e-3
-    _, other_padding = model(prefix, torch.where(real, batch.tokens, 7), real)
+    _, other_padding = model(prefix, torch.where(real, batch.tokens, 7))
     shown = real[:, 1:]
     torch.testing.assert_close(other_padding[shown], logits[shown])
     assert not torch.allclose(other_padding[~shown], logits[~shown])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_needs_no_mask(kind, batch):
+    """Logits at what is real, and all gradients, are those of transformers' own model with a mask."""
+    model = stack_of(kind).language
+    prefix = torch.randn(4, 5, model.hidden_size, requires_grad=True)
+    real = batch.real.clone()
+    real[1:, 20:] = False
+    shown = real[:, 1:]
+    embedded = torch.cat([prefix, model.model.get_input_embeddings()(batch.tokens)], dim=1)
+    mask = torch.cat([torch.ones(4, 5), real], dim=1).long()
+    masked = model.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits[:, 5:-1]
+    found = {}
+    for name, logits in (("masked", masked), ("ours", model(prefix, batch.tokens)[1])):
+        (logits[shown] ** 2).sum().backward()
+        found[name] = [logits[shown], prefix.grad, *(p.grad for p in model.parameters())]
+        prefix.grad = None
+        model.zero_grad()
+    for ours, theirs in zip(found["ours"], found["masked"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_no_mask_reaches_the_attention_kernel(batch, monkeypatch):
+    """So that FlashAttention can be chosen."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def looked_at(*args, attn_mask=None, is_causal=False, **kwargs):
+        seen.append((attn_mask, is_causal))
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", looked_at)
+    stack_of("llama").language(None, batch.tokens)
+    assert seen == [(None, True)] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,7 +47,7 @@ def calls(stack: AstrobioStack, batch, dtype: torch.dtype) -> dict:
             "climate": lambda: stack.climate(batch.climate_levels, batch.climate_surface),
             "metabolism": lambda: stack.metabolism(batch.graphs),
             "spectrum": lambda: stack.spectrum(batch.spectrum),
-            "language": lambda: stack.language(torch.cat(tokens, dim=1), batch.tokens, batch.real),
+            "language": lambda: stack.language(torch.cat(tokens, dim=1), batch.tokens),
             "fusion": lambda: stack.fusion(tokens, states, present, quality, batch.real)}
 
 

@@ -287,7 +287,7 @@ def trained_for_export() -> dict:
         batch = batch_of(range(4))
         with torch.no_grad():
             out = engine(batch)
-            text = engine.module.language(None, batch.tokens, batch.real)[1]
+            text = engine.module.language(None, batch.tokens)[1]
         if dist.get_rank() == 0:
             torch.save({"logits": out.logits, "text": text}, ranks.OUT / name / "logits.pt")
         engine.destroy()

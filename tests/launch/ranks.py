@@ -295,7 +295,7 @@ def pretrained() -> dict:
         engine, *_ = deepspeed.initialize(model=built, config=ds_config, model_parameters=built.parameters())
         engine.eval()
         with torch.no_grad():
-            ran[name] = engine.module.language(None, batch.tokens, batch.real)[1]
+            ran[name] = engine.module.language(None, batch.tokens)[1]
         engine.destroy()
         del built, engine
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
 from launching import ROOT
 from public_configs import CLEAN, OUTDATED
 
@@ -12,8 +14,9 @@ from astrobio.config import ConfigError, load_preset, set_dotted
 from launch.check import check
 from launch.cli import main
 from launch.zero import ds_config as ds
-from launch.zero import facts, machine
+from launch.zero import facts, machine, ops
 from launch.zero.accelerator import prepare_accelerator
+from launch.zero.ds_config import read_ds_config
 from launch.zero.facts import ModelFacts
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -293,6 +296,69 @@ def test_host_memory_that_cannot_be_enough(monkeypatch):
     assert any("host memory" in line and "16.8 GiB" in line and "cgroup" in line for line in found)
     small = ModelFacts(10**8, 10**8, 10**7, 64, ())
     assert not [f for f in machine.machine_findings(changed({}), 2, small) if f.problem]
+
+
+@pytest.mark.parametrize("preset, gigabytes", [("17b", {"parameter": 1.39, "optimizer": 1.0}),
+                                               ("tiny", {"parameter": 0.0, "optimizer": 0.0})])
+def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
+    """DeepSpeed would abort, after building. 17b: ten buffers of half an embedding in fp16, five of a sub-group of
+    5e7 in fp32."""
+    of, config = facts.model_facts(load_preset(preset)), read_ds_config(ROOT / "ds_configs/zero3_nvme.json", {})
+    limit = 64 << 20
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (limit, limit))
+    monkeypatch.setattr(machine, "_may_lock_all", lambda: False)
+    found = [f for f in machine.machine_findings(config, 2, of) if f.key == "ulimit -l"]
+    if preset == "17b":
+        [finding] = found
+        assert finding.problem and "memlock=-1" in finding.cure and "0.067 GB" in str(finding)
+        for part, size in gigabytes.items():
+            assert f"{size:.2f} {part} swap buffers" in finding.limit
+    else:
+        assert not found
+    assert not [f for f in machine.machine_findings(changed({}), 2, of) if f.key == "ulimit -l"], "nothing is swapped"
+    monkeypatch.setattr(machine, "_may_lock_all", lambda: True)
+    assert not [f for f in machine.machine_findings(config, 2, of) if f.key == "ulimit -l"]
+
+
+def test_who_may_lock_all_memory(tmp_path):
+    status = tmp_path / "status"
+    for capabilities, allowed in (("0000000000004000", True), ("00000000a80425fb", False), ("000001ffffffffff", True)):
+        status.write_text(f"Name:\tpython\nCapEff:\t{capabilities}\n")
+        assert machine._may_lock_all(status) is allowed
+    assert machine._may_lock_all(tmp_path / "absent") is False
+
+
+@pytest.mark.parametrize("config, needs", [
+    ("zero3", "optimizer.type = AdamW on the card"), ("zero3_nvme", "offloading to nvme"), ("zero3_offload", None)])
+def test_a_missing_cuda_toolkit(config, needs, monkeypatch):
+    """Against a card's answers; that there is no toolkit is true of this machine."""
+    card = SimpleNamespace(device_name=lambda: "cuda", device_count=lambda: 2, is_bf16_supported=lambda: True,
+                           total_memory=lambda: 24 << 30)
+    monkeypatch.setattr(machine, "get_accelerator", lambda: card)
+    monkeypatch.setattr(machine, "CUDA_HOME", None)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    raw = read_ds_config(ROOT / f"ds_configs/{config}.json", {})
+    found = [f for f in machine.machine_findings(raw, 2) if f.key == "nvcc"]
+    if needs is None:
+        assert not found
+        return
+    [finding] = found
+    assert finding.problem and needs in str(finding) and "CUDA_HOME" in finding.cure
+    assert ("torch_adam" in finding.cure) is (config == "zero3")
+    raw["optimizer"]["params"]["torch_adam"] = True
+    assert bool([f for f in machine.machine_findings(raw, 2) if f.key == "nvcc"]) is (config == "zero3_nvme")
+
+
+@pytest.mark.parametrize("error", [TypeError("expected str, not NoneType"), MissingCUDAException("no CUDA_HOME"),
+                                   CUDAMismatchException("12.8 and 13.0")])
+def test_a_part_that_cannot_be_compiled_is_named(error, monkeypatch):
+    def load(verbose):
+        raise error
+
+    builder = SimpleNamespace(name="async_io", load=load)
+    monkeypatch.setattr(ops, "get_accelerator", lambda: SimpleNamespace(create_op_builder=lambda name: builder))
+    with pytest.raises(ConfigError, match="async_io cannot be compiled"):
+        ops.build(["AsyncIOBuilder"])
 
 
 def test_missing_compiler_and_libaio(monkeypatch):

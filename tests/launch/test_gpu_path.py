@@ -1,0 +1,129 @@
+"""What matters on a GPU only, against a stand-in of CUDA's answers: this machine has none."""
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+from launching import ROOT
+
+from launch import blackbox
+from launch.checkpoints import random_state as states
+from launch.loop import Trainer
+from launch.zero import accelerator
+
+
+class Card:
+    """CUDA's accelerator, as far as random numbers go: a generator of its own, with a state of 16 bytes."""
+
+    def __init__(self):
+        self.state = torch.arange(16, dtype=torch.uint8)
+
+    def device_name(self):
+        return "cuda"
+
+    def current_device(self):
+        return 1
+
+    def get_rng_state(self):
+        return self.state
+
+    def set_rng_state(self, state):
+        assert len(state) == 16, "RNG state is wrong size"
+        self.state = state
+
+    def manual_seed(self, seed):
+        self.state = torch.full((16,), seed, dtype=torch.uint8)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Call it to be on a machine with a GPU from then on."""
+    def put_in() -> Card:
+        card = Card()
+        for module in (states, accelerator):
+            monkeypatch.setattr(module, "get_accelerator", lambda: card)
+        return card
+    return put_in
+
+
+def test_random_numbers_go_on_from_a_cpu_to_a_gpu(card):
+    torch.manual_seed(3)
+    saved, expected = states.random_state(), torch.rand(4)
+    gpu = card()
+    states.set_random_state(saved, seed=7)
+    assert torch.equal(torch.rand(4), expected)
+    assert gpu.state.unique().tolist() == [7], "the card's numbers begin at the seed"
+    states.set_random_state(saved, seed=7)
+    assert states.is_restored(saved)
+    torch.rand(1)
+    assert not states.is_restored(saved)
+
+
+def test_random_numbers_go_on_from_a_gpu_to_a_cpu(card, monkeypatch):
+    with monkeypatch.context():
+        card()
+        torch.manual_seed(3)
+        saved, expected = states.random_state(), torch.rand(4)
+    monkeypatch.undo()
+    states.set_random_state(saved, seed=7)
+    assert states.is_restored(saved) and torch.equal(torch.rand(4), expected)
+
+
+def test_random_numbers_go_on_from_a_gpu_to_another(card):
+    gpu = card()
+    saved = states.random_state()
+    gpu.manual_seed(5)
+    assert not states.is_restored(saved)
+    states.set_random_state(saved, seed=7)
+    assert states.is_restored(saved) and gpu.state.tolist() == list(range(16))
+
+
+def test_an_evaluation_leaves_the_cards_generator_where_it_was(card, monkeypatch):
+    card()
+    asked = {}
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **options: asked.update(options))
+    accelerator.same_randomness_after()
+    assert asked == {"devices": [1], "device_type": "cuda"}
+
+
+def test_the_black_box_asks_its_own_card_and_outlives_its_errors(monkeypatch):
+    asked = []
+
+    def mem_get_info(card):
+        asked.append(card)
+        if len(asked) > 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return 10, 30
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda card: 5)
+    assert blackbox._device() == {"device_bytes": 20, "device_total": 30, "device_peak": 5}
+    assert blackbox._device() == {} and asked == [1, 1]
+
+
+def test_gradients_are_watched_only_in_the_step_that_would_be_told():
+    """Each look waits for the card."""
+    events, armed = [], []
+    trainer = SimpleNamespace(
+        overflows=0, step=1, _loss_scale=lambda: 1.0,
+        plan=SimpleNamespace(train=SimpleNamespace(report_overflows_after=3)),
+        monitor=SimpleNamespace(event=lambda step, name, *_, **__: events.append(name)),
+        gradients=SimpleNamespace(arm=lambda: armed.append(trainer.overflows), origin=lambda: "a.module"))
+    for _ in range(3):
+        Trainer._watch_overflows(trainer, True)
+    assert armed == [2, 3] and events == ["overflow"] * 3 + ["repeated_overflow"]
+
+
+@pytest.mark.parametrize("cards, ranks, micro", [(0, 2, 8), (1, 1, 16), (2, 2, 8), (8, 2, 8)])
+def test_make_train_takes_the_cards_there_are(cards, ranks, micro, tmp_path):
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\n" + "".join(f"echo GPU {i}: a card\n" for i in range(cards)))
+    listing.chmod(0o755)
+    done = subprocess.run(["make", "--dry-run", "train"], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert f"--num_gpus {ranks} " in done.stdout
+    assert f"train_micro_batch_size_per_gpu={micro} " in done.stdout
