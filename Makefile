@@ -54,7 +54,7 @@ train: $(SAMPLE)/manifest.json
 # Longer, for a better model; bf16 is the faster precision on most CPUs.
 train_long: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus $(TRAIN_RANKS) launch/train.py --ds_config ds_configs/zero3_offload_bf16.json \
-	  --model tiny --set $(TINY) train.epochs=20
+	  --model tiny --set $(TINY) train.epochs=40
 
 # All 17 B parameters for real, through NVMe: 62 GB of disk (in ASTROBIO_NVME, if set), 16 GB of memory. bf16, because
 # CPUs are slow at fp16; on GPUs `PRECISION= RANKS=2` keeps the fp16 of the ds_config.
