@@ -27,6 +27,7 @@ import deepspeed
 import deepspeed.comm as dist
 import psutil
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
@@ -110,6 +111,7 @@ class Phases:
         """Run ``function()``; the slowest rank's seconds and all ranks' bytes are what counts."""
         before, started = psutil.Process().io_counters(), time.monotonic()
         result = function()
+        get_accelerator().synchronize()  # a card's work is done later than it is asked for
         after = psutil.Process().io_counters()
         seconds = over_ranks(time.monotonic() - started, dist.ReduceOp.MAX)
         self.found[name] = {"seconds": round(seconds, 2),

@@ -42,7 +42,7 @@ def prepare_accelerator():
     if get_accelerator().device_name() == "cpu" and not isinstance(get_accelerator(), HostAccelerator):
         set_accelerator(HostAccelerator())
         _compute_fp16_in_fp32()
-        _share_cores()
+    _share_cores()
     return get_accelerator()
 
 
@@ -72,7 +72,8 @@ def _give_freed_memory_back() -> None:
 
 
 def _share_cores() -> None:
-    """Give each rank its share of the cores: ranks that all use all of them spend their time waiting for each other."""
+    """Give each rank its share of the cores: ranks that all use all of them spend their time waiting for each other.
+    With a GPU too, whose ranks step their offloaded optimizers at the same time."""
     ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from launching import ROOT
 
 from launch import blackbox
 from launch.checkpoints import random_state as states
+from launch.experiments import full_size
 from launch.loop import Trainer
 from launch.zero import accelerator
 
@@ -116,6 +118,34 @@ def test_gradients_are_watched_only_in_the_step_that_would_be_told():
     for _ in range(3):
         Trainer._watch_overflows(trainer, True)
     assert armed == [2, 3] and events == ["overflow"] * 3 + ["repeated_overflow"]
+
+
+def test_ranks_with_cards_share_the_cores(card, monkeypatch):
+    """Their CPU Adams run at the same time."""
+    threads = []
+    monkeypatch.setattr(accelerator, "keep_compiled", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    card()
+    for ranks in ("2", "4", "64"):
+        monkeypatch.setenv("LOCAL_SIZE", ranks)
+        accelerator.prepare_accelerator()
+    assert threads == [6, 3, 1]
+
+
+def test_a_phase_of_the_full_size_run_ends_when_the_card_has_finished(monkeypatch):
+    finished = threading.Event()
+
+    def launch():
+        threading.Timer(0.3, finished.set).start()
+
+    monkeypatch.setattr(full_size, "get_accelerator", lambda: SimpleNamespace(synchronize=finished.wait))
+    monkeypatch.setattr(full_size, "over_ranks", lambda value, *_: value)
+    monkeypatch.setattr(full_size.dist, "get_rank", lambda: 1)
+    phases = full_size.Phases()
+    phases.measure("forward", launch)
+    assert phases.found["forward"]["seconds"] >= 0.3
 
 
 @pytest.mark.parametrize("cards, ranks, micro", [(0, 2, 8), (1, 1, 16), (2, 2, 8), (8, 2, 8)])
