@@ -3,7 +3,8 @@
 `deepspeed.initialize`, forward, backward and step run on tensors that have shapes but no data
 (`launch.planner.simulated`), watched by a `Ledger`. Nothing of DeepSpeed's memory or order of work is modelled: it
 happens. Each has a process of its own, because a simulation changes torch and DeepSpeed for good: it is forked from one
-that has imported all libraries.
+that has imported all libraries, and sees no real card: in a process forked after CUDA was asked for one, autograd's
+threads abort.
 """
 
 import atexit
@@ -34,6 +35,8 @@ from launch.planner.remembered import keep, keep_answers, recall, recall_answers
 ROOT = Path(__file__).resolve().parents[2]
 _OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE",
                 "MASTER_ADDR", "MASTER_PORT")
+CARDS = "CUDA_VISIBLE_DEVICES"
+_visible = os.environ.get(CARDS)  # before `prepare` hides them
 #: Whether each micro-step of a run ends an accumulation, by whether there is any. In the first DeepSpeed learns the
 #: order of the parameters, and its optimizer step makes the optimizer's state; what is to be told are the later ones.
 MICRO_STEPS = {False: (True, True), True: (True, False, True)}
@@ -159,6 +162,7 @@ def prepare() -> None:
     """Import all libraries in this process, which must not have used them yet, and let ghost runs be forked from it as
     it is then: sooner than from another process, which would import them beside this one."""
     if "torch" not in sys.modules:
+        os.environ[CARDS] = ""
         import_libraries()
         _ready.append(_Medium(copy=True))
         atexit.register(lambda: [medium.end() for medium in _ready])
@@ -176,8 +180,8 @@ class _Medium:
         self._answers, answers = os.pipe()
         if not copy:
             self._process = subprocess.Popen([sys.executable, "-m", "launch.planner.ghost"], cwd=ROOT,
-                                             env=environment(path), stdin=requests, stdout=answers, stderr=self._log,
-                                             start_new_session=True)
+                                             env={**environment(path), CARDS: ""}, stdin=requests, stdout=answers,
+                                             stderr=self._log, start_new_session=True)
             self._pid = self._process.pid
         elif not (pid := os.fork()):
             os.setsid()
@@ -231,18 +235,25 @@ class _Medium:
         self._log.close()
 
 
-def environment(path: list[str] | None = None) -> dict[str, str]:
+def environment(path: list[str] | None = None, with_cards: bool = False) -> dict[str, str]:
     """Of a process that is no rank of a launch, though a rank may start it: with the launcher's variables DeepSpeed
-    would look for the other ranks, and wait. ``path``: more folders to import from."""
+    would look for the other ranks, and wait. ``path``: more folders to import from. ``with_cards``: it sees those
+    that `prepare` may have hidden."""
     kept = {key: value for key, value in os.environ.items() if key not in _OF_A_LAUNCH}
+    if with_cards:
+        kept.pop(CARDS, None)
+        kept |= {} if _visible is None else {CARDS: _visible}
     return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), *(path or []), os.environ.get("PYTHONPATH", "")])}
 
 
 def haunt(job: Job) -> Result:
     """Run the job in this process, which is of no other use afterwards."""
+    import torch
+
     from launch.planner.simulated import simulate
     mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
-    with mode, ledger:
+    # Backward passes in this thread: autograd's own would each look for the card.
+    with mode, ledger, torch.autograd.set_multithreading_enabled(False):
         engine, loss_of = _workload(job, mode)
         _watch_modules(engine.module, ledger)
         gc.collect()

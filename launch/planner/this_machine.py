@@ -1,8 +1,13 @@
-"""The hardware profile of the machine this runs on: measured once, in some seconds, and kept in ~/.cache/astrobio."""
+"""The hardware profile of the machine this runs on: measured once, in some seconds, and kept in ~/.cache/astrobio.
 
+    python -m launch.planner.this_machine FOLDER      # measure, and print the numbers as JSON; FOLDER is on the disk
+"""
+
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -12,7 +17,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from astrobio.config import ConfigError
 from astrobio.files import cache_root, write_whole
+from launch.planner.ghost import CARDS, ROOT, environment
 from launch.planner.hardware import NUMBERS, Hardware, load_hardware, parse_hardware
 
 MIB = 1 << 20
@@ -23,17 +30,36 @@ _ADDITION_S = 2.3e-6
 def this_machine() -> Hardware:
     """The kept profile, or a new one; delete the file to measure again."""
     folder = cache_root()
-    kept = folder / f"hardware-{os.uname().nodename}.json"
+    kept = folder / f"hardware-{os.uname().nodename}-{_parts()}.json"
     if not kept.is_file() or set(json.loads(kept.read_text())) != set(NUMBERS):  # an earlier version's has other fields
         print(f"measuring this machine (once; kept in {kept})", file=sys.stderr, flush=True)
         if (load := os.getloadavg()[0]) > 1:
             print(f"other work is running (load {load:.1f}), so that its rates will be too low: delete the file to "
                   "measure again", file=sys.stderr, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, json.dumps(measure(folder), indent=1) + "\n")
+        write_whole(kept, json.dumps(_measure_apart(folder), indent=1) + "\n")
     machine = parse_hardware(json.loads(kept.read_text()), kept)
     machine.name = "this"
     return machine
+
+
+def _parts(cards: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+    """A hash of what the rates depend on: torch's build, the cards and which of them may be used. Machines of one name
+    differ in it: containers, rented boxes, one that got a new card."""
+    names = [file.read_text().partition("Model:")[2].split("\n")[0].strip() for file in
+             sorted(cards.glob("*/information"))]
+    known = [torch.__version__, names, os.environ.get(CARDS)]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]
+
+
+def _measure_apart(folder: Path) -> dict[str, dict]:
+    """`measure` in a process of its own: the context on card 0 that it opens is gone with it, and whoever asked can
+    still fork."""
+    done = subprocess.run([sys.executable, "-m", "launch.planner.this_machine", str(folder)], text=True,
+                          stdout=subprocess.PIPE, env=environment(with_cards=True), cwd=ROOT)
+    if done.returncode:
+        raise ConfigError(f"--hardware this: measuring failed with status {done.returncode}; see above")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(folder: Path) -> dict[str, dict]:
@@ -119,3 +145,7 @@ def _disk(folder: Path) -> dict[str, float]:
 
         return {"nvme_write_bytes_per_s": _rate(len(content), write),
                 "nvme_read_bytes_per_s": _rate(len(content), read), "nvme_bytes": shutil.disk_usage(folder).free}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]))))

@@ -191,9 +191,27 @@ def test_this_machine_is_measured_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0, 0))
     next(tmp_path.glob("hardware-*.json")).unlink()
     machine = load_hardware("this")
+    assert not torch.cuda.is_initialized()
     assert "load 3.0" in capsys.readouterr().err
     kept = next(tmp_path.glob("hardware-*.json"))
     fields = json.loads(kept.read_text())
     kept.write_text(json.dumps({key: value for key, value in fields.items() if key != "hook_s"}))
-    monkeypatch.setattr(this_machine, "measure", lambda folder: fields)
+    monkeypatch.setattr(this_machine, "_measure_apart", lambda folder: fields)
     assert load_hardware("this") == machine, "what an earlier version kept, without a field, is measured anew"
+
+
+def test_another_card_or_torch_is_another_machine(tmp_path, monkeypatch):
+    """Rented boxes share names. The folder has what NVIDIA's driver writes there."""
+    def with_card(name: str) -> str:
+        folder = tmp_path / name.replace(" ", "_") / "0000:01:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 79\n")
+        return this_machine._parts(folder.parent)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = [this_machine._parts(tmp_path / "none"), with_card("NVIDIA RTX A5000"), with_card("NVIDIA H100")]
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu128")
+    found.append(this_machine._parts(tmp_path / "NVIDIA_H100"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found.append(this_machine._parts(tmp_path / "NVIDIA_H100"))
+    assert len(set(found)) == len(found)

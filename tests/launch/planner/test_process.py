@@ -1,5 +1,7 @@
 """Memory beside the model's tensors: a process, glibc's heap, data workers; and predictions beside real runs."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -100,6 +102,43 @@ def test_what_an_idle_process_holds_is_kept_beside_it(tmp_path, monkeypatch):
     next(tmp_path.glob("process-*.json")).unlink()
     with pytest.raises(ConfigError, match="failed"):
         process.idle_bytes()
+
+
+SEEN = """
+import os
+import torch
+
+def seen(job, mode):
+    raise RuntimeError(f"cards {os.environ['CUDA_VISIBLE_DEVICES']!r}, "
+                       f"threads {torch._C._is_multithreading_enabled()}")
+"""
+PREPARED = """
+import importlib.abc, os, sys
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("torch", "deepspeed"):
+            print(name, repr(os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+sys.meta_path.insert(0, Watch())
+from launch.planner import ghost
+ghost.prepare()
+print("measured with", ghost.environment(with_cards=True)["CUDA_VISIBLE_DEVICES"])
+"""
+
+
+def test_a_ghost_run_sees_no_card(tmp_path, monkeypatch):
+    """A process forked after CUDA was asked for a card aborts in autograd's threads (pytorch #33248)."""
+    (tmp_path / "looking.py").write_text(SEEN)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match="cards '', threads False"):
+        ghost.run(ghost.Job({"function": "looking:seen"}, {}), path=[str(tmp_path)])
+
+
+def test_whoever_is_to_fork_sees_no_card_from_before_its_imports():
+    done = subprocess.run([sys.executable, "-c", PREPARED], cwd=ghost.ROOT, text=True, capture_output=True, timeout=120,
+                          env={**os.environ, "CUDA_VISIBLE_DEVICES": "3"})
+    assert set(done.stdout.splitlines()) == {"torch ''", "deepspeed ''", "measured with 3"}, done.stderr
 
 
 def test_a_real_run_that_fails_says_why(monkeypatch):
