@@ -138,7 +138,8 @@ def test_a_ghost_run_sees_no_card(tmp_path, monkeypatch):
 def test_whoever_is_to_fork_sees_no_card_from_before_its_imports():
     done = subprocess.run([sys.executable, "-c", PREPARED], cwd=ghost.ROOT, text=True, capture_output=True, timeout=120,
                           env={**os.environ, "CUDA_VISIBLE_DEVICES": "3"})
-    assert set(done.stdout.splitlines()) == {"torch ''", "deepspeed ''", "measured with 3"}, done.stderr
+    told = {line for line in done.stdout.splitlines() if line.startswith(("torch", "deepspeed", "measured"))}
+    assert told == {"torch ''", "deepspeed ''", "measured with 3"}, done.stderr
 
 
 def test_a_real_run_that_fails_says_why(monkeypatch):
