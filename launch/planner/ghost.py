@@ -184,7 +184,7 @@ class _Medium:
                                              stderr=self._log, start_new_session=True)
             self._pid = self._process.pid
         elif not (pid := os.fork()):
-            os.setsid()
+            os.setpgid(0, 0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.close(self._requests)
             os.close(self._answers)
@@ -198,6 +198,7 @@ class _Medium:
                 os._exit(0)
         else:
             self._pid = pid
+            os.setpgid(pid, pid)  # whoever of the two comes first: `end` may, before the copy has run at all
         os.close(requests)
         os.close(answers)
 
