@@ -2,9 +2,9 @@
 
 A storage belongs to the part of the code that made it (`PARTS`). Bytes on the simulated GPU are counted in the CUDA
 caching allocator's granules of 512 B; page-locked host memory in powers of two, as torch's pinned allocator takes it.
-Pageable blocks below `launch.zero.accelerator.LARGE_BLOCK` come from glibc's heap, which is taken to grow only: it can
-shrink from its end alone, where some small object always lies. What is freed within it waits for the next small block.
-Larger ones are mapped: they take memory up to the last byte that was written.
+Pageable blocks below `launch.zero.accelerator.LARGE_BLOCK`, or `LARGE_ACTIVATION` once a CPU trains, come from glibc's
+heap, which is taken to grow only: it can shrink from its end alone, where some small object always lies. What is freed
+within it waits for the next small block. Larger ones are mapped: they take memory up to the last byte that was written.
 """
 
 import bisect
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from launch.planner import experts, values
 from launch.planner.remembered import recall_answers
 from launch.planner.shapes import VIEWS, Shapes
-from launch.zero.accelerator import IN_FP32, LARGE_BLOCK
+from launch.zero.accelerator import IN_FP32, LARGE_ACTIVATION, LARGE_BLOCK
 
 aten = torch.ops.aten
 numbers = itertools.count(1)  # of streams, events, collectives and disk handles
@@ -153,7 +153,8 @@ class Ledger(TorchDispatchMode):
         self._pinned: set[int] = set()
         self._rounded: dict[int, tuple[str, str, int]] = {}  # storages that page-locking rounds up, as in `Peak`
         self._rounded_now: tuple[tuple[str, str, int], ...] | None = ()  # their values; None: not those any more
-        self._heap: set[int] = set()  # storages on glibc's heap
+        self._heap: set[int] = set()  # storages on glibc's heap …
+        self._large = LARGE_BLOCK  # … which are smaller
         self._mapped: dict[int, int] = {}  # storages not written to their end yet: their bytes
         self.shapes = Shapes(recall_answers(device))
         self._read = self._written = 0
@@ -167,6 +168,7 @@ class Ledger(TorchDispatchMode):
         self.phases.append(Phase(self._phase, self.peaks, dict(self.live), self._read, self._written))
         self._read = self._written = 0
         self._phase = name
+        self._large = LARGE_ACTIVATION if self.device == HOST else LARGE_BLOCK
         self._restart()
         self.trace.append(("phase", name))
         self.blocks.append((name, 0, 0))
@@ -274,7 +276,7 @@ class Ledger(TorchDispatchMode):
             self._pinned.add(key)
             if self.device == GPU:
                 self._rounded[key], self._rounded_now = (_maker(), part, storage.nbytes()), None
-        elif device == HOST and size < LARGE_BLOCK:
+        elif device == HOST and size < self._large:
             self._heap.add(key)
         elif device == HOST and not written:
             self._mapped[key], size = size, 0
@@ -314,7 +316,7 @@ class Ledger(TorchDispatchMode):
             size = self._size(size, device, key in self._pinned)
             self._seen[key] = (reference, device, size, part)
             self._change(device, part, -old, key)
-            (self._heap.add if device == HOST and size < LARGE_BLOCK else self._heap.discard)(key)
+            (self._heap.add if device == HOST and size < self._large else self._heap.discard)(key)
             self._change(device, part, size, key)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:

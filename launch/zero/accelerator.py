@@ -27,9 +27,11 @@ class HostAccelerator(CPU_Accelerator):
         return True
 
 
-#: Freed blocks from this size on go back to the system at once. Each costs its page faults anew: with 4 MiB, which the
-#: activations of ``tiny`` are above, a step on a CPU took twice as long.
-LARGE_BLOCK = 16 << 20
+#: Freed blocks from this size on go back to the system at once.
+LARGE_BLOCK = 4 << 20
+#: The same once a CPU trains. Each block costs its page faults anew: with 4 MiB, which activations of ``tiny`` are
+#: above, a step took twice as long.
+LARGE_ACTIVATION = 16 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 #: Operators of aten that a CPU computes in fp32 where their arguments are fp16.
 IN_FP32 = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm")
@@ -37,7 +39,7 @@ IN_FP32 = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm")
 
 def prepare_accelerator():
     """The accelerator to use; on a machine without one, the CPU with fp16. Call before anything asks DeepSpeed."""
-    _give_freed_memory_back()
+    _give_back_freed(LARGE_BLOCK)
     keep_compiled()
     if get_accelerator().device_name() == "cpu" and not isinstance(get_accelerator(), HostAccelerator):
         set_accelerator(HostAccelerator())
@@ -62,13 +64,18 @@ def join_ranks() -> None:
         path.unlink(missing_ok=True)
 
 
-def _give_freed_memory_back() -> None:
-    """Keep glibc from keeping what offloading frees. By itself it raises the size up to which it keeps freed blocks to
-    32 MB, most weights of a large model: after building the 17B stack half of a rank's resident memory was such blocks.
-    """
+def keep_freed_activations() -> None:
+    """On a CPU, let each micro-step take the memory that the last one freed. Call it when the engine is built."""
+    if on_cpu():
+        _give_back_freed(LARGE_ACTIVATION)
+
+
+def _give_back_freed(size: int) -> None:
+    """Keep glibc from keeping freed blocks of ``size`` bytes and more. By itself it raises that size to 32 MB, most
+    weights of a large model: after building the 17B stack half of a rank's resident memory was such blocks."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # not in musl or on macOS
-        libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def _share_cores() -> None:

@@ -6,6 +6,7 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import StackConfig
 from astrobio.stack import AstrobioStack
+from launch.zero.accelerator import keep_freed_activations
 from launch.zero.activation import apply_activation_checkpointing
 from launch.zero.ds_config import strategy
 from launch.zero.nvme import mend_prefetch
@@ -23,6 +24,7 @@ def build_engine(config: StackConfig, ds_config: dict, seed: int):
     apply_activation_checkpointing(stack, ds_config)
     engine, *_ = deepspeed.initialize(model=stack, config=ds_config,
                                       model_parameters=[p for p in stack.parameters() if p.requires_grad])
+    keep_freed_activations()
     torch.manual_seed(seed + 1 + deepspeed.comm.get_rank())  # from here on each rank draws its own masks and noise
     return engine
 
