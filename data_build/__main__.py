@@ -43,6 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     sources.add_argument("--json", action="store_true", help="print JSON")
     sources.set_defaults(run=_sources)
 
+    sample = commands.add_parser("sample", help="the first records of a dataset, small enough to carry elsewhere")
+    sample.add_argument("--of", metavar="DIR", type=Path, default=Path("data/sample"),
+                        help="a built dataset (default: data/sample)")
+    sample.add_argument("--records", metavar="N", type=int, default=40, help="in all, of all splits (default: 40)")
+    sample.add_argument("--out", metavar="DIR", type=Path, required=True, help="a folder that is not there yet")
+    sample.set_defaults(run=_sample)
+
     fetch = commands.add_parser("fetch", help="fetch the data files that a recipe's installed sources need")
     fetch.add_argument("recipe", metavar="RECIPE")
     fetch.set_defaults(run=_fetch)
@@ -84,6 +91,15 @@ def _sources(arguments: argparse.Namespace) -> int:
 
     entries = inventory()
     print(json.dumps({"sources": entries}, indent=1) if arguments.json else table(entries))
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from data_build.excerpt import excerpt, shares
+
+    manifest = excerpt(arguments.of, arguments.out, shares(arguments.records))
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    print(f"{arguments.out}: {sum(shares(arguments.records).values())} records, {size / 1e6:.1f} MB")
     return 0
 
 

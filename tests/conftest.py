@@ -1,15 +1,11 @@
 """Datasets that all tests may read, and must not change."""
 
-import json
 import os
-import shutil
 from pathlib import Path
 
-import datasets
 import pytest
 
-from astrobio.dataset import MANIFEST
-from astrobio.schema import sha256_of
+from data_build.excerpt import excerpt
 from data_build.pipeline import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,22 +22,6 @@ def sample_dataset() -> Path:
 @pytest.fixture(scope="session")
 def mini_dataset(sample_dataset, tmp_path_factory) -> Path:
     """The first records of each split of the sample, a dataset of its own with a manifest that fits."""
-    return subset(sample_dataset, tmp_path_factory.mktemp("mini") / "dataset",
-                  {"train": 48, "validation": 16, "test": 16})
-
-
-def subset(source: Path, folder: Path, records: dict[str, int]) -> Path:
-    """A dataset of the first ``records`` of each split."""
-    datasets.disable_progress_bars()
-    parts = datasets.load_from_disk(str(source))
-    datasets.DatasetDict({split: parts[split].select(range(count)) for split, count in records.items()}
-                         ).save_to_disk(str(folder))
-    shutil.copytree(source / "tokenizer", folder / "tokenizer")
-    for name in ("stats.json", "quality.json", "README.md", "quarantine.jsonl"):
-        shutil.copy(source / name, folder)
-    manifest = json.loads((source / MANIFEST).read_text())
-    manifest["content_sha256"] = "subset of " + manifest["content_sha256"]
-    manifest["files"] = {str(path.relative_to(folder)): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-                         for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    folder = tmp_path_factory.mktemp("mini") / "dataset"
+    excerpt(sample_dataset, folder, {"train": 48, "validation": 16, "test": 16})
     return folder
