@@ -154,7 +154,8 @@ class BlackBox:
 
 
 #: What is kept of all samples: the most, or of what is free the least.
-PEAKS = {"rss": max, "cgroup_used": max, "device_bytes": max, "available": min}
+PEAKS = {"rss": max, "cgroup_used": max, "device_bytes": max, "device_reserved": max, "device_allocated": max,
+         "available": min}
 
 
 def _usage(disks: list[Path]) -> dict[str, Any]:
@@ -189,7 +190,8 @@ def _device() -> dict[str, int]:
     with contextlib.suppress(RuntimeError):  # a card that is in error: the rank itself says of what
         free, total = torch.cuda.mem_get_info(card)
         return {"device_bytes": total - free, "device_total": total,
-                "device_peak": torch.cuda.max_memory_reserved(card)}
+                "device_reserved": torch.cuda.max_memory_reserved(card),
+                "device_allocated": torch.cuda.max_memory_allocated(card)}
     return {}
 
 

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         return data(arguments[1:])
     parser = argparse.ArgumentParser(prog="astrobio", description="Train a multimodal astrobiology stack.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("data", help="sources | build | fetch | validate: datasets", add_help=False)
+    commands.add_parser("data", help="sources | build | fetch | sample | validate: datasets", add_help=False)
     check = commands.add_parser("check", help="name every problem of a ds_config")
     check.add_argument("--ds_config", required=True, type=Path)
     check.add_argument("--model", help="also check it against this preset")
@@ -37,6 +37,15 @@ def main(argv: list[str] | None = None) -> int:
                          help="as launch/train.py takes it, for all of them")
     compare.add_argument("--timeout_s", type=float, default=3600, help="after which a run is killed (default: 3600)")
     compare.set_defaults(run=_compare)
+    acceptance = commands.add_parser("acceptance", help="does all of it hold on this machine? In ten minutes")
+    acceptance.add_argument("--out", type=Path, default=Path("runs/acceptance"), metavar="DIR",
+                            help="for the page, the JSON and the runs (default: runs/acceptance)")
+    acceptance.add_argument("--minutes", type=float, default=10, metavar="N", help="it stops then (default: 10)")
+    acceptance.add_argument("--model", default="tiny", metavar="NAME", help="preset that is trained (default: tiny)")
+    acceptance.add_argument("--data", type=Path, metavar="DIR", help="a built dataset (default: data/sample); a small "
+                            "one does: astrobio data sample")
+    acceptance.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    acceptance.set_defaults(run=_acceptance)
     explain = commands.add_parser("explain", help="say why a run ended, or stands still")
     explain.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     explain.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -88,6 +97,12 @@ def _check(args) -> int:
 
 def _compare(args) -> int:
     from launch.experiments.compare import run_command
+    return run_command(args)
+
+
+def _acceptance(args) -> int:
+    with contextlib.redirect_stdout(sys.stderr):
+        from launch.experiments.acceptance import run_command
     return run_command(args)
 
 

@@ -28,6 +28,7 @@ from launch.experiments.page import write_page
 from launch.explain import explain
 from launch.options import parse_changes
 from launch.planner.plan import WORKERS
+from launch.planner.this_machine import card_names
 from launch.zero.ds_config import read_ds_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +37,11 @@ LOOK_S = 0.05
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "report")
 FEW = 6  # keys are named in one sentence; the page lists all
 #: Columns of the CSV: the key in a row's ``measured`` or ``predicted``.
-FIGURES = ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "device_peak_bytes", "host_peak_bytes",
-           "nvme_bytes", "nvme_read_bytes", "nvme_written_bytes")
+FIGURES = ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "device_peak_bytes",
+           "device_reserved_bytes", "device_allocated_bytes", "host_peak_bytes", "nvme_bytes", "nvme_read_bytes",
+           "nvme_written_bytes")
+#: Phases of a plan that a run of some steps goes through: it ends with a checkpoint, and without a validation.
+RAN = ("init", "forward", "backward", "optimizer", "save")
 
 
 @dataclass
@@ -104,7 +108,7 @@ def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks:
         row = Row(name, str(named[name]))
         path = out / "configs" / f"{name}.json"
         row.predicted, row.no_prediction = predict(planned, path, ranks)
-        _run(row, path, out / "runs" / name, model, steps, ranks, data, others, timeout_s, device)
+        run_config(row, path, out / "runs" / name, model, steps, ranks, data, others, timeout_s, device)
         found.rows.append(row)
         print(line(row), flush=True)
         _write(found, out)  # after each, so that what was measured stays whatever comes
@@ -154,14 +158,14 @@ def headline(names: list[str], different: dict[str, list[Any]]) -> str:
     return f"they differ in {len(keys)} keys: {', '.join(keys[:FEW])}{more}"
 
 
-def predict(model: str, ds_config: Path, ranks: int) -> tuple[dict | None, str | None]:
+def predict(model: str, ds_config: Path, ranks: int, timeout_s: float = 600) -> tuple[dict | None, str | None]:
     """What `astrobio plan` says of this machine, or why it says nothing."""
     command = [sys.executable, "-m", "launch.cli", "plan", "--model", model, "--ds_config", str(ds_config),
                "--hardware", "this", "--ranks", str(ranks), "--json"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        return None, "no prediction within 10 minutes"
+        return None, f"no prediction within {timeout_s:.0f} s"
     try:
         found = json.loads(done.stdout)
     except ValueError:
@@ -170,33 +174,23 @@ def predict(model: str, ds_config: Path, ranks: int) -> tuple[dict | None, str |
         last = [text for text in (done.stderr or done.stdout).splitlines() if text.strip()]
         return None, last[-1].strip()[:300] if last else f"astrobio plan ended with status {done.returncode}"
     # What is measured is what the ranks hold, without the processes that read ahead.
-    found["host"]["peak_bytes"] -= found["host"].get("parts", {}).pop(WORKERS, 0)
+    ahead = found["host"].get("parts", {}).pop(WORKERS, 0)
+    found["host"]["peak_bytes"] -= ahead
+    found["host"]["phases"] = {phase: size - ahead for phase, size in found["host"]["phases"].items()}
     return found, None
 
 
-def _run(row: Row, config: Path, run: Path, model: str, steps: int, ranks: int, data: Path | None, others: list[str],
-         timeout_s: float, device: str) -> None:
-    """One launch, and what it left behind."""
+def run_config(row: Row, config: Path, run: Path, model: str, steps: int, ranks: int, data: Path | None,
+               others: list[str], timeout_s: float, device: str) -> None:
+    """One launch, and what it left behind, put into ``row``; the arguments are those of `compare`, ``others`` what
+    ``--set`` changes beside the ds_config."""
     shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
     if device != "cpu":  # else the clock would measure how fast work is handed to the device
         others = [*others, "ds_config.wall_clock_breakdown=true"]
-    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", ranks, "--master_port", _free_port(),
-               ROOT / "launch/train.py", "--ds_config", config, "--model", model, "--max_steps", steps, "--run", run,
-               *(["--data", data] if data else []), *(["--set", *others] if others else [])]
-    environment = {**os.environ, "WANDB_MODE": "disabled", TRACE: str(LOOK_S)}
     started = time.monotonic()
-    with (run / "launch.log").open("w") as log:
-        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                   env=environment, start_new_session=True)
-        try:
-            status = process.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    status = launch(config, run, "--model", model, "--max_steps", steps, *(["--data", data] if data else []),
+                    *(["--set", *others] if others else []), ranks=ranks, timeout_s=timeout_s,
+                    environment={TRACE: str(LOOK_S)})
     row.seconds = time.monotonic() - started
     _measure(row, run, ranks, device)
     if status and row.steps >= steps and _finished(run):
@@ -204,6 +198,27 @@ def _run(row: Row, config: Path, run: Path, model: str, steps: int, ranks: int, 
     elif status != 0 or row.steps < steps:
         _fail(row, run, status, timeout_s)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def launch(config: Path, run: Path, *options: object, ranks: int, timeout_s: float,
+           environment: dict[str, str] | None = None) -> int | None:
+    """``deepspeed launch/train.py`` with these options; what it prints goes into ``run``'s launch.log. Returns its
+    status, or None: it was killed, with all its ranks, after ``timeout_s``."""
+    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", ranks, "--master_port", _free_port(),
+               ROOT / "launch/train.py", "--ds_config", config, "--run", run, *options]
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "launch.log").open("w") as log:
+        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                   env={**os.environ, "WANDB_MODE": "disabled", **(environment or {})},
+                                   start_new_session=True)
+        try:
+            return process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _free_port() -> int:
@@ -236,7 +251,7 @@ def _fail(row: Row, run: Path, status: int | None, timeout_s: float) -> None:
 
 
 def _measure(row: Row, run: Path, ranks: int, device: str) -> None:
-    records = _records(run / "metrics.jsonl")
+    records = steps_of(run / "metrics.jsonl")
     row.steps, row.losses = len(records), [record["loss"] for record in records]
     boxes = [box for path in sorted((run / "ranks").glob("*.box")) if (box := read_box(path))]
     if boxes:
@@ -245,7 +260,9 @@ def _measure(row: Row, run: Path, ranks: int, device: str) -> None:
         row.measured["host_peak_bytes"] = sum(box["peaks"]["rss"] for box in boxes)
         row.measured["host_at_start_bytes"] = sum(box["rss_at_start"] for box in boxes)
         if device != "cpu" and "device_bytes" in boxes[0]["peaks"]:
-            row.measured["device_peak_bytes"] = max(box["peaks"]["device_bytes"] for box in boxes)
+            for key, column in (("device_bytes", "device_peak_bytes"), ("device_reserved", "device_reserved_bytes"),
+                                ("device_allocated", "device_allocated_bytes")):
+                row.measured[column] = max(box["peaks"].get(key, 0) for box in boxes)
             row.limits["gpu"] = boxes[0]["last"]["device_total"]
     counted = records[1:] or records
     if not counted:
@@ -263,10 +280,10 @@ def _measure(row: Row, run: Path, ranks: int, device: str) -> None:
             if len(counts) > 1:
                 steps = [after - before for before, after in zip(counts, counts[1:], strict=False)]
                 row.measured[column] = ranks * statistics.median(steps)
-    row.timeline = timeline(_records(run / "ranks" / "rank_00000.samples.jsonl"), device)
+    row.timeline = timeline(steps_of(run / "ranks" / "rank_00000.samples.jsonl"), device)
 
 
-def _records(path: Path) -> list[dict]:
+def steps_of(path: Path) -> list[dict]:
     """Lines of JSON, of metrics only the training steps; a last line that was cut is left out."""
     found = []
     if path.is_file():
@@ -314,11 +331,19 @@ def predicted_figures(row: Row) -> dict[str, float]:
     plan, found = row.predicted, {}
     for key in ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s"):
         found[key] = (plan.get("time") or {}).get(key)
-    for place, key in (("gpu", "device_peak_bytes"), ("host", "host_peak_bytes"), ("nvme", "nvme_bytes")):
-        found[key] = (plan.get(place) or {}).get("peak_bytes")
+    gpu, host, nvme = (plan.get(place) or {} for place in ("gpu", "host", "nvme"))
+    found["host_peak_bytes"], found["nvme_bytes"] = _most(host.get("phases")), nvme.get("peak_bytes")
+    found["device_allocated_bytes"] = _most(gpu.get("phases"))
+    found["device_reserved_bytes"] = _most(gpu.get("reserved_by_phase"))
+    if gpu:  # beside what the allocator takes, a card holds the context
+        found["device_peak_bytes"] = found["device_reserved_bytes"] + gpu["peak_bytes"] - gpu["reserved_bytes"]
     for key in ("read_bytes", "written_bytes"):
-        found[f"nvme_{key}"] = (plan.get("nvme") or {}).get(f"{key}_per_step")
+        found[f"nvme_{key}"] = nvme.get(f"{key}_per_step")
     return {key: value for key, value in found.items() if value or value == 0 and not key.startswith("nvme")}
+
+
+def _most(phases: dict[str, int] | None) -> int | None:
+    return max((size for phase, size in (phases or {}).items() if phase in RAN), default=None)
 
 
 def line(row: Row) -> str:
@@ -337,12 +362,11 @@ def line(row: Row) -> str:
 
 def run_command(args) -> int:
     """`astrobio compare`: 0 where at least one config ran, else 1."""
-    import torch
     from deepspeed.accelerator import get_accelerator
-    accelerator = get_accelerator()
+    accelerator, cards = get_accelerator(), card_names()  # to ask torch opens a context, beside those of the runs
     on_cpu = accelerator.device_name() == "cpu"
     ranks = args.ranks or (2 if on_cpu else accelerator.device_count())
-    device = "cpu" if on_cpu else torch.cuda.get_device_name() if torch.cuda.is_available() else "an accelerator"
+    device = "cpu" if on_cpu else cards[0] if cards else "an accelerator"
     found = compare(args.model, args.ds_configs, args.steps, args.out.resolve(), ranks=ranks,
                     data=args.data and args.data.resolve(), changes=args.set, timeout_s=args.timeout_s, device=device)
     print(f"page         {args.out / 'compare.html'}")

@@ -132,8 +132,8 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
               f"{nvme_paths(plan.ds_config)[0][1]}\n{HEADING}", flush=True)
     phases = Phases()
     size = min(max(need["nvme_bytes"] // 4, 16 << 20), 512 << 20) >> 20
-    bandwidth = phases.measure("measure the disk",
-                               lambda: measure_disk(plan, f"{size}M") if dist.get_rank() == 0 else {})
+    bandwidth = phases.measure("measure the disk", lambda: {} if dist.get_rank() else
+                               measure_disk(plan.ds_config, plan.swap, f"{size}M"))
     engine = phases.measure("build", lambda: build_engine(plan.stack, plan.ds_config, plan.train.seed))
     dataset = AstrobioDataset(plan.data, "train", plan.stack.language.max_text_tokens, plan.tokenizer)
     batch = dataset.collate(whole_records(dataset, plan.micro_batch, dist.get_rank())).to(device())
@@ -173,12 +173,13 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
             "trainable_changed": all(changed[name] for name, p in watched.items() if p.requires_grad)}
 
 
-def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
-    """Bytes per second that `ds_io` reads and writes in files of that size in the swap folder, with the ds_config's own
-    aio settings."""
+def measure_disk(ds_config: dict, swap: Path, size: str, timeout_s: float | None = None) -> dict[str, float]:
+    """Bytes per second that `ds_io` reads and writes in files of that size in the folder ``swap``, with the ds_config's
+    own aio settings; each way within ``timeout_s`` (300 if None)."""
+    timeout_s = timeout_s or _LONGEST_MEASUREMENT_S
     aio = {"block_size": 1 << 20, "queue_depth": 8, "intra_op_parallelism": 1, "single_submit": False,
-           "overlap_events": True, **plan.ds_config.get("aio", {})}
-    folder = plan.swap / "ds_io"
+           "overlap_events": True, **ds_config.get("aio", {})}
+    folder = swap / "ds_io"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "launch.experiments.ds_io", "--folder", str(folder), "--io_size", size,
                "--loops", "3", "--block_size", str(aio["block_size"]), "--queue_depth", str(aio["queue_depth"]),
@@ -189,9 +190,9 @@ def measure_disk(plan: RunPlan, size: str) -> dict[str, float]:
     for key, option in (("write_bytes_per_s", []), ("read_bytes_per_s", ["--read"])):
         try:
             done = subprocess.run([*command, *option], capture_output=True, text=True, env=environment(),
-                                  timeout=_LONGEST_MEASUREMENT_S)
+                                  timeout=timeout_s)
         except subprocess.TimeoutExpired:  # a pool of processes waits for ever for one that has died
-            raise RuntimeError(f"ds_io did not end within {_LONGEST_MEASUREMENT_S} s in {folder}: the disk is slower "
+            raise RuntimeError(f"ds_io did not end within {timeout_s:g} s in {folder}: the disk is slower "
                                "than 5 MB/s, or one of ds_io's processes was killed; start again") from None
         speed = re.search(r"E2E \w+ Speed = ([\d.]+) GB/sec", done.stdout)
         if speed is None:

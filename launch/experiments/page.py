@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file without anything from elsewhere, its charts drawn as SVG."""
+"""The pages of a comparison and of an acceptance: HTML files without anything from elsewhere, charts drawn as SVG."""
 
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,44 @@ SMALL = "smaller parts"
 #: Rows of the table: key, heading, unit.
 TABLE = (("step_s", "step", "s"), ("forward_s", "forward", "s"), ("backward_s", "backward", "s"),
          ("optimizer_s", "optimizer", "s"), ("tokens_per_s", "text tokens", "/s"),
-         ("device_peak_bytes", "device, peak of a rank", "B"), ("host_peak_bytes", "host, peak of all ranks", "B"),
+         ("device_peak_bytes", "device, peak of a rank", "B"), ("device_reserved_bytes", "of it reserved", "B"),
+         ("device_allocated_bytes", "of it allocated", "B"), ("host_peak_bytes", "host, peak of all ranks", "B"),
          ("nvme_bytes", "NVMe, resident", "B"), ("nvme_read_bytes", "NVMe, read a step", "B"),
          ("nvme_written_bytes", "NVMe, written a step", "B"))
 
 
 def write_page(found, path: Path, predicted: dict[str, dict[str, float]]) -> None:
     """Write the page of a `launch.experiments.compare.Comparison`; ``predicted`` are the figures by row."""
-    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                           lstrip_blocks=True).get_template("page.html.j2")
     done = [row for row in found.rows if row.status == "done"]
+    write_whole(path, _template("page.html.j2").render(
+        found=found, done=done, **_figures(found, predicted),
+        timelines=[(row.name, timeline(row.timeline)) for row in done if row.timeline], phases=PHASE_COLOURS,
+        silent=_reasons(found.rows),
+        timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card"))
+
+
+def write_acceptance(found, path: Path, predicted: dict[str, dict[str, float]]) -> None:
+    """Write the page of a `launch.experiments.acceptance.Acceptance`."""
+    whole = all(rung.status == "holds" for rung in found.rungs)
+    headline = f"{len(found.failed)} of what must hold does not." if found.failed else \
+        "Everything that was asked holds." if whole else "All that was reached holds."
+    write_whole(path, _template("acceptance.html.j2").render(
+        found=found, headline=headline, where="the CPU" if found.device == "cpu" else found.device,
+        **_figures(found, predicted)))
+
+
+def _template(name: str):
+    return Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                       lstrip_blocks=True).get_template(name)
+
+
+def _figures(found, predicted: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The table and the charts of ``found.rows``."""
     places = [("host", "Host memory of all ranks", "host_peak_bytes"), ("nvme", "NVMe", "nvme_bytes")]
     if found.device != "cpu":
         places.insert(0, ("gpu", "Memory of one card", "device_peak_bytes"))
     memory = [(title, chart) for place, title, key in places if (chart := memory_bars(found.rows, place, key))]
-    write_whole(path, template.render(
-        found=found, done=done, table=_table(found.rows, predicted), memory=memory,
-        time=time_bars(found.rows, predicted),
-        timelines=[(row.name, timeline(row.timeline)) for row in done if row.timeline], phases=PHASE_COLOURS,
-        silent=_reasons(found.rows),
-        timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card"))
+    return {"table": _table(found.rows, predicted), "memory": memory, "time": time_bars(found.rows, predicted)}
 
 
 def _reasons(rows) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ _ADDITION_S = 2.3e-6
 def this_machine() -> Hardware:
     """The kept profile, or a new one; delete the file to measure again."""
     folder = cache_root()
-    kept = folder / f"hardware-{os.uname().nodename}-{_parts()}.json"
+    kept = folder / f"hardware-{os.uname().nodename}-{_parts(card_names())}.json"
     if not kept.is_file() or set(json.loads(kept.read_text())) != set(NUMBERS):  # an earlier version's has other fields
         print(f"measuring this machine (once; kept in {kept})", file=sys.stderr, flush=True)
         if (load := os.getloadavg()[0]) > 1:
@@ -43,12 +43,16 @@ def this_machine() -> Hardware:
     return machine
 
 
-def _parts(cards: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+def card_names(cards: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """Of NVIDIA's cards, as the driver has them: to ask torch opens a context on one."""
+    return [file.read_text().partition("Model:")[2].split("\n")[0].strip() for file in
+            sorted(cards.glob("*/information"))]
+
+
+def _parts(cards: list[str]) -> str:
     """A hash of what the rates depend on: torch's build, the cards and which of them may be used. Machines of one name
     differ in it: containers, rented boxes, one that got a new card."""
-    names = [file.read_text().partition("Model:")[2].split("\n")[0].strip() for file in
-             sorted(cards.glob("*/information"))]
-    known = [torch.__version__, names, os.environ.get(CARDS)]
+    known = [torch.__version__, cards, os.environ.get(CARDS)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]
 
 

@@ -25,7 +25,8 @@ from launch.experiments.page import memory_bars, write_page
 
 OFFLOAD = json.loads((ROOT / "ds_configs/zero3_offload.json").read_text())
 PLAN = {"fits": True, "time": {"step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5},
-        "host": {"peak_bytes": 5 * 10**9, "limit_bytes": 24 * 10**9, "phase": "optimizer",
+        "host": {"peak_bytes": 6 * 10**9, "limit_bytes": 24 * 10**9, "phase": "evaluate",
+                 "phases": {"forward": 4 * 10**9, "optimizer": 5 * 10**9, "evaluate": 6 * 10**9},
                  "parts": {"optimizer state": 3 * 10**9, "parameters": 10**9}},
         "nvme": {"peak_bytes": 10**9, "read_bytes_per_step": 2 * 10**9, "parts": {"parameters": 10**9}}}
 
@@ -61,13 +62,13 @@ def test_a_prediction_counts_what_is_measured(monkeypatch, tmp_path):
 
     def plan(command, **_):
         asked.append(command)
-        parts = {"data workers": 10, "parameters": 90}
-        return subprocess.CompletedProcess(command, 0, json.dumps({"host": {"peak_bytes": 100, "parts": parts}}), "")
+        host = {"peak_bytes": 100, "phases": {"forward": 80}, "parts": {"data workers": 10, "parameters": 90}}
+        return subprocess.CompletedProcess(command, 0, json.dumps({"host": host}), "")
 
     monkeypatch.setattr(module.subprocess, "run", plan)
     found, _ = predict("tiny", tmp_path / "a.json", 2)
-    assert found["host"] == {"peak_bytes": 90, "parts": {"parameters": 90}}
-    monkeypatch.setattr(module, "_run", lambda row, *_: row.__dict__.update(status="failed", cause="error", reason="x"))
+    assert found["host"] == {"peak_bytes": 90, "phases": {"forward": 70}, "parts": {"parameters": 90}}
+    monkeypatch.setattr(module, "run_config", failing)
     (tmp_path / "a.json").write_text(json.dumps(OFFLOAD))
     compare("tiny", [tmp_path / "a.json"], 1, tmp_path / "out", ranks=1, changes=["model.climate.hidden_size=64"])
     assert load_preset(asked[-1][asked[-1].index("--model") + 1]).climate.hidden_size == 64
@@ -85,6 +86,10 @@ def test_the_timeline_is_that_of_the_last_whole_step():
     points = timeline(samples, "cpu")
     assert len(points) == 20 and points[0] == (0.0, 120, "forward") and points[-1] == (1.9, 139, "backward")
     assert len(timeline(samples[:9], "cpu")) == 9 and timeline([], "cpu") == []
+
+
+def failing(row, *_):
+    row.status, row.cause, row.reason = "failed", "error", "x"
 
 
 @pytest.fixture
@@ -196,7 +201,7 @@ def test_the_command_survives_only_failures(tmp_path, monkeypatch):
     """Its status says that nothing ran."""
     from launch.cli import main
     monkeypatch.setattr(module, "predict", lambda *_: (None, "not asked"))
-    monkeypatch.setattr(module, "_run", lambda row, *_: row.__dict__.update(status="failed", cause="error", reason="x"))
+    monkeypatch.setattr(module, "run_config", failing)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(OFFLOAD))
     assert main(["compare", "--model", "tiny", "--ds_configs", str(path), "--out", str(tmp_path / "out")]) == 1

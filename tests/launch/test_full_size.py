@@ -71,19 +71,19 @@ def test_measuring_the_disk_compiles_nothing(mini_dataset, tmp_path, monkeypatch
     """Nor do ds_io's workers, which are spawned."""
     plan = plan_of(mini_dataset, tmp_path / "run")  # what the ds_config needs is compiled then, and kept
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
-    disk = full_size.measure_disk(plan, "16M")
+    disk = full_size.measure_disk(plan.ds_config, plan.swap, "16M")
     assert set(disk) == {"read_bytes_per_s", "write_bytes_per_s"} and all(speed > 1e6 for speed in disk.values())
     assert not list(tmp_path.glob("compiled/**/*.o"))
 
 
-def test_a_measurement_that_hangs_is_ended(mini_dataset, tmp_path, monkeypatch):
+def test_a_measurement_that_hangs_is_ended(tmp_path, monkeypatch):
     command = tmp_path / "python"
     command.write_text("#!/bin/sh\nexec sleep 60\n")
     command.chmod(0o755)
     monkeypatch.setattr(full_size.sys, "executable", str(command))
     monkeypatch.setattr(full_size, "_LONGEST_MEASUREMENT_S", 0.5)
     with pytest.raises(RuntimeError, match=r"ds_io did not end within 0\.5 s"):
-        full_size.measure_disk(plan_of(mini_dataset, tmp_path / "run"), "16M")
+        full_size.measure_disk({}, tmp_path, "16M")
 
 
 def test_room_is_checked_first(mini_dataset, tmp_path, monkeypatch):

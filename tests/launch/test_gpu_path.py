@@ -103,7 +103,8 @@ def test_the_black_box_asks_its_own_card_and_outlives_its_errors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda card: 5)
-    assert blackbox._device() == {"device_bytes": 20, "device_total": 30, "device_peak": 5}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda card: 4)
+    assert blackbox._device() == {"device_bytes": 20, "device_total": 30, "device_reserved": 5, "device_allocated": 4}
     assert blackbox._device() == {} and asked == [1, 1]
 
 

@@ -206,12 +206,15 @@ def test_another_card_or_torch_is_another_machine(tmp_path, monkeypatch):
         folder = tmp_path / name.replace(" ", "_") / "0000:01:00.0"
         folder.mkdir(parents=True)
         (folder / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 79\n")
-        return this_machine._parts(folder.parent)
+        return known(folder.parent)
+
+    def known(folder) -> str:
+        return this_machine._parts(this_machine.card_names(folder))
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = [this_machine._parts(tmp_path / "none"), with_card("NVIDIA RTX A5000"), with_card("NVIDIA H100")]
+    found = [known(tmp_path / "none"), with_card("NVIDIA RTX A5000"), with_card("NVIDIA H100")]
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu128")
-    found.append(this_machine._parts(tmp_path / "NVIDIA_H100"))
+    found.append(known(tmp_path / "NVIDIA_H100"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    found.append(this_machine._parts(tmp_path / "NVIDIA_H100"))
+    found.append(known(tmp_path / "NVIDIA_H100"))
     assert len(set(found)) == len(found)
