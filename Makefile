@@ -19,7 +19,7 @@ TINY := ds_config.train_micro_batch_size_per_gpu=$(if $(filter 1,$(TRAIN_RANKS))
         ds_config.scheduler.params.cycle_max_lr=1e-3
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup train train_long run_17b test test_slow lint ops clean system
+.PHONY: setup train train_long run_17b test test_slow lint ops clean system browser
 
 setup: $(VENV)/.installed
 
@@ -65,11 +65,18 @@ run_17b: $(SAMPLE)/manifest.json
 	  --ds_config ds_configs/zero3_nvme.json --max_steps 2 --run runs/17b_frozen \
 	  --set ds_config.gradient_accumulation_steps=1 $(PRECISION)
 
+# In which the tests open the pages that the commands write.
+browser:
+	@there() { for name in chromium chromium-browser google-chrome; do command -v $$name && return; done; return 1; }; \
+	there > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium > /dev/null 2>&1; } || \
+	echo "remark: there is no Chromium, so that the tests of pages are skipped (Debian: apt-get install chromium)"
+
 # DeepSpeed's parts compile beside the first tests, which do not need them.
-test: $(SAMPLE)/manifest.json lint
+test: $(SAMPLE)/manifest.json lint browser
 	. $(BIN)/activate && { python -m launch.zero.ops & } && python -m pytest -m "not slow and not network" && wait $$!
 
-test_slow: $(SAMPLE)/manifest.json lint ops
+test_slow: $(SAMPLE)/manifest.json lint ops browser
 	. $(BIN)/activate && python -m pytest -m "slow and not network"
 
 # Training compiles those it needs by itself.

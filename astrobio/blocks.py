@@ -1,6 +1,7 @@
 """What every encoder is made of: attention, pre-norm transformer blocks, learned queries."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -120,7 +121,7 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 def sinusoids(positions: Tensor, size: int) -> Tensor:
     """Sinusoidal encoding [..., size] of real positions [...] (Vaswani et al. 2017), in float32."""
     half = torch.arange(size // 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None].float() * torch.exp(-half * (torch.log(torch.tensor(1e4)).item() / (size // 2)))
+    angles = positions[..., None].float() * torch.exp(-half * (math.log(1e4) / (size // 2)))
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, size % 2))
 
 

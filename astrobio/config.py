@@ -48,7 +48,7 @@ class LanguageConfig:
 
     model_type: str | None = None  # llama, unless init_from says otherwise
     init_from: str | None = None
-    attn_implementation: str = "auto"  # flash_attention_3, flash_attention_2, sdpa, eager; auto: the first there is
+    attn_implementation: str = "auto"  # sdpa, eager, or of the package flash_attn: flash_attention_2, flash_attention_3
     max_text_tokens: int = Positive  # longer texts are cut
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     lora: LoraConfig | None = None

@@ -105,9 +105,16 @@ class Batch:
 
     def __reduce__(self):
         """From a loader's process in one piece (`astrobio.transfer`)."""
-        return _batch, packed({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        return _batch, packed(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def to(self, device) -> "Batch":
+        """From the host to a card in one copy, which the host does not wait for."""
+        if torch.device(device).type != "cpu" and self.tokens.device.type == "cpu" and type(self.tokens) is Tensor:
+            skeleton, layout, content = packed(self._fields(), pinned=torch.cuda.is_available())
+            return _batch(skeleton, layout, content.to(device, non_blocking=True))
         moved: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -160,6 +167,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         if getattr(tokenizer, name) is None:
             setattr(tokenizer, name, tokenizer.eos_token)
     return tokenizer
+
+
+def graph_batch(graphs: list[Data]) -> GraphBatch:
+    """A PyG batch that knows the nodes of its largest graph, ``longest``: on a card the host would wait for it."""
+    batch = GraphBatch.from_data_list(graphs)
+    batch.longest = max(graph.num_nodes for graph in graphs)
+    return batch
 
 
 def _batch(*state) -> Batch:
@@ -313,7 +327,7 @@ class AstrobioDataset(torch.utils.data.Dataset):
             run_ids=[item["run_id"] for item in items],
             planet=stack("planet"), planet_known=stack("planet_known"),
             climate_levels=stack("climate_levels"), climate_surface=stack("climate_surface"),
-            graphs=GraphBatch.from_data_list([item["graph"] for item in items]), spectrum=stack("spectrum"),
+            graphs=graph_batch([item["graph"] for item in items]), spectrum=stack("spectrum"),
             tokens=tokens, real=real, label=stack("label", torch.long), label_present=stack("label_present"),
             present={name: torch.tensor([item["present"][name] for item in items]) for name in schema.MODALITIES},
             quality={name: torch.tensor([item["quality"][name] for item in items]) for name in schema.MODALITIES},

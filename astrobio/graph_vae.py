@@ -27,18 +27,29 @@ class GraphOutput(NamedTuple):
 
 
 def places(graphs) -> tuple[Tensor, Tensor]:
-    """Where the nodes of a PyG batch stand when each graph is a row as long as the largest one: ``place`` [N] of each
-    node among all B × longest, and ``real`` [B, longest], True where there is a node."""
+    """Where the nodes of a `astrobio.dataset.graph_batch` stand when each graph is a row as long as the largest one:
+    ``place`` [N] of each node among all B × longest, and ``real`` [B, longest], True where there is a node."""
     sizes = graphs.ptr.diff()
-    longest = int(sizes.max())
-    columns = torch.arange(longest, device=sizes.device)
-    first = torch.arange(len(sizes), device=sizes.device) * longest - graphs.ptr[:-1]
+    columns = torch.arange(graphs.longest, device=sizes.device)
+    first = torch.arange(len(sizes), device=sizes.device) * graphs.longest - graphs.ptr[:-1]
     return torch.arange(len(graphs.batch), device=sizes.device) + first[graphs.batch], columns < sizes[:, None]
 
 
 def spread(x: Tensor, place: Tensor, real: Tensor) -> Tensor:
     """Node features [N, F] as rows [B, longest, F], zero where a graph has no node; see `places`."""
     return x.new_zeros(real.numel(), x.shape[-1]).index_copy(0, place, x).unflatten(0, real.shape)
+
+
+class Messages(TransformerConv):
+    """PyG's attention along edges, with its softmax and its sums in float32: in 16 bits each edge that is added would
+    be rounded. A card adds in no fixed order, so that the last bits of two runs can still differ there."""
+
+    def message(self, query_i, key_j, value_j, edge_attr, index, ptr, size_i):
+        wide = torch.promote_types(query_i.dtype, torch.float32)
+        return super().message(query_i.to(wide), key_j.to(wide), value_j.to(wide), edge_attr, index, ptr, size_i)
+
+    def aggregate(self, inputs, index, ptr=None, dim_size=None):
+        return super().aggregate(inputs, index, ptr=ptr, dim_size=dim_size).to(dtype_of(self))
 
 
 class GPS(GPSConv):
@@ -58,7 +69,7 @@ class Layer(nn.Module):
 
     def __init__(self, size: int, heads: int):
         super().__init__()
-        messages = TransformerConv(size, size // heads, heads=heads, edge_dim=len(EDGE_FEATURES))
+        messages = Messages(size, size // heads, heads=heads, edge_dim=len(EDGE_FEATURES))
         self.layer = GPS(size, messages, heads=heads, norm="layer_norm", norm_kwargs={"mode": "node"}, act="gelu")
 
     def forward(self, *args: Tensor) -> Tensor:
@@ -88,11 +99,11 @@ class GraphVAE(nn.Module):
         self.queries = Queries(config.tokens, size, config.heads, out_size)
 
     def forward(self, graphs) -> GraphOutput:
-        """``graphs``: a PyG batch with normalised ``x`` [N, F] and ``edge_attr`` [E, 2], ``kind`` [N],
-        ``edge_index`` [2, E], the raw ``stoichiometry`` [E] and the flux's own ``flux_mean`` and ``flux_std``."""
+        """``graphs``: a `astrobio.dataset.graph_batch` with normalised ``x`` [N, F] and ``edge_attr`` [E, 2], ``kind``
+        [N], ``edge_index`` [2, E], the raw ``stoichiometry`` [E] and the flux's own ``flux_mean`` and ``flux_std``."""
         dtype = dtype_of(self)
         graph, count, (source, target) = graphs.batch, graphs.num_graphs, graphs.edge_index
-        kind = nn.functional.one_hot(graphs.kind.long(), len(NODE_KINDS))
+        kind = graphs.kind[:, None] == torch.arange(len(NODE_KINDS), device=graphs.kind.device)
         x = self.node_inlet(torch.cat([graphs.x, kind], dim=-1).to(dtype))
         place, real = places(graphs)
         x = self.norm(self.layers(x, constants=(graphs.edge_index, graphs.edge_attr.to(dtype), place, real)))

@@ -5,7 +5,6 @@ import inspect
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from astrobio.config import ConfigError, LanguageConfig, LoraConfig, suggestion
 from astrobio.pretrained import Pretrained
@@ -110,16 +109,14 @@ def _check_keys(config: LanguageConfig, known: PreTrainedConfig) -> None:
 
 
 def attention_implementation(config: LanguageConfig, built: PreTrainedConfig) -> str:
-    """``config.attn_implementation``, where ``auto`` is the fastest that is installed here and the model supports:
-    FlashAttention 3, then 2 (both on CUDA only), else torch's scaled dot-product attention."""
+    """``config.attn_implementation``, where ``auto`` is torch's scaled dot-product attention, if the model supports it.
+
+    On a card that is FlashAttention too, for there is no mask, and it computes in every precision; the package
+    flash_attn, which computes in 16 bits only, must be asked for.
+    """
     model = AutoModelForCausalLM._model_mapping[type(built)]
     if config.attn_implementation != "auto":
         return config.attn_implementation
-    if torch.cuda.is_available() and getattr(model, "_supports_flash_attn", False):
-        if is_flash_attn_3_available():
-            return "flash_attention_3"
-        if is_flash_attn_2_available():
-            return "flash_attention_2"
     return "sdpa" if model._supports_sdpa else "eager"  # a state-space model has no attention to choose
 
 

@@ -1,4 +1,4 @@
-"""Batches from one process to another in one piece.
+"""Batches from one process to another, and to a card, in one piece.
 
 PyTorch sends each tensor between processes as a file of its own, with a handshake each: for the seventy small tensors
 of a batch that takes longer than reading it. Here they travel as one tensor of bytes, and are views of it on the other
@@ -41,14 +41,15 @@ class _Unpickler(pickle.Unpickler):
         return self._tensors[number]
 
 
-def packed(state: Any) -> tuple[bytes, list[tuple[torch.dtype, torch.Size]], Tensor]:
-    """Any picklable ``state`` as what is not a tensor, each tensor's dtype and shape, and all their bytes."""
+def packed(state: Any, pinned: bool = False) -> tuple[bytes, list[tuple[torch.dtype, torch.Size]], Tensor]:
+    """Any picklable ``state`` as what is not a tensor, each tensor's dtype and shape, and all their bytes; ``pinned``:
+    in page-locked memory, which a card copies by itself."""
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(state)
     layout = [(tensor.dtype, tensor.shape) for tensor in pickler.tensors]
     starts, total = _starts(layout)
-    content = torch.empty(total, dtype=torch.uint8)
+    content = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
     for tensor, start in zip(pickler.tensors, starts, strict=True):
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
         content[start:start + len(flat)] = flat

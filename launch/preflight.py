@@ -104,6 +104,7 @@ def preflight(options: Options) -> RunPlan:
         raise ConfigError(f"{named}: zero_optimization.stage = 0: checkpoints are written under ZeRO 1, 2 and 3 only; "
                           "1 differs from 0 in nothing else than sharing the optimizer's state: --set "
                           "ds_config.zero_optimization.stage=1")
+    check_attention(network.language.attention, strategy(raw).precision, options.ds_config)
     saved = check_sizes(resume[0]) if resume else None
 
     data = options.data or DEFAULT_DATA
@@ -141,6 +142,13 @@ def preflight(options: Options) -> RunPlan:
                    accumulation=accumulation, world_size=world_size, steps_per_epoch=steps_per_epoch,
                    model_reason=f"{name} ({facts.parameters / 1e6:,.1f} M parameters): {reason}",
                    remarks=[str(finding) for finding in findings if not finding.problem])
+
+
+def check_attention(attention: str, precision: str, ds_config: Path) -> None:
+    """Refuse the package flash_attn where it cannot compute: its kernels are for 16 bits."""
+    if precision == "fp32" and attention.startswith("flash"):
+        raise ConfigError(f"model.language.attn_implementation = {attention}: computes in fp16 and bf16 only, and "
+                          f"--ds_config {ds_config} has neither enabled: take sdpa, or enable bf16")
 
 
 @contextlib.contextmanager

@@ -100,21 +100,26 @@ def attention_of(model: str, micro_batch: int = 1) -> list[Attention]:
 def attention(model: str, data: Path) -> list[Truth]:
     """Which kernel torch takes for the attention of the stack, and what it holds at its peak beside its arguments: one
     that writes its scores down, as the formula does, needs heads × tokens² of them."""
-    return [_kernel(name, call, dtype) for name in dict.fromkeys((model, "17b")) for call in attention_of(name)
-            for dtype in HALF]
+    found = []
+    for name in dict.fromkeys((model, "17b")):
+        for call in attention_of(name):
+            kernels, told = zip(*(_kernel(call, dtype) for dtype in HALF), strict=True)
+            scores = math.prod(call.query[:3]) * call.key[2] * 2
+            # A CPU's activations nobody is short of.
+            found.append(Truth(f"{name}: {call}", None if DEVICE == "cpu" else KERNELS[0] not in kernels,
+                               "; ".join(told), f"no formula, whose scores are {scores / 1e6:.1f} MB"))
+    return found
 
 
-def _kernel(name: str, call: Attention, dtype: torch.dtype) -> Truth:
+def _kernel(call: Attention, dtype: torch.dtype) -> tuple[str, str]:
+    """The kernel's name, and what is to be told of it."""
     query, key, value, mask = call.tensors(dtype)
     options = {"attn_mask": mask, "is_causal": call.causal, "enable_gqa": call.grouped}
     kernel = KERNELS[torch._fused_sdp_choice(query, key, value, **options)]
-    what, seen = f"{name}: {call} in {_short(dtype)}", f"takes {kernel}"
-    if DEVICE == "cpu":  # whose activations nobody is short of
-        return Truth(what, None, seen)
+    if DEVICE == "cpu":
+        return kernel, f"{kernel} in {_short(dtype)}"
     held = _peak(lambda: F.scaled_dot_product_attention(query, key, value, **options).sum().backward())
-    scores = math.prod(call.query[:3]) * call.key[2] * dtype.itemsize
-    return Truth(what, kernel != KERNELS[0], f"{seen}, {held / 1e6:.1f} MB at its peak",
-                 f"no formula, whose scores are {scores / 1e6:.1f} MB")
+    return kernel, f"{kernel} in {_short(dtype)}, {held / 1e6:.1f} MB at its peak"
 
 
 def _peak(work: Callable[[], object]) -> int:

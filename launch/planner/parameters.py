@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
-from torch_geometric.data import Batch as GraphBatch
 from torch_geometric.data import Data
 
 from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset
-from astrobio.dataset import Batch, Moments
+from astrobio.dataset import Batch, Moments, graph_batch
 from astrobio.language import reads
 from astrobio.schema import EDGE_FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS, SHAPES
 from astrobio.stack import AstrobioStack
@@ -105,7 +104,7 @@ def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None,
         run_ids=["nominal"] * size, planet=floats(size, len(PLANET_COLUMNS)),
         planet_known=torch.ones(size, len(PLANET_COLUMNS), dtype=torch.bool),
         climate_levels=floats(size, *SHAPES["climate_levels"]), climate_surface=floats(size, *surface),
-        graphs=GraphBatch.from_data_list(graphs), spectrum=floats(size, *SHAPES["spectrum"]),
+        graphs=graph_batch(graphs), spectrum=floats(size, *SHAPES["spectrum"]),
         tokens=torch.zeros(size, tokens, dtype=torch.long), real=torch.ones(size, tokens, dtype=torch.bool),
         label=torch.zeros(size, dtype=torch.long), label_present=there, present={name: there for name in MODALITIES},
         quality={name: floats(size) for name in MODALITIES}, observed=there,

@@ -1,9 +1,10 @@
 """The language model: of several kinds, frozen, with adapters."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from astrobio import language
 from astrobio.config import ConfigError, load_preset
 from astrobio.dataset import AstrobioDataset
 from astrobio.language import Language, attention_implementation, language_config
@@ -145,16 +146,12 @@ def test_mistakes_are_named(changes, words):
         assert word in str(error.value)
 
 
-def test_the_fastest_attention_there_is(monkeypatch):
+def test_attention_is_torchs_unless_another_is_asked_for():
     config = load_preset("tiny").language
-    built = language_config(config)
-    assert attention_implementation(config, built) == "sdpa"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for installed, chosen in (((False, False), "sdpa"), ((False, True), "flash_attention_2"),
-                              ((True, True), "flash_attention_3")):
-        monkeypatch.setattr(language, "is_flash_attn_3_available", lambda has=installed[0]: has)
-        monkeypatch.setattr(language, "is_flash_attn_2_available", lambda has=installed[1]: has)
-        assert attention_implementation(config, built) == chosen
+    assert attention_implementation(config, language_config(config)) == "sdpa"
+    for asked in ("eager", "flash_attention_2"):
+        other = dataclasses.replace(config, attn_implementation=asked)
+        assert attention_implementation(other, language_config(other)) == asked
     assert Language(load_preset("tiny", {"language.attn_implementation": "eager"}).language).attention == "eager"
 
 

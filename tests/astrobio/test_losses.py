@@ -7,6 +7,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from astrobio import losses
+from astrobio.dataset import graph_batch
 from astrobio.graph_vae import GraphVAE
 
 
@@ -53,7 +54,7 @@ def chain(flux: list[float]) -> Batch:
     data = Data(x=torch.zeros(5, 11), kind=kind, edge_index=torch.tensor([[0, 3, 1, 4], [3, 1, 4, 2]]),
                 stoichiometry=torch.tensor([-1.0, 1.0, -1.0, 1.0]), balanced=torch.tensor([0, 1, 0, 0, 0]).bool(),
                 flux_mean=torch.zeros(5), flux_std=torch.ones(5), flux=torch.tensor([0.0, 0.0, 0.0, *flux]))
-    return Batch.from_data_list([data])
+    return graph_batch([data])
 
 
 @pytest.mark.parametrize(("flux", "imbalance"), [([2e4, 2e4], 0.0), ([2e4, 0.0], 1.0), ([3e4, 1e4], 0.5),

@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from astrobio import schema
 from astrobio.config import ConfigError
@@ -154,6 +155,26 @@ def test_a_batch_comes_whole_from_a_loaders_process(mini_dataset, start_method):
     assert ours.keys() == theirs.keys() and len(ours) > 15
     for name, value in theirs.items():
         assert ours[name].dtype == value.dtype and torch.equal(ours[name], value), name
+
+
+def test_a_batch_goes_to_a_card_in_one_copy(mini_dataset):
+    """The meta device stands for the card: it takes copies as one does, and keeps no numbers."""
+    class Copies(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += func is torch.ops.aten._to_copy.default
+            return func(*args, **(kwargs or {}))
+
+    data = AstrobioDataset(mini_dataset, "train", max_text_tokens=64)
+    batch = data.collate([data[i] for i in range(4)])
+    with Copies() as copies:
+        moved = batch.to("meta")
+    assert copies.seen == 1 and moved.run_ids == batch.run_ids and moved.graphs.longest == batch.graphs.longest
+    ours, theirs = tensors_of(moved), tensors_of(batch)
+    assert ours.keys() == theirs.keys() and all(tensor.device.type == "meta" for tensor in ours.values())
+    assert all(ours[name].shape == theirs[name].shape and ours[name].dtype is theirs[name].dtype for name in theirs)
+    assert tensors_of(batch.to("cpu"))["planet"].equal(theirs["planet"])
 
 
 def test_tensors_of_every_kind_survive_packing():

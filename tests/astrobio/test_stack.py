@@ -9,7 +9,7 @@ from torch_geometric.utils import to_dense_batch
 
 from astrobio.config import ConfigError, load_preset, preset_names
 from astrobio.dataset import AstrobioDataset
-from astrobio.graph_vae import Layer, places, spread
+from astrobio.graph_vae import Layer, Messages, places, spread
 from astrobio.stack import AstrobioStack
 
 
@@ -44,6 +44,19 @@ def test_a_graph_layer_is_that_of_pyg(dataset):
     assert torch.equal(out, expected) and torch.equal(ours.grad, theirs.grad)
     rows, there = to_dense_batch(theirs, graphs.batch)
     assert torch.equal(spread(theirs, place, real), rows) and torch.equal(real, there) and not there.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_comes_along_edges_is_summed_in_fp32(dtype):
+    """1 and 3000 small terms, each below half of 1's last bit: in 16 bits the sum would stay 1."""
+    messages = Messages(8, 4, heads=2, edge_dim=2)
+    terms = torch.full((3001, 2, 4), torch.finfo(dtype).eps / 4, dtype=dtype)
+    terms[0] = 1
+    found = messages.to(dtype).aggregate(terms.float(), torch.zeros(3001, dtype=torch.long), dim_size=1)
+    assert found.dtype is dtype and (found.float() > 1.3).all()
+    query, key, value = (torch.randn(3, 2, 4, dtype=dtype) for _ in range(3))
+    edges, index = torch.randn(3, 2, dtype=dtype), torch.zeros(3, dtype=torch.long)
+    assert messages.message(query, key, value, edges, index, None, 1).dtype is torch.float32
 
 
 def test_a_batch_gives_a_loss_its_parts_and_logits(stack, dataset):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,6 +67,25 @@ def train(config: str, data: Path, run: Path, *arguments, **environment) -> Fini
 def start_training(config: str, data: Path, run: Path, *arguments, **environment) -> subprocess.Popen:
     return start(ROOT / "launch/train.py", "--ds_config", f"ds_configs/{config}.json", "--model", "tiny", "--data",
                  data, "--run", run, *arguments, **environment)
+
+
+def in_browser(page: Path, folder: Path) -> str:
+    """The page as Chromium has it after loading; a screenshot of it is made too. ``folder``: for the browser's own.
+
+    Skips the test where there is no Chromium.
+    """
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome")
+                    if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no chromium is installed: apt-get install chromium")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               "--window-size=1100,1800", f"--user-data-dir={folder / 'browser'}"]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    picture = folder / "page.png"
+    subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    assert picture.stat().st_size > 20_000
+    return done.stdout
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
