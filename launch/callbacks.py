@@ -1,7 +1,6 @@
 """Small decisions of the loop, one class each; what must survive a resume is in their fields."""
 
 import math
-import multiprocessing
 import os
 import signal
 import time
@@ -123,11 +122,3 @@ def ignore_stop_signals(worker: int | None = None) -> None:
     SIGTERM to the whole process tree, but a rank must live on to its next step boundary and needs them."""
     for number in StopRequest.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def end_readers() -> None:
-    """To be registered with `atexit`: Python ends what is left of its helpers by SIGTERM, which they ignore, and waits
-    for them; a rank that ended by an error would stand still for ever, and all others with it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each one that is killed
-    for child in multiprocessing.active_children():
-        child.kill()

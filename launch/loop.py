@@ -15,7 +15,7 @@ from astrobio.dataset import AstrobioDataset, Batch
 from astrobio.metrics import baselines
 from astrobio.sampler import SampleOrder
 from launch import blackbox
-from launch.callbacks import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit, ignore_stop_signals
+from launch.callbacks import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit
 from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.save import SaveFailed
@@ -23,6 +23,7 @@ from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.evaluate import evaluate, masked_figures
 from launch.monitor import Monitor, usage
 from launch.preflight import RunPlan
+from launch.readers import Readers
 from launch.zero.ds_config import strategy
 from launch.zero.engine import device
 
@@ -48,8 +49,8 @@ class Trainer:
     Its whole state beside the engine's is what `state` returns, so that a resumed run goes on as if nothing had been.
     """
 
-    def __init__(self, plan: RunPlan, engine, splits: dict[str, AstrobioDataset]):
-        self.plan, self.engine, self.splits = plan, engine, splits
+    def __init__(self, plan: RunPlan, engine, splits: dict[str, AstrobioDataset], readers: Readers):
+        self.plan, self.engine, self.splits, self.readers = plan, engine, splits, readers
         train = plan.train
         self.rank = dist.get_rank()
         self.order = SampleOrder(len(splits["train"]), train.seed)
@@ -116,7 +117,7 @@ class Trainer:
         if plan.max_steps is not None:
             last = min(last, plan.max_steps)
         self.monitor.start_bar(last, self.step)
-        batches = iter(self._loader())
+        batches = self.readers.batches(self.order.micro_batches(plan.micro_batch, self.rank, plan.world_size))
         reason = self._reason_to_stop(last, stop_asked=False)
         while reason is None:
             result = self._train_step(batches, last)
@@ -128,14 +129,6 @@ class Trainer:
                 self._save()
         self.monitor.event(self.step, "stop", f"stopped at step {self.step}: {reason}")
         return reason
-
-    def _loader(self) -> torch.utils.data.DataLoader:
-        workers = self.plan.train.data_workers
-        return torch.utils.data.DataLoader(
-            self.splits["train"], collate_fn=self.splits["train"].collate, num_workers=workers,
-            batch_sampler=self.order.micro_batches(self.plan.micro_batch, self.rank, self.plan.world_size),
-            generator=torch.Generator(),  # else it draws from the model's random numbers at each start
-            worker_init_fn=ignore_stop_signals if workers else None)
 
     def _train_step(self, batches, last: int) -> StepResult:
         """One optimizer step: accumulate, agree on the numbers, update, report."""

@@ -24,10 +24,10 @@ import deepspeed
 from astrobio.dataset import AstrobioDataset
 from astrobio.schema import SPLITS
 from launch import blackbox
-from launch.callbacks import end_readers
 from launch.loop import Trainer
 from launch.options import parse_arguments
 from launch.preflight import RunPlan, preflight, user_errors, write_config
+from launch.readers import Readers, end_readers
 from launch.report import print_plan, print_test
 from launch.zero.accelerator import join_ranks, prepare_accelerator
 from launch.zero.engine import build_engine
@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> None:
         plan = preflight(parse_arguments(argv))
     quiet_libraries()
     atexit.register(end_readers)
+    with user_errors():
+        splits = open_splits(plan)
+    readers = Readers(splits["train"], plan.train.data_workers)
     with removed_at_end(plan.swap), blackbox.recording(plan.run, plan.disks):
         # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
         blackbox.phase("init")
@@ -49,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             write_config(plan)
         engine = build_engine(plan.stack, plan.ds_config, plan.train.seed)
         with user_errors():  # a checkpoint whose files turn out to be broken
-            trainer = Trainer(plan, engine, open_splits(plan))
+            trainer = Trainer(plan, engine, splits, readers)
         with contextlib.closing(trainer.monitor):
             trainer.fit()
             if not (trainer.interrupted or trainer.cut_short):
