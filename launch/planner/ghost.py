@@ -62,6 +62,7 @@ class Job:
     eval_micro_batch: int = 8
     whole: bool = True  # a stack also validates, saves and loads
     expandable: bool = False  # whether torch's allocator has expandable segments
+    rounding: int | None = None  # of page-locked memory, as `launch.locked_rounding` has it
 
 
 @dataclass
@@ -252,7 +253,7 @@ def haunt(job: Job) -> Result:
     import torch
 
     from launch.planner.simulated import simulate
-    mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job))
+    mode, ledger = simulate(job.ranks, tuple(job.capability), job.memory, _vocabulary(job), job.rounding)
     # Backward passes in this thread: autograd's own would each look for the card.
     with mode, ledger, torch.autograd.set_multithreading_enabled(False):
         engine, loss_of = _workload(job, mode)

@@ -1,7 +1,8 @@
 """Counts what a ghost run allocates and does: live bytes by device and part, and a trace of all work.
 
 A storage belongs to the part of the code that made it (`PARTS`). Bytes on the simulated GPU are counted in the CUDA
-caching allocator's granules of 512 B; page-locked host memory in powers of two, as torch's pinned allocator takes it.
+caching allocator's granules of 512 B; page-locked host memory as torch's pinned allocator takes it, in powers of two up
+to the size that `launch.locked_rounding` tells.
 Pageable blocks below `launch.zero.accelerator.LARGE_BLOCK`, or `LARGE_ACTIVATION` once a CPU trains, come from glibc's
 heap, which is taken to grow only: it can shrink from its end alone, where some small object always lies. What is freed
 within it waits for the next small block. Larger ones are mapped: they take memory up to the last byte that was written.
@@ -95,8 +96,11 @@ class Phase:
     nvme_written: int = 0
 
 
-def locked_bytes(size: int) -> int:
-    """What page-locked memory of ``size`` bytes takes (aten/src/ATen/core/CachingHostAllocator.h: PowerOf2Ceil)."""
+def locked_bytes(size: int, rounding: int | None = None) -> int:
+    """What page-locked memory of ``size`` bytes takes, where it is rounded up to ``rounding`` bytes, or always if None
+    (`CachingHostAllocatorImpl::allocate` in ATen/core/CachingHostAllocator.h)."""
+    if rounding is not None and size > rounding:
+        return size
     return 1 << (size - 1).bit_length() if size else 0
 
 
@@ -129,10 +133,12 @@ class Ledger(TorchDispatchMode):
             `launch.planner.allocator`.
     """
 
-    def __init__(self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6)):
+    def __init__(self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6),
+                 rounding: int | None = None):
         """``device``: where the model computes; ``vocabulary``: the size by which logits are known; ``capability``:
-        the card's."""
+        the card's; ``rounding``: of page-locked memory, see `locked_bytes`."""
         super().__init__()
+        self.rounding = rounding
         self.device, self.capability = device, capability
         self.live: Counter[str] = Counter()
         self.parts: dict[str, Counter[str]] = {GPU: Counter(), HOST: Counter()}
@@ -150,7 +156,8 @@ class Ledger(TorchDispatchMode):
         self._sequence: list[int] = []  # autograd's sequence number when a module was entered or left …
         self._sequence_module: list[str] = []  # … and the module that ran from then on
         self._seen: dict[int, Any] = {}
-        self._pinned: set[int] = set()
+        self._pinned: set[int] = set()  # storages that CUDA has page-locked …
+        self._locked: set[int] = set()  # … and those that the kernel has (mlock), which CUDA takes for pageable
         self._rounded: dict[int, tuple[str, str, int]] = {}  # storages that page-locking rounds up, as in `Peak`
         self._rounded_now: tuple[tuple[str, str, int], ...] | None = ()  # their values; None: not those any more
         self._heap: set[int] = set()  # storages on glibc's heap …
@@ -285,6 +292,7 @@ class Ledger(TorchDispatchMode):
             _, device, size, part = self._seen.pop(key)
             self._change(device, part, -size, key)
             self._pinned.discard(key)
+            self._locked.discard(key)
             self._heap.discard(key)
             self._mapped.pop(key, None)
             if self._rounded.pop(key, None):
@@ -328,9 +336,13 @@ class Ledger(TorchDispatchMode):
         return out
 
     def lock(self, tensor: torch.Tensor) -> None:
-        """The tensor's memory is page-locked where it is, without rounding."""
+        """The tensor's memory is locked where it is, without rounding. CUDA copies from and to it through buffers of
+        its own, and the host waits."""
         self.touch(tensor)
-        self._pinned.add(id(tensor.untyped_storage()))
+        self._locked.add(id(tensor.untyped_storage()))
+
+    def is_locked(self, tensor: torch.Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._locked or self.is_pinned(tensor)
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         return id(tensor.untyped_storage()) in self._pinned
@@ -339,7 +351,7 @@ class Ledger(TorchDispatchMode):
         if device == GPU:
             return -(-size // GRANULE) * GRANULE
         if pinned and self.device == GPU:  # on a CPU machine pinning does nothing
-            return locked_bytes(size)
+            return locked_bytes(size, self.rounding)
         return size
 
     def _change(self, device: str, part: str, size: int, key: int) -> None:

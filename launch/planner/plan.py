@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from astrobio.config import ConfigError, StackConfig, set_dotted
-from launch import expandable_segments
+from launch import expandable_segments, locked_rounding
 from launch.options import TrainConfig
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
@@ -100,7 +100,7 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Ha
                        largest_parameter=facts.largest, hidden_size=facts.hidden_size)
     return ghost.Job({"stack": dataclasses.asdict(stack)}, resolved, ranks, micro, seq_length,
                      tuple(machine.capability), machine.gpu_memory_bytes, TrainConfig.eval_micro_batch,
-                     expandable=expandable_segments())
+                     expandable=expandable_segments(), rounding=locked_rounding())
 
 
 def recipe(found: dict[str, Any], data: Path, epochs: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def quick_plan(job: ghost.Job, machine: Hardware) -> dict[str, Any]:
     for name, result in ghost.run_each(dict(zip(names, jobs, strict=True))):  # the first while the second still runs
         results[name], phases[name] = result, replay(result.trace, machine, job.ranks)
         taken[name] = steps(result.blocks)
-    line = Line(way(job)[0])
+    line = Line(way(job)[0], job.rounding)
     whole = line.result(*(results[name] for name in names))
     if any(results[names[0]].parameters < limit <= whole.parameters for limit in limits(job)):
         return assemble(ghost.run(job), job, machine)
@@ -107,6 +107,7 @@ class Line:
     """Through a shortened stack and a longer one, to the whole, ``times`` as far beyond the first."""
 
     times: int
+    rounding: int | None = None  # of page-locked memory, see `locked_bytes`
 
     def at(self, short: float, long: float) -> float:
         return short + self.times * (long - short)
@@ -145,8 +146,8 @@ class Line:
         for maker, blocks in longs.items():
             if len(blocks) == len(shorts[maker]):
                 for (small, _), (large, part) in zip(shorts[maker], blocks, strict=True):
-                    on_the_line = self.at(locked_bytes(small), locked_bytes(large))
-                    more[part] += locked_bytes(self.amount(small, large)) - on_the_line
+                    on_the_line = self.at(*(locked_bytes(size, self.rounding) for size in (small, large)))
+                    more[part] += locked_bytes(self.amount(small, large), self.rounding) - on_the_line
         return more
 
     def _phase(self, short: Phase, long: Phase) -> Phase:

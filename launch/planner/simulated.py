@@ -245,11 +245,12 @@ class SimulatedHost(HostAccelerator):
     max_memory_allocated = memory_allocated
 
 
-def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: int) -> tuple[Mode, Ledger]:
+def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: int, rounding: int | None = None
+             ) -> tuple[Mode, Ledger]:
     """Make this process rank 0 of ``ranks`` on the simulated card, or on a CPU machine where ``capability`` is (0, 0);
     both modes returned must be active to run anything."""
     on_host = capability == (0, 0)
-    ledger = Ledger(HOST if on_host else GPU, vocabulary, capability)
+    ledger = Ledger(HOST if on_host else GPU, vocabulary, capability, rounding)
     set_accelerator(SimulatedHost(ledger) if on_host else SimulatedGPU(ledger, memory))
     torch.cuda.get_device_capability = lambda *args, **kwargs: capability
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",

@@ -126,7 +126,7 @@ class AioHandle:
         return True
 
     def is_pinned(self, tensor):
-        return self.ledger.is_pinned(tensor)
+        return self.ledger.is_locked(tensor)
 
     def get_block_size(self):
         return self.block_size

@@ -13,6 +13,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
 from torch.utils.cpp_extension import CUDA_HOME
 
+from launch import keeps_unrounded
 from launch.zero.facts import ModelFacts
 from launch.zero.finding import Finding, remark
 from launch.zero.strategy import AUTO, nvme_paths, strategy
@@ -30,7 +31,7 @@ def machine_findings(config: dict, world_size: int, facts: ModelFacts | None = N
     """Of a config without ``"auto"`` paths. Room is only judged where the model is known, and by lower bounds: what is
     refused cannot run. `astrobio plan` says what a run takes."""
     found = [*_devices(config, world_size), *_compiler(config), *_toolkit(config), *_disks(config, facts),
-             *_memory(config, world_size, facts), *_locked_memory(config, world_size, facts)]
+             *_memory(config, world_size, facts), *_locked_memory(config, world_size, facts), *_allocator()]
     return found + cuda_findings(torch.version.cuda, driver_version())
 
 
@@ -314,6 +315,14 @@ def _locked_memory(config: dict, world_size: int, facts: ModelFacts | None) -> l
     return [Finding("ulimit -l", f"{limit / GB:.3f} GB", f"offloading to nvme locks {need / GB:.2f} GB a rank ({told})",
                     "ulimit -l unlimited (docker run --ulimit memlock=-1; memlock in /etc/security/limits.conf), or "
                     "smaller buffer_count, buffer_size and sub_group_size")]
+
+
+def _allocator() -> list[Finding]:
+    if get_accelerator().device_name() == "cpu" or not keeps_unrounded():
+        return []
+    return [Finding("PYTORCH_ALLOC_CONF", "pinned_max_round_threshold_mb", "torch keeps blocks of page-locked memory "
+                    "that are not rounded, and hands them out for larger ones: numbers would be overwritten",
+                    "set pinned_max_cached_size_mb, to no more, in its place or beside it")]
 
 
 def _may_lock_all(status: Path = Path("/proc/self/status")) -> bool:

@@ -4,8 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+import launch
+from launch.zero import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Run a script up to its import of torch, and tell what torch would read.
@@ -15,7 +20,9 @@ import importlib.abc, os, runpy, sys
 class Torch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
-            print(os.environ.get("PYTORCH_ALLOC_CONF"), sys.modules["launch"].expandable_segments())
+            launch = sys.modules["launch"]
+            print(os.environ.get("PYTORCH_ALLOC_CONF"), launch.expandable_segments(), launch.locked_rounding(),
+                  launch.keeps_unrounded())
             sys.stdout.flush()
             os._exit(0)
 
@@ -34,9 +41,31 @@ def at_import(script: str, **settings: str) -> str:
 
 @pytest.mark.parametrize("script", ["launch/train.py", "launch/experiments/full_size.py"])
 def test_before_torch_is_imported(script):
-    assert at_import(script) == "expandable_segments:True True"
+    assert at_import(script) == f"expandable_segments:True,pinned_max_cached_size_mb:64 True {64 << 20} False"
 
 
 def test_the_user_decides():
-    assert at_import("launch/train.py", PYTORCH_ALLOC_CONF="max_split_size_mb:512") == "max_split_size_mb:512 False"
-    assert at_import("launch/train.py", PYTORCH_CUDA_ALLOC_CONF="expandable_segments: true") == "None True"
+    assert at_import("launch/train.py", PYTORCH_ALLOC_CONF="max_split_size_mb:512") == \
+        "max_split_size_mb:512 False None False"
+    assert at_import("launch/train.py", PYTORCH_CUDA_ALLOC_CONF="expandable_segments: true") == "None True None False"
+
+
+@pytest.mark.parametrize(("settings", "rounding", "unsafe"), [
+    ("pinned_max_round_threshold_mb:16", 16, True), ("pinned_max_cached_size_mb:16", 16, False),
+    ("pinned_max_round_threshold_mb:16,pinned_max_cached_size_mb:16", 16, False),
+    ("pinned_max_round_threshold_mb:16,pinned_max_cached_size_mb:32", 16, True),
+    ("pinned_max_round_threshold_mb:64, pinned_max_cached_size_mb:32", 32, False)])
+def test_blocks_that_are_kept_must_be_rounded(monkeypatch, settings, rounding, unsafe):
+    """By torch 2.13.0's rule a freed block is taken for any size of its power of two."""
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", settings)
+    assert (launch.locked_rounding(), launch.keeps_unrounded()) == (rounding << 20, unsafe)
+    monkeypatch.setattr(machine, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
+    assert [finding.key for finding in machine._allocator()] == ["PYTORCH_ALLOC_CONF"] * unsafe
+
+
+def test_torch_still_hands_out_unrounded_blocks():
+    """When this fails, torch looks at the size of what it kept: `keeps_unrounded` may go."""
+    source = (Path(torch.__file__).parent / "include/ATen/core/CachingHostAllocator.h").read_text()
+    body = source.split("virtual B* get_free_block(size_t size")[1].split("return nullptr;")[0]
+    assert "size_" not in body.replace("size_index", "").replace("size_t", "")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,3 +219,19 @@ def test_another_card_or_torch_is_another_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     found.append(known(tmp_path / "NVIDIA_H100"))
     assert len(set(found)) == len(found)
+
+
+def test_the_host_waits_for_copies_from_memory_that_cuda_did_not_lock():
+    """DeepSpeed's swap buffers are locked by the kernel alone (csrc/aio/py_lib/deepspeed_pin_tensor.cpp)."""
+    ledger = Ledger()
+    page_locked, locked = torch.empty(8), torch.empty(8)
+    ledger.add(page_locked, pinned=True)
+    ledger.add(locked)
+    ledger.lock(locked)
+    assert ledger.is_locked(locked) and ledger.is_locked(page_locked)
+    assert ledger.is_pinned(page_locked) and not ledger.is_pinned(locked)
+    card = torch.empty(8)
+    for source, waits in ((page_locked, False), (locked, True)):
+        answer = SimpleNamespace(known=True, work=("up", source.nbytes))
+        ledger._record(torch.ops.aten.copy_.default, (card, source, True), {}, card, answer)
+        assert ledger.trace.pop() == ("up", 0, 32, waits)

@@ -8,7 +8,7 @@ from astrobio.config import ConfigError, load_preset
 from launch import cli
 from launch.planner import ghost, quick
 from launch.planner.hardware import load_hardware
-from launch.planner.ledger import BOTH, GPU, HOST, Peak, Phase
+from launch.planner.ledger import BOTH, GPU, HOST, Peak, Phase, locked_bytes
 from launch.planner.parameters import load_model
 from launch.planner.plan import make_job, plan
 from launch.planner.unrolled import steps
@@ -128,6 +128,14 @@ def test_a_shallow_stack_is_run_whole(monkeypatch):
     monkeypatch.setattr(quick, "assemble", lambda *args: {"quick": False})
     assert not plan("tiny", ROOT / "ds_configs/zero3.json", quick=True)["quick"]
     assert asked[0].workload["stack"] == dataclasses.asdict(load_model("tiny"))
+
+
+def test_page_locked_blocks_are_as_large_as_torch_makes_them():
+    for rounding, taken in ((None, [128, 256, 256]), (200, [128, 256, 201]), (100, [128, 200, 201])):
+        assert [locked_bytes(size, rounding) for size in (100, 200, 201)] == taken
+    one, two = (Peak(100 * n, {"buffer": 100 * n}, "", (("place", "buffer", 100 * n),)) for n in (1, 2))
+    # 100 + 7 × 100, as it is; in the short runs 128 and 256, were they rounded
+    assert quick.Line(7, rounding=50).peak(one, two).bytes == 800
 
 
 def test_page_locked_blocks_are_rounded_one_by_one():
