@@ -209,7 +209,11 @@ def _kills_now(box: dict) -> int | None:
 
 
 def _behind(boxes: list[dict]) -> Explanation | None:
-    """The rank that the others wait for: it has fallen silent, or has entered fewer collectives than they."""
+    """The rank that the others wait for: it has fallen silent, or has entered fewer collectives than they.
+
+    On a card a collective is only asked for: it returns at once, and ranks that wait stand in whatever asks the card
+    next. There the counters alone tell, of ranks that do not move.
+    """
     if len(boxes) < 2:
         return None
     silent = min(boxes, key=lambda box: box["last_sign_of_life"])
@@ -223,7 +227,7 @@ def _behind(boxes: list[dict]) -> Explanation | None:
         evidence.append(f"the process of rank {rank['rank']} (pid {rank['pid']}) is stopped: kill -CONT lets it go on")
     elif latest - silent["last_sign_of_life"] > SILENT_S:
         rank = silent
-    elif most["collectives"] > fewest["collectives"] and most["inside"] and \
+    elif most["collectives"] > fewest["collectives"] and (most["inside"] or _on_card(most)) and \
             latest - max(fewest["phase_since"], fewest["collective_since"]) > SILENT_S:
         rank = fewest
     if rank is None:
@@ -233,9 +237,15 @@ def _behind(boxes: list[dict]) -> Explanation | None:
         evidence.append(f"its last sign of life is {quiet:.0f} s older than the others'")
     evidence += [f"rank {box['rank']} waits in {box['collective']}, its collective number {box['collectives']}"
                  for box in boxes if box is not rank and box["inside"]]
+    evidence += [f"rank {box['rank']} has asked its card for {box['collectives']}, the last one {box['collective']}"
+                 for box in boxes if box is not rank and not box["inside"] and _on_card(box)]
     evidence.append(f"rank {rank['rank']} has entered {rank['collectives']}, the last one {rank['collective']}")
     return Explanation("a rank fell behind", rank["rank"], f"rank {rank['rank']} fell behind in {_doing(rank)}; the "
                        "others wait for it", evidence)
+
+
+def _on_card(box: dict) -> bool:
+    return "device_total" in box["last"]
 
 
 def _words(box: dict) -> str:

@@ -127,6 +127,17 @@ def test_a_rank_that_entered_fewer_collectives_fell_behind(tmp_path):
     assert "phase 'data'" in found.summary and "rank 0 waits in all_reduce" in found.evidence[0]
 
 
+def test_on_a_card_the_counters_tell_who_fell_behind(tmp_path, monkeypatch):
+    """A collective there returns as soon as it is asked for: no rank is inside one, though the card waits."""
+    monkeypatch.setattr(blackbox, "_device", lambda: {"device_bytes": 1 << 30, "device_total": 24 << 30})
+    long_ago = time.time() - 60
+    left_behind(tmp_path, 0, _phase="reduce", _collectives=53, _inside=False, _name=b"all_reduce", _begun=long_ago + 1)
+    left_behind(tmp_path, 1, _phase="data", _collectives=50, _inside=False, _since=long_ago, _begun=long_ago)
+    found = explain(tmp_path)
+    assert (found.cause, found.rank) == ("a rank fell behind", 1)
+    assert found.evidence[0] == "rank 0 has asked its card for 53, the last one all_reduce"
+
+
 def test_a_watchdog_that_aborts_points_to_the_rank_it_waited_for(tmp_path):
     test_a_rank_that_entered_fewer_collectives_fell_behind(tmp_path)
     blackbox.fault_of(tmp_path, 0).write_text("Fatal Python error: Aborted\n\nCurrent thread 0x1:\n  File x\n")
