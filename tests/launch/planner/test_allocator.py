@@ -223,7 +223,7 @@ def test_another_card_or_torch_is_another_machine(tmp_path, monkeypatch):
 
 def test_the_host_waits_for_copies_from_memory_that_cuda_did_not_lock():
     """DeepSpeed's swap buffers are locked by the kernel alone (csrc/aio/py_lib/deepspeed_pin_tensor.cpp)."""
-    ledger = Ledger()
+    ledger = Ledger(HOST)
     page_locked, locked = torch.empty(8), torch.empty(8)
     ledger.add(page_locked, pinned=True)
     ledger.add(locked)
