@@ -1,5 +1,6 @@
 """The processes that read ahead."""
 
+import gc
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ class Readers:
             generator=torch.Generator(),  # else it draws from the model's random numbers at each start
             worker_init_fn=ignore_stop_signals if number else None)
         if number:
+            gc.freeze()  # else a collection writes into every object that they share with the rank
             iter(self._loader)  # starts them, with nothing to read
 
     def __iter__(self) -> Iterator[list[int]]:
