@@ -12,11 +12,12 @@ _ROUNDED, _KEPT = "pinned_max_round_threshold_mb", "pinned_max_cached_size_mb"
 
 # By itself torch cuts a card's memory into segments for blocks of one size, and ZeRO gathers and reduces in ever other
 # sizes: of the 17B stack's 11 GB under zero3_offload more than 4 would lie idle (`astrobio plan`). Segments that grow
-# fit them all. Page-locked blocks it would round up to powers of two, a sixth of the 17B stack's host memory.
+# fit them all. Page-locked blocks it would round up to powers of two, a sixth of the 17B stack's host memory, and keep
+# when they are freed: ZeRO-3 makes one for each parameter before it gathers them in one. A batch is below 8 MiB.
 if not any(name in os.environ for name in _SETTINGS):
     os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if tuple(int(part) for part in re.findall(r"\d+", version("torch"))[:2]) >= (2, 13):
-        os.environ["PYTORCH_ALLOC_CONF"] += f",{_KEPT}:64"
+        os.environ["PYTORCH_ALLOC_CONF"] += f",{_KEPT}:8"
 
 
 def _settings() -> str:

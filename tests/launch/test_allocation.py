@@ -41,7 +41,7 @@ def at_import(script: str, **settings: str) -> str:
 
 @pytest.mark.parametrize("script", ["launch/train.py", "launch/experiments/full_size.py"])
 def test_before_torch_is_imported(script):
-    assert at_import(script) == f"expandable_segments:True,pinned_max_cached_size_mb:64 True {64 << 20} False"
+    assert at_import(script) == f"expandable_segments:True,pinned_max_cached_size_mb:8 True {8 << 20} False"
 
 
 def test_the_user_decides():
