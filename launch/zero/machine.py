@@ -154,8 +154,8 @@ def _toolkit(config: dict) -> list[Finding]:
     if where.optimizer_device == "none" and kind in ("adam", "adamw", "lamb", "lion") and not params.get("torch_adam"):
         needs.append((f"optimizer.type = {optimizer['type']} on the card", ', or optimizer.params.torch_adam: true'
                       if kind.startswith("adam") else ", or AdamW with torch_adam: true"))
-    if where.uses_nvme:
-        needs.append(("offloading to nvme", ""))
+    if where.uses_nvme and (config.get("aio") or {}).get("use_gds"):
+        needs.append(("aio.use_gds", ", or aio.use_gds: false, which g++ alone compiles"))
     if not needs:
         return []
     try:

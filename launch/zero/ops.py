@@ -5,6 +5,7 @@
 
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
+from torch.utils.cpp_extension import CUDA_HOME
 
 from astrobio.config import ConfigError
 from launch.zero.accelerator import on_cpu, prepare_accelerator
@@ -49,4 +50,5 @@ def build(builders: list[str]) -> None:
 
 if __name__ == "__main__":
     prepare_accelerator()
-    build(list(CPU_MACHINE) if on_cpu() else ["CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder"])
+    build(list(CPU_MACHINE) if on_cpu() else
+          ["CPUAdamBuilder", "AsyncIOBuilder", *(["FusedAdamBuilder"] if CUDA_HOME else [])])

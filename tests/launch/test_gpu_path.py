@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.utils.cpp_extension
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from launching import ROOT
 
 from launch import blackbox
 from launch.checkpoints import random_state as states
 from launch.experiments import full_size
 from launch.loop import Trainer
-from launch.zero import accelerator
+from launch.zero import accelerator, compiled
 
 
 class Card:
@@ -158,3 +160,23 @@ def test_make_train_takes_the_cards_there_are(cards, ranks, micro, tmp_path):
                           env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert f"--num_gpus {ranks} " in done.stdout
     assert f"train_micro_batch_size_per_gpu={micro} " in done.stdout
+
+
+def test_nvme_offload_is_compiled_without_cuda_toolkit(tmp_path, monkeypatch):
+    """DeepSpeed's own builder for cards joins CUDA_HOME, which is None here as on a card's machine without one."""
+    builder = CUDA_Accelerator().create_op_builder("AsyncIOBuilder")
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setattr(builder, "is_rocm_pytorch", lambda: False)
+    with pytest.raises(TypeError):
+        builder.include_paths()
+    taken = []
+    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setattr(compiled, "write_whole", lambda path, data: None)
+    monkeypatch.setattr(compiled, "_compile", lambda builder, verbose: taken.append(builder))
+    (tmp_path / "compiled/async_io").mkdir(parents=True)
+    (tmp_path / "compiled/async_io/async_io.so").touch()
+    compiled.load(builder)
+    [other] = taken
+    assert other.sources() == builder.sources()
+    assert not any("cuda" in flag for flag in [*other.include_paths(), *other.extra_ldflags(), *other.cxx_args()])
