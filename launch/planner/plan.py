@@ -26,6 +26,7 @@ from launch.zero.strategy import precision
 
 PROCESS, WORKERS, CUDA = "Python and libraries", "data workers", "CUDA's libraries"
 CONTEXT, CACHED = "CUDA and NCCL context", "cached by the allocator"
+TRAINING, VALIDATION = ("forward", "backward", "optimizer"), ("evaluate",)  # the phases of each
 #: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
 _STEPS = 1000
 
@@ -51,7 +52,8 @@ def plan(model: str | StackConfig, ds_config: Path | str | dict, hardware: str |
 
     Returns:
         ``fits``; ``gpu`` (one card), ``host`` and ``nvme`` (all ranks of one machine), each with ``peak_bytes``,
-        ``limit_bytes``, ``phase`` and ``parts``; ``time`` of one optimizer step, of one batch of a validation, and of a
+        ``limit_bytes``, ``phase`` and ``parts``, cards and host also with ``training_bytes`` and ``validation_bytes``,
+        the peaks of these phases alone; ``time`` of one optimizer step, of one batch of a validation, and of a
         checkpoint; ``recipe``, the whole training; and what was asked. Bytes and seconds.
 
     Raises:
@@ -179,13 +181,20 @@ def peaks_by_phase(phases: list[Phase], device: str) -> dict[str, int]:
     return found
 
 
+def _apart(by_phase: dict[str, int]) -> dict[str, int | None]:
+    """The peaks of training and of a validation, from those of the phases: the whole one may be neither's."""
+    return {key: max((by_phase[name] for name in phases if name in by_phase), default=None)
+            for key, phases in (("training_bytes", TRAINING), ("validation_bytes", VALIDATION))}
+
+
 def _gpu(result: ghost.Result, machine: Hardware, reserved: Reserved) -> dict[str, Any]:
     name, peak = _largest(result.phases, GPU)
     parts = {**_sorted(peak.parts), CACHED: max(0, reserved.peak - peak.bytes), CONTEXT: machine.context_bytes}
     return {"peak_bytes": reserved.peak + machine.context_bytes, "limit_bytes": machine.gpu_memory_bytes,
             "fits": reserved.fits, "phase": name, "module": peak.module, "parts": parts, "allocated_bytes": peak.bytes,
             "reserved_bytes": reserved.peak, "resident_bytes": _micro_steps(result.phases)[1][-1].end.get(GPU, 0),
-            "phases": peaks_by_phase(result.phases, GPU), "reserved_by_phase": reserved.by_phase}
+            "phases": peaks_by_phase(result.phases, GPU), "reserved_by_phase": reserved.by_phase,
+            **_apart({phase: size + machine.context_bytes for phase, size in reserved.by_phase.items()})}
 
 
 def _host(result: ghost.Result, machine: Hardware, local: int, process: int, worker: int) -> dict[str, Any]:
@@ -196,10 +205,9 @@ def _host(result: ghost.Result, machine: Hardware, local: int, process: int, wor
               CUDA: machine.context_host_bytes}  # the tensors, in each rank
     parts = {part: local * size for part, size in {**_sorted(peak.parts), **_sorted(beside)}.items()}
     total = local * (peak.bytes + sum(beside.values()))
+    phases = {key: local * (size + sum(beside.values())) for key, size in peaks_by_phase(result.phases, device).items()}
     return {"peak_bytes": total, "limit_bytes": machine.host_memory_bytes, "fits": total <= machine.host_memory_bytes,
-            "phase": name, "module": peak.module, "parts": parts,
-            "phases": {key: local * (size + sum(beside.values()))
-                       for key, size in peaks_by_phase(result.phases, device).items()}}
+            "phase": name, "module": peak.module, "parts": parts, "phases": phases, **_apart(phases)}
 
 
 def _nvme(result: ghost.Result, machine: Hardware, local: int) -> dict[str, Any]:

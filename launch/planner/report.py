@@ -29,6 +29,11 @@ def print_plan(plan: dict[str, Any], console: Console | None = None) -> None:
                           bar(side["peak_bytes"], side["limit_bytes"], side["fits"]), side["phase"],
                           side.get("module", ""))
     console.print(table)
+    for label, key in (("training", "training_bytes"), ("validation", "validation_bytes")):
+        sizes = [f"{plan[side][key] / GIB:.1f} GiB of {name}"
+                 for side, name in (("gpu", "each GPU"), ("host", "the host")) if plan[side] and plan[side][key]]
+        if sizes:
+            console.print(f"{label:10s} takes {' and '.join(sizes)}")
     parts = Table(box=None, pad_edge=False)
     parts.add_column("of this")
     for name, label in (("gpu", "each GPU"), ("host", "host"), ("nvme", "NVMe")):

@@ -22,7 +22,7 @@ from launch.planner.autocast import prepare_autocast
 from launch.planner.fakes import Mode
 from launch.planner.ledger import GPU, HOST, Ledger, numbers
 from launch.planner.shortcuts import take_shortcuts
-from launch.planner.stand_ins import Links, attend, count_hooks, op_libraries, replace_ops
+from launch.planner.stand_ins import Links, attend, count_hooks, op_libraries, read_unpacked, replace_ops
 from launch.zero.accelerator import HostAccelerator, _compute_fp16_in_fp32
 
 _setup_privateuseone_for_python_backend(rename=GPU)
@@ -264,6 +264,7 @@ def simulate(ranks: int, capability: tuple[int, int], memory: int, vocabulary: i
     _be_quick()
     take_shortcuts(ledger)
     prepare_autocast()
+    read_unpacked(ledger)
     count_hooks(lambda: ledger.trace.append(("hook",)))
     if on_host:
         _compute_fp16_in_fp32()

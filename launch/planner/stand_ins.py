@@ -6,6 +6,7 @@ import functools
 from types import SimpleNamespace
 
 import torch
+from transformers import masking_utils
 
 from launch.planner.ledger import SWAP, Ledger, numbers
 
@@ -185,6 +186,18 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
                                                                       is_causal, scale=scale)[0]
     return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal,
                                                              scale=scale, enable_gqa=enable_gqa)[0]
+
+
+def read_unpacked(ledger: Ledger) -> None:
+    """Let transformers find what it finds in training: each text is a row of its own, so that no mask is needed.
+
+    It looks at the positions for that, which the host waits for. Of tensors without data it assumes that several texts
+    share a row, and makes a mask, with which no card would take FlashAttention.
+    """
+    def find_packed_sequence_indices(position_ids):
+        ledger.trace.append(("host_wait_stream", ledger.stream))
+
+    masking_utils.find_packed_sequence_indices = find_packed_sequence_indices
 
 
 def head_alignment(dtype: torch.dtype, capability: tuple[int, int]) -> int:
