@@ -46,6 +46,16 @@ def main(argv: list[str] | None = None) -> int:
                             "one does: astrobio data sample")
     acceptance.add_argument("--json", action="store_true", help="one JSON object on stdout")
     acceptance.set_defaults(run=_acceptance)
+    carry = commands.add_parser("carry", help="a folder that runs acceptance on a machine without a network")
+    carry.add_argument("--box", required=True, type=Path, metavar="FILE",
+                       help="what `python3 -m pip list --format=freeze` says there")
+    carry.add_argument("--python", default="3.12", metavar="X.Y", help="Python there (default: 3.12)")
+    carry.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that is not there yet")
+    carry.add_argument("--data", type=Path, default=Path("data/sample"), metavar="DIR",
+                       help="a built dataset, whose first records go along (default: data/sample)")
+    carry.add_argument("--records", type=int, default=40, metavar="N", help="in all (default: 40)")
+    carry.add_argument("--limit_mib", type=float, default=64, metavar="N", help="of the folder (default: 64)")
+    carry.set_defaults(run=_carry)
     explain = commands.add_parser("explain", help="say why a run ended, or stands still")
     explain.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     explain.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -103,6 +113,11 @@ def _compare(args) -> int:
 def _acceptance(args) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from launch.experiments.acceptance import run_command
+    return run_command(args)
+
+
+def _carry(args) -> int:
+    from launch.experiments.carry import run_command
     return run_command(args)
 
 

@@ -43,7 +43,7 @@ from launch.zero.machine import driver_version, file_system, memory_limit
 
 ROOT = Path(__file__).resolve().parents[2]
 DS_CONFIGS = ROOT / "ds_configs"
-PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets", "astrobio")
+PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets")
 DEVICE_CHECKS = ("attention", "precision", "randomness", "copies", "waits")
 GB = 1e9
 #: How far a prediction may be off, as a share of what is measured. Times are only told: other work slows a machine.

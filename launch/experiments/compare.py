@@ -204,7 +204,7 @@ def launch(config: Path, run: Path, *options: object, ranks: int, timeout_s: flo
            environment: dict[str, str] | None = None) -> int | None:
     """``deepspeed launch/train.py`` with these options; what it prints goes into ``run``'s launch.log. Returns its
     status, or None: it was killed, with all its ranks, after ``timeout_s``."""
-    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", ranks, "--master_port", _free_port(),
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", ranks, "--master_port", _free_port(),
                ROOT / "launch/train.py", "--ds_config", config, "--run", run, *options]
     run.mkdir(parents=True, exist_ok=True)
     with (run / "launch.log").open("w") as log:

@@ -416,15 +416,15 @@ class Ledger(TorchDispatchMode):
             self.trace.append(work)
         else:
             destination, source = (args[0], args[1]) if func._overloadpacket is aten.copy_ else (out, args[0])
-            waits = not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2])) \
-                or not self.is_pinned(source if work[0] == "up" else destination)
-            self.trace.append((work[0], self.stream, work[1], waits))
+            pageable = not self.is_pinned(source if work[0] == "up" else destination)
+            waits = pageable or not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2]))
+            self.trace.append((work[0], self.stream, work[1], waits, pageable))
 
     def _record_groups(self, number: int, flops: int, size: int, dtype: torch.dtype) -> None:
         if experts.at_once(dtype, self.capability):
             number = 1
         elif self.device == GPU:
-            self.trace.append(("down", self.stream, number * torch.int32.itemsize, True))
+            self.trace.append(("down", self.stream, number * torch.int32.itemsize, True, True))
         self.trace += [("kernel", self.stream, flops // number, size // number, dtype)] * number
 
     def _count(self) -> None:

@@ -121,10 +121,11 @@ def test_the_roofline(machine):
 
 
 def test_streams_overlap_until_one_waits(machine):
-    kernel, copy = ("kernel", 0, 2e12, 0, torch.float16), ("up", 7, 1e9, False)
+    kernel, copy = ("kernel", 0, 2e12, 0, torch.float16), ("up", 7, 1e9, False, False)
     assert seconds(machine, copy, kernel) == pytest.approx(2)
     assert seconds(machine, copy, ("wait_stream", 0, 7), kernel) == pytest.approx(3)
-    assert seconds(machine, ("up", 7, 1e9, True), kernel) == pytest.approx(3), "a blocking copy holds the host"
+    assert seconds(machine, ("up", 7, 1e9, True, False), kernel) == pytest.approx(3), "a blocking copy holds the host"
+    assert seconds(machine, ("up", 7, 1e9, True, True)) == pytest.approx(2), "from pageable memory, at half the rate"
 
 
 def test_the_host_pays_for_every_operator_call_and_hook(machine):
@@ -133,7 +134,7 @@ def test_the_host_pays_for_every_operator_call_and_hook(machine):
     kernel = ("kernel", 0, 0, 0, torch.float16)
     assert seconds(machine, ("operators", 7)) == pytest.approx(7), "views and the like"
     assert seconds(machine, kernel) == pytest.approx(11), "an operator that launches a kernel"
-    assert seconds(machine, ("up", 0, 0, False)) == pytest.approx(11)
+    assert seconds(machine, ("up", 0, 0, False, False)) == pytest.approx(11)
     collective = ("collective", 0, 1, "broadcast", 0, 1), ("wait_collective", 0, 1)
     assert seconds(machine, *collective) == pytest.approx(51), "its stream waits for an event; a kernel, another event"
     assert seconds(machine, ("record", 0, 1), ("wait_event", 3, 1), ("wait_stream", 0, 3)) == pytest.approx(40)
@@ -231,7 +232,7 @@ def test_the_host_waits_for_copies_from_memory_that_cuda_did_not_lock():
     assert ledger.is_locked(locked) and ledger.is_locked(page_locked)
     assert ledger.is_pinned(page_locked) and not ledger.is_pinned(locked)
     card = torch.empty(8)
-    for source, waits in ((page_locked, False), (locked, True)):
+    for source, waits in ((page_locked, False), (locked, True)):  # and these are pageable
         answer = SimpleNamespace(known=True, work=("up", source.nbytes))
         ledger._record(torch.ops.aten.copy_.default, (card, source, True), {}, card, answer)
-        assert ledger.trace.pop() == ("up", 0, 32, waits)
+        assert ledger.trace.pop() == ("up", 0, 32, waits, waits)

@@ -55,7 +55,7 @@ def test_a_card_without_a_kernel_for_groups_multiplies_one_after_the_other(tmp_p
     results = ghost.run_all({" ".join(name): job for name, job in jobs.items()})
 
     def waits(name: str) -> int:
-        return sum(event[0] == "down" and event[2:] == (4 * EXPERTS, True) for event in results[name].trace)
+        return sum(event[0] == "down" and event[2:] == (4 * EXPERTS, True, True) for event in results[name].trace)
 
     def flops(name: str) -> int:
         return sum(event[2] for event in results[name].trace if event[0] == "kernel")
