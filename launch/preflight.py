@@ -28,9 +28,10 @@ from launch.check import check
 from launch.checkpoints.compatibility import changes, dataset_hash, refusals
 from launch.checkpoints.folder import LATEST, checkpoints, damage_of, is_checkpoint, pointer_problem
 from launch.checkpoints.manifest import MANIFEST, Manifest, check_sizes
+from launch.claim import claim, own_folder, remove_dead
 from launch.options import Options, TrainConfig
 from launch.zero import ops
-from launch.zero.ds_config import batch_sizes, nvme_paths, read_ds_config, resolve, strategy
+from launch.zero.ds_config import batch_sizes, nvme_blocks, nvme_paths, read_ds_config, resolve, strategy
 from launch.zero.facts import facts_of, network_of
 from launch.zero.finding import raise_problems
 
@@ -51,7 +52,6 @@ class RunPlan:
     data: Path
     tokenizer: Path
     run: Path
-    swap: Path  # where an nvme_path of "auto" puts swap files; removed at the end
     resume: list[Path]  # the checkpoints to continue from, the newest first: the others in case it is broken
     resume_notes: list[str]  # what is otherwise than in the run that was saved, and what was found broken
     max_steps: int | None
@@ -67,9 +67,9 @@ class RunPlan:
         return self.micro_batch * self.accumulation * self.world_size
 
     @property
-    def disks(self) -> list[Path]:
-        """Folders that the run writes to, beside its own."""
-        return [Path(path) for _, path in nvme_paths(self.ds_config)]
+    def swap(self) -> list[Path]:
+        """The run's own folders of swap files; removed at its end."""
+        return list(dict.fromkeys(Path(path) for _, path in nvme_paths(self.ds_config)))
 
     @property
     def total_steps(self) -> int:
@@ -97,7 +97,7 @@ def preflight(options: Options) -> RunPlan:
     _check_pretrained(network)
     facts = facts_of(network)
     resume, run, resume_notes = _run_and_resume(options, stack.name)
-    swap = Path(os.environ["ASTROBIO_NVME"], run.name) if os.environ.get("ASTROBIO_NVME") else run / "nvme"
+    swap = Path(os.environ.get("ASTROBIO_NVME") or run)
     findings = check(raw, world_size=world_size, facts=facts, nvme_folder=swap)
     raise_problems(findings, named)
     if strategy(raw).stage == 0:
@@ -131,13 +131,15 @@ def preflight(options: Options) -> RunPlan:
         resume_notes += changes(saved, network, ds_config, world_size)
     ops.build(ops.needed(ds_config))
     _check_port()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--run {run}: cannot be made ({error.strerror})") from None
+    claim(run, f"--run {run}")
+    for key, block in nvme_blocks(ds_config).items():
+        parent = Path(block["nvme_path"])
+        remove_dead(parent)
+        block["nvme_path"] = str(own_folder(parent, run))
+        claim(Path(block["nvme_path"]), f"{key}.nvme_path = {parent}", emptied=True)
     return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=facts.parameters,
                    trainable=facts.trainable,
-                   attention=network.language.attention, data=data, tokenizer=tokenizer, run=run, swap=swap,
+                   attention=network.language.attention, data=data, tokenizer=tokenizer, run=run,
                    resume=resume, resume_notes=resume_notes, max_steps=options.max_steps, micro_batch=micro,
                    accumulation=accumulation, world_size=world_size, steps_per_epoch=steps_per_epoch,
                    model_reason=f"{name} ({facts.parameters / 1e6:,.1f} M parameters): {reason}",

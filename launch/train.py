@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         splits = open_splits(plan)
     readers = Readers(splits["train"], plan.train.data_workers)
-    with removed_at_end(plan.swap), blackbox.recording(plan.run, plan.disks):
+    with removed_at_end(plan.swap), blackbox.recording(plan.run, plan.swap):
         # From here on ranks wait for each other. One that fails ends the launcher, which ends the others.
         blackbox.phase("init")
         join_ranks()
@@ -72,12 +72,13 @@ def open_splits(plan: RunPlan) -> dict[str, AstrobioDataset]:
 
 
 @contextlib.contextmanager
-def removed_at_end(folder: Path) -> Iterator[None]:
-    """Swap files are of no use after a run, however it ended. The ranks of a machine share the folder."""
+def removed_at_end(folders: list[Path]) -> Iterator[None]:
+    """Swap files are of no use after a run, however it ended. The ranks of a machine share the folders."""
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def quiet_libraries() -> None:

@@ -89,8 +89,6 @@ def check_room(plan: RunPlan, parameters: int, trainable: int) -> dict[str, int]
                                 + optimizer["buffer_count"] * min(zero["sub_group_size"], trainable) * 4
                                 ) + 2 * min(param.get("max_in_cpu", 1_000_000_000), trainable)
     folder = Path(nvme_paths(plan.ds_config)[0][1])
-    shutil.rmtree(plan.swap, ignore_errors=True)  # left by a run that was killed
-    plan.swap.mkdir(parents=True, exist_ok=True)
     free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     if free < 1.02 * disk:
         raise ConfigError(f"{folder}: {free / GB:.1f} GB free, {1.02 * disk / GB:.1f} GB needed for the parameters and "
@@ -133,7 +131,7 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
     phases = Phases()
     size = min(max(need["nvme_bytes"] // 4, 16 << 20), 512 << 20) >> 20
     bandwidth = phases.measure("measure the disk", lambda: {} if dist.get_rank() else
-                               measure_disk(plan.ds_config, plan.swap, f"{size}M"))
+                               measure_disk(plan.ds_config, plan.swap[0], f"{size}M"))
     engine = phases.measure("build", lambda: build_engine(plan.stack, plan.ds_config, plan.train.seed))
     dataset = AstrobioDataset(plan.data, "train", plan.stack.language.max_text_tokens, plan.tokenizer)
     batch = dataset.collate(whole_records(dataset, plan.micro_batch, dist.get_rank())).to(device())

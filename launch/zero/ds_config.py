@@ -9,9 +9,10 @@ from astrobio.config import ConfigError, set_dotted, suggestion
 from launch.zero.ds_auto import resolve
 from launch.zero.ds_keys import key_findings
 from launch.zero.finding import raise_problems
-from launch.zero.strategy import AUTO, Strategy, batch_sizes, nvme_paths, strategy
+from launch.zero.strategy import AUTO, Strategy, batch_sizes, nvme_blocks, nvme_paths, strategy
 
-__all__ = ["AUTO", "Strategy", "batch_sizes", "load_ds_config", "nvme_paths", "read_ds_config", "resolve", "strategy"]
+__all__ = ["AUTO", "Strategy", "batch_sizes", "load_ds_config", "nvme_blocks", "nvme_paths", "read_ds_config",
+           "resolve", "strategy"]
 
 
 def load_ds_config(path: Path, changes: dict[str, Any] | None = None) -> dict:

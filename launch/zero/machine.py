@@ -1,5 +1,6 @@
 """What this machine has for a ds_config: libaio, a compiler, room on disks and in memory, cards."""
 
+import ctypes
 import os
 import resource
 import shutil
@@ -335,10 +336,18 @@ def _may_lock_all(status: Path = Path("/proc/self/status")) -> bool:
 
 
 def driver_version() -> int | None:
-    """CUDA version that the driver knows, as 12040 for 12.4; None without a driver or a CUDA build of torch."""
+    """CUDA version that the driver knows, as 12040 for 12.4; None without a driver or a CUDA build of torch.
+
+    The driver itself says it, without a context on a card; torch does not in every version.
+    """
     if torch.version.cuda is None:
         return None
-    return torch._C._cuda_getDriverVersion() or None
+    version = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
 
 
 def cuda_findings(built: str | None, driver: int | None, cards: Path = Path("/proc/driver/nvidia/version")

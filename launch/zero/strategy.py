@@ -47,12 +47,16 @@ def precision(config: dict) -> str:
     return "fp16" if wanted["fp16"] == AUTO else "fp32"
 
 
+def nvme_blocks(config: dict) -> dict[str, dict]:
+    """The blocks that offload to NVMe, by key."""
+    zero = config.get("zero_optimization") or {}
+    return {f"zero_optimization.{block}": zero[block] for block in ("offload_optimizer", "offload_param")
+            if (zero.get(block) or {}).get("device") == "nvme"}
+
+
 def nvme_paths(config: dict) -> list[tuple[str, str]]:
     """(key, nvme_path) of each block that offloads to NVMe."""
-    zero = config.get("zero_optimization") or {}
-    return [(f"zero_optimization.{block}.nvme_path", zero[block].get("nvme_path", ""))
-            for block in ("offload_optimizer", "offload_param")
-            if (zero.get(block) or {}).get("device") == "nvme"]
+    return [(f"{key}.nvme_path", block.get("nvme_path", "")) for key, block in nvme_blocks(config).items()]
 
 
 def batch_sizes(config: dict, world_size: int) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def test_measuring_the_disk_compiles_nothing(mini_dataset, tmp_path, monkeypatch
     """Nor do ds_io's workers, which are spawned."""
     plan = plan_of(mini_dataset, tmp_path / "run")  # what the ds_config needs is compiled then, and kept
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
-    disk = full_size.measure_disk(plan.ds_config, plan.swap, "16M")
+    disk = full_size.measure_disk(plan.ds_config, plan.swap[0], "16M")
     assert set(disk) == {"read_bytes_per_s", "write_bytes_per_s"} and all(speed > 1e6 for speed in disk.values())
     assert not list(tmp_path.glob("compiled/**/*.o"))
 
