@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map_only
 
 def fresh(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, attributes: dict[str, Any]) -> FakeTensor:
     """A fake tensor with a storage of its own; ``attributes``: as `Attributes` has them for its device."""
-    made = Tensor._make_wrapper_subclass(FakeTensor, size, stride, dtype=dtype, device=attributes["_fake_device"])
+    device = attributes.get("_fake_device") or attributes["fake_device"]  # the latter in torch 2.11
+    made = Tensor._make_wrapper_subclass(FakeTensor, size, stride, dtype=dtype, device=device)
     made.__dict__.update(attributes)
     return made
 
