@@ -118,6 +118,7 @@ class LossConfig:
     kl: float = Field(default=0.1, ge=0)
     physics: float = Field(default=0.2, ge=0)
     consistency: float = Field(default=0.15, ge=0)
+    balance: float = Field(default=1.0, ge=0)
 
 
 @dataclass(config=_strict, kw_only=True)

@@ -1,13 +1,29 @@
 """The language model: any causal model of `transformers`, fed with modality tokens as a prefix before the text."""
 
 import inspect
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from astrobio.config import ConfigError, LanguageConfig, LoraConfig, suggestion
 from astrobio.pretrained import Pretrained
+
+#: `transformers` counts these among the causal models, though each position sees those after it.
+BIDIRECTIONAL = {"xlm", "xlnet"}
+#: These are causal, though their configurations call them no decoders.
+CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
+
+
+class Read(NamedTuple):
+    """What the model made of a prefix and a text: its last hidden ``states`` [B, N + L, hidden_size], before the output
+    layer; ``logits`` [B, L - 1, vocabulary] that predict ``tokens[:, 1:]``; ``balance``: of a mixture's experts, the
+    model's own auxiliary loss with its own weight, or None."""
+
+    states: Tensor
+    logits: Tensor
+    balance: Tensor | None
 
 
 class Language(nn.Module):
@@ -27,25 +43,29 @@ class Language(nn.Module):
         super().__init__()
         built = language_config(config)
         self.attention = attention_implementation(config, built)
-        self.model = AutoModelForCausalLM.from_config(built, attn_implementation=self.attention)
+        try:
+            self.model = AutoModelForCausalLM.from_config(built, attn_implementation=self.attention)
+        except Exception as error:  # whatever a model's own code makes of sizes that do not go together
+            raise ConfigError(f"language.config: transformers cannot build a {built.model_type!r} of these sizes: "
+                              f"{_told(error)}") from error
+        _check_direction(self.model)
+        self._body = _body(self.model)
+        self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.hidden_size = self.model.get_input_embeddings().embedding_dim
         self.pretrained = {p: name for name, p in self.model.named_parameters()} if config.init_from else {}
         if config.lora:
             _add_adapters(self.model, config.lora)
 
-    def forward(self, prefix: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Read the prefix, then the text.
+    def forward(self, prefix: Tensor | None, tokens: Tensor) -> Read:
+        """Read the prefix, then the text, through the model's own forward pass: its head may scale, cap or transform.
 
         No mask is given: padding stands on the right of what is real, which a causal model never looks at. With a mask
         torch leaves FlashAttention for kernels with a score bias, and transformers waits for the card to look at it.
 
         Args:
             prefix: modality tokens [B, N, hidden_size], or None.
-            tokens: token ids [B, L], padded on the right.
-
-        Returns:
-            the last hidden states [B, N + L, hidden_size], and logits [B, L - 1, vocabulary] that predict
-            ``tokens[:, 1:]``. Only text positions go through the output layer: its logits are the largest activation.
+            tokens: token ids [B, L], padded on the right. Only their positions go through the output layer, where the
+                model can do that: its logits are the largest activation.
         """
         embedded = self.model.get_input_embeddings()(tokens)
         if prefix is not None:
@@ -53,9 +73,20 @@ class Language(nn.Module):
         if self.training and torch.is_grad_enabled() and not embedded.requires_grad:
             # Over a bottom that needs no gradient a reentrant checkpoint would drop those of all layers above.
             embedded.requires_grad_()
-        states = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        states = states.to(embedded.dtype)  # a state-space model may sum its residuals in float32
-        return states, self.model.get_output_embeddings()(states[:, -tokens.shape[1]:-1])
+        text = slice(-tokens.shape[1], -1)
+        kept = {"logits_to_keep": text} if self._keeps else {}
+        read = []
+        hook = self.model.get_submodule(self._body).register_forward_hook(lambda body, inputs, out: read.append(out))
+        try:
+            output = self.model(inputs_embeds=embedded, use_cache=False, **kept)
+        finally:
+            hook.remove()
+        states = read[-1].last_hidden_state.to(embedded.dtype)  # a state-space model may sum in float32
+        balance = output.get("aux_loss")
+        if balance is not None:
+            config = self.model.config
+            balance = balance * getattr(config, "router_aux_loss_coef", getattr(config, "aux_loss_coef", 0.0))
+        return Read(states, output.logits if self._keeps else output.logits[:, text], balance)
 
 
 def language_config(config: LanguageConfig) -> PreTrainedConfig:
@@ -74,7 +105,14 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
         raise ConfigError(f"language.model_type = {model_type!r}: transformers has no such model"
                           f"{suggestion(model_type, CONFIG_MAPPING.keys())}") from None
     _check_keys(config, known)
-    return AutoConfig.for_model(model_type, **{"use_cache": False, **config.config})
+    try:
+        built = AutoConfig.for_model(model_type, **{"use_cache": False, **config.config})
+    except Exception as error:  # each model's own checks raise errors of their own kinds
+        raise ConfigError(f"language.config: transformers refuses it for a {model_type!r}: {_told(error)}") from error
+    heads, shared = (getattr(built, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
+        raise ConfigError(f"language.config.num_key_value_heads = {shared}: must divide num_attention_heads {heads}")
+    return built
 
 
 def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
@@ -92,6 +130,29 @@ def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
         raise ConfigError("\n".join(problems))
     built.use_cache = False
     return built
+
+
+def _body(model: PreTrainedModel) -> str:
+    """The name of the part of the model whose output is what the output layer reads."""
+    decoder = model.get_decoder()
+    body = decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+    return next(name for name, module in model.named_modules() if module is body)
+
+
+def _check_direction(model: PreTrainedModel) -> None:
+    """Refuse a model in which a position sees those after it: it would read the answer, and the padding."""
+    kind, is_decoder = model.config.model_type, getattr(model.config, "is_decoder", None)
+    if kind in BIDIRECTIONAL:
+        raise ConfigError(f"language.model_type = {kind!r}: is no causal model: each position sees those after it; "
+                          "take another one")
+    if is_decoder is False and kind not in CAUSAL:
+        raise ConfigError(f"language.model_type = {kind!r}: is an encoder, in which each position sees those after it: "
+                          "set language.config.is_decoder = true, or take another one")
+
+
+def _told(error: Exception) -> str:
+    """A library's error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def reads(config: PreTrainedConfig, key: str) -> bool:

@@ -1,9 +1,11 @@
 """The parts of the loss, each one number per batch in float32.
 
     loss = 1.0 classification + 1.0 language + 0.1 reconstruction + 0.1 kl + 0.2 physics + 0.15 consistency
+         + 1.0 balance
 
-(weights: `astrobio.config.LossConfig`). A sample without the modality or the label a part needs adds nothing to it;
-a batch without any adds exactly 0, with a gradient of 0, so that all ranks run the same backward pass.
+(weights: `astrobio.config.LossConfig`). A sample without the modality or the label a part needs adds nothing to it; a
+batch without any adds exactly 0, with a gradient of 0, so that all ranks run the same backward pass. ``balance`` is
+what a mixture of experts adds to its own loss, weighted as its configuration says.
 """
 
 import math

@@ -53,6 +53,7 @@ class AstrobioStack(nn.Module):
         self.config = config
         self.language = Language(config.language)
         width = self.language.hidden_size
+        self._check_positions()
         builders = {"planet": PlanetEncoder, "climate": DatacubeEncoder, "metabolism": GraphVAE,
                     "spectrum": SpectrumEncoder}
         self.modalities = [name for name in MODALITIES if getattr(config, name) is not None]
@@ -96,6 +97,16 @@ class AstrobioStack(nn.Module):
             raise ConfigError(f"{folder}: lacks {empty[0]}" + (f" and {len(empty) - 1} more" if empty[1:] else ""))
         return (stack if dtype is None else stack.to(dtype)).eval()
 
+    def _check_positions(self) -> None:
+        """Text and prefix stand in one row of the language model."""
+        text = self.config.language.max_text_tokens
+        prefix = sum(getattr(self.config, name).tokens for name in MODALITIES if getattr(self.config, name) is not None)
+        limit = getattr(self.language.model.config, "max_position_embeddings", None)
+        if limit is not None and text + prefix > limit:
+            raise ConfigError(f"language.max_text_tokens = {text}: with {prefix} tokens of the modalities before them "
+                              f"that is {text + prefix} positions, and the language model has {limit}: at most "
+                              f"{limit - prefix} fit, or raise language.config.max_position_embeddings")
+
     def _freeze(self) -> None:
         for name in self.config.freeze:
             for parameter_name, parameter in getattr(self, name).named_parameters():
@@ -122,8 +133,10 @@ class AstrobioStack(nn.Module):
         parts: dict[str, Tensor] = {}
         batch = self._drop_modalities(batch)
         tokens = self._encode(batch, parts)
-        states, text_logits = self.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)
+        states, text_logits, balance = self.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)
         parts["language"] = losses.language(text_logits, batch.tokens[:, 1:], batch.real[:, 1:])
+        if balance is not None:
+            parts["balance"] = balance.float()
         logits = weights = None
         if self.modalities:
             present = torch.stack([batch.present[name] for name in self.modalities], dim=1)

@@ -43,10 +43,10 @@ def test_text_reads_the_prefix_and_no_padding(kind, batch):
     prefix = torch.randn(4, 5, model.hidden_size)
     real = batch.real.clone()
     real[1:, 20:] = False
-    _, logits = model(prefix, batch.tokens)
-    _, other_prefix = model(prefix + 1, batch.tokens)
+    logits = model(prefix, batch.tokens).logits
+    other_prefix = model(prefix + 1, batch.tokens).logits
     assert (logits - other_prefix).abs().max() > 1e-3
-    _, other_padding = model(prefix, torch.where(real, batch.tokens, 7))
+    other_padding = model(prefix, torch.where(real, batch.tokens, 7)).logits
     shown = real[:, 1:]
     torch.testing.assert_close(other_padding[shown], logits[shown])
     assert not torch.allclose(other_padding[~shown], logits[~shown])
