@@ -6,12 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from astrobio.config import ConfigError, LanguageConfig, LoraConfig, suggestion
 from astrobio.pretrained import Pretrained
 
 #: `transformers` counts these among the causal models, though each position sees those after it.
 BIDIRECTIONAL = {"xlm", "xlnet"}
+#: These need token ids: they compute no embeddings, which the modalities come as.
+WITHOUT_EMBEDDINGS = {"cpmant", "deepseek_v4"}
 #: These are causal, though their configurations call them no decoders.
 CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 
@@ -37,6 +40,7 @@ class Language(nn.Module):
         hidden_size: its width, which the encoders' tokens must have.
         attention: the attention implementation it runs with.
         pretrained: the checkpoint's name of each parameter that is to come from ``init_from``.
+        unmatched: names of ``lora.target_modules`` that no module has.
     """
 
     def __init__(self, config: LanguageConfig):
@@ -48,13 +52,12 @@ class Language(nn.Module):
         except Exception as error:  # whatever a model's own code makes of sizes that do not go together
             raise ConfigError(f"language.config: transformers cannot build a {built.model_type!r} of these sizes: "
                               f"{_told(error)}") from error
-        _check_direction(self.model)
+        _check_kind(self.model)
         self._body = _body(self.model)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.hidden_size = self.model.get_input_embeddings().embedding_dim
         self.pretrained = {p: name for name, p in self.model.named_parameters()} if config.init_from else {}
-        if config.lora:
-            _add_adapters(self.model, config.lora)
+        self.unmatched = _add_adapters(self.model, config.lora) if config.lora else []
 
     def forward(self, prefix: Tensor | None, tokens: Tensor) -> Read:
         """Read the prefix, then the text, through the model's own forward pass: its head may scale, cap or transform.
@@ -98,12 +101,16 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
     if config.init_from:
         return _of_checkpoint(config)
     model_type = config.model_type or "llama"
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no such model"
+                          f"{suggestion(model_type, CONFIG_MAPPING.keys())}")
     try:
         known = AutoConfig.for_model(model_type)
-    except ValueError:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no such model"
-                          f"{suggestion(model_type, CONFIG_MAPPING.keys())}") from None
+    except Exception as error:
+        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no sizes for it: {_told(error)}"
+                          ) from error
+    if type(known) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(f"language.model_type = {model_type!r}: {_no_causal_model(known)}")
     _check_keys(config, known)
     try:
         built = AutoConfig.for_model(model_type, **{"use_cache": False, **config.config})
@@ -134,20 +141,32 @@ def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
 
 def _body(model: PreTrainedModel) -> str:
     """The name of the part of the model whose output is what the output layer reads."""
-    decoder = model.get_decoder()
-    body = decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+    candidates = [model.get_decoder(), model.base_model, *model.children()]
+    body = next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not model)
     return next(name for name, module in model.named_modules() if module is body)
 
 
-def _check_direction(model: PreTrainedModel) -> None:
-    """Refuse a model in which a position sees those after it: it would read the answer, and the padding."""
+def _check_kind(model: PreTrainedModel) -> None:
+    """Refuse a model in which a position sees those after it: it would read the answer, and the padding. And one that
+    reads token ids alone."""
     kind, is_decoder = model.config.model_type, getattr(model.config, "is_decoder", None)
+    if kind in WITHOUT_EMBEDDINGS:
+        raise ConfigError(f"language.model_type = {kind!r}: reads token ids alone, and the modalities come as "
+                          "embeddings: take another one")
     if kind in BIDIRECTIONAL:
         raise ConfigError(f"language.model_type = {kind!r}: is no causal model: each position sees those after it; "
                           "take another one")
     if is_decoder is False and kind not in CAUSAL:
         raise ConfigError(f"language.model_type = {kind!r}: is an encoder, in which each position sees those after it: "
                           "set language.config.is_decoder = true, or take another one")
+
+
+def _no_causal_model(config: PreTrainedConfig) -> str:
+    """Why there is none, and what to take instead: a model of images and text has one inside."""
+    text = getattr(config, "text_config", None)
+    if text is not None and type(text) in AutoModelForCausalLM._model_mapping:
+        return f"is no language model but has one: take {text.model_type!r}, with the sizes of its text_config"
+    return "is no causal language model"
 
 
 def _told(error: Exception) -> str:
@@ -158,7 +177,11 @@ def _told(error: Exception) -> str:
 def reads(config: PreTrainedConfig, key: str) -> bool:
     """Whether the model reads the key, which its configuration class need not declare (Qwen3-MoE's ``head_dim``)."""
     models = AutoModelForCausalLM._model_mapping
-    return hasattr(config, key) or type(config) in models and f'"{key}"' in inspect.getsource(
+    try:
+        declared = hasattr(config, key)
+    except Exception:  # each layer may have its own, which the whole does not tell
+        declared = True
+    return declared or type(config) in models and f'"{key}"' in inspect.getsource(
         inspect.getmodule(models[type(config)]))
 
 
@@ -181,13 +204,18 @@ def attention_implementation(config: LanguageConfig, built: PreTrainedConfig) ->
     return "sdpa" if model._supports_sdpa else "eager"  # a state-space model has no attention to choose
 
 
-def _add_adapters(model: nn.Module, lora: LoraConfig) -> None:
-    """Put adapters beside the layers, and freeze all else."""
+def _add_adapters(model: nn.Module, lora: LoraConfig) -> list[str]:
+    """Put adapters beside the layers, and freeze all else; returns the targets that there are none of."""
     from peft import LoraConfig as Settings
     from peft import inject_adapter_in_model
+    targets = lora.target_modules if isinstance(lora.target_modules, list) else []
+    names = [name for name, _ in model.named_modules()]
+    unmatched = [target for target in targets if not any(name == target or name.endswith(f".{target}")
+                                                         for name in names)]
     settings = Settings(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
                         target_modules=lora.target_modules)
     try:
         inject_adapter_in_model(settings, model)
     except ValueError as error:
         raise ConfigError(f"language.lora.target_modules = {lora.target_modules!r}: {error}") from None
+    return unmatched

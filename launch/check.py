@@ -8,7 +8,7 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from astrobio.config import load_preset
+from astrobio.config import set_dotted
 from launch.zero.contradictions import contradictions
 from launch.zero.ds_auto import auto_findings, auto_values
 from launch.zero.ds_config import read_ds_config
@@ -16,27 +16,39 @@ from launch.zero.ds_keys import key_findings
 from launch.zero.facts import ModelFacts, model_facts
 from launch.zero.finding import Finding
 from launch.zero.machine import machine_findings
+from launch.zero.strategy import settle_precision
+
+#: They are judged together, as they were given.
+BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def check(config: dict, *, world_size: int, facts: ModelFacts | None = None, nvme_folder: Path | None = None,
-          machine: bool = True) -> list[Finding]:
-    """Every problem and remark about a ds_config, as it was read; problems first.
+          machine: bool = True, has_bf16: bool | None = None) -> list[Finding]:
+    """Every problem and remark about a ds_config, as it was read; problems first. Each ``"auto"`` is judged by what it
+    becomes.
 
     Args:
         world_size: ranks, all of them on this machine unless the launcher says otherwise.
         facts: of the model, where it is known.
         nvme_folder: what an ``nvme_path`` of "auto" will be.
         machine: also look at this machine.
+        has_bf16: whether the cards compute it; None: those of this machine.
     """
+    config = settle_precision(config, has_bf16)
     found = key_findings(config)
     found += auto_findings(_sound(config, {finding.key for finding in found if finding.problem}))
     broken = {finding.key for finding in found if finding.problem}
     sound = _sound(config, broken)
     if "zero_optimization.stage" in broken:
         sound["zero_optimization"]["stage"] = 3  # where everything else has a meaning
+    for key, value in auto_values(sound, world_size=world_size, nvme_folder=nvme_folder,
+                                  largest_parameter=facts and facts.largest,
+                                  hidden_size=facts and facts.hidden_size).items():
+        if value is not None and key not in BATCHES:
+            set_dotted(sound, key, value)
     more = contradictions(sound, world_size, facts)
     if machine:
-        more += machine_findings(_with_paths(sound, nvme_folder), world_size, facts)
+        more += machine_findings(sound, world_size, facts)
     found += [finding for finding in more if finding.key not in broken]
     unique = {(finding.key, finding.limit): finding for finding in found}
     return sorted(unique.values(), key=lambda finding: not finding.problem)
@@ -52,24 +64,16 @@ def _sound(config: dict, broken: set[str], above: str = "") -> dict:
     return kept
 
 
-def _with_paths(config: dict, nvme_folder: Path | None) -> dict:
-    if nvme_folder is None:
-        return config
-    zero = dict(config.get("zero_optimization") or {})
-    for block in ("offload_optimizer", "offload_param"):
-        if (zero.get(block) or {}).get("nvme_path") == "auto":
-            zero[block] = {**zero[block], "nvme_path": str(nvme_folder)}
-    return {**config, "zero_optimization": zero} if zero else config
-
-
 def run(path: Path, model: str | None, ranks: int | None, as_json: bool) -> int:
     """`astrobio check`: prints what was found; returns 0, or 2 where there is a problem.
 
     Raises:
         ConfigError: the file cannot be read, or there is no such model.
     """
-    config = read_ds_config(path)
-    facts = None if model is None else model_facts(load_preset(model))
+    config, facts = read_ds_config(path), None
+    if model is not None:
+        from launch.planner.parameters import load_model
+        facts = model_facts(load_model(model))
     world_size = ranks or _likely_ranks(config)
     folder = os.environ.get("ASTROBIO_NVME")
     found = check(config, world_size=world_size, facts=facts, nvme_folder=Path(folder) if folder else None)
@@ -99,8 +103,7 @@ def _told(key: str, value: Any) -> str:
 
 def _likely_ranks(config: dict) -> int:
     """Where nobody has said how many: what the batch sizes come to, or this machine's devices, or on a CPU two."""
-    sizes = [config.get(key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu",
-                                         "gradient_accumulation_steps")]
+    sizes = [config.get(key) for key in BATCHES]
     if all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] % (sizes[1] * sizes[2]) == 0:
         return sizes[0] // (sizes[1] * sizes[2])
     accelerator = get_accelerator()

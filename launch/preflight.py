@@ -34,6 +34,7 @@ from launch.zero import ops
 from launch.zero.ds_config import batch_sizes, nvme_blocks, nvme_paths, read_ds_config, resolve, strategy
 from launch.zero.facts import facts_of, network_of
 from launch.zero.finding import raise_problems
+from launch.zero.strategy import settle_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT / "data" / "sample"
@@ -100,10 +101,7 @@ def preflight(options: Options) -> RunPlan:
     swap = Path(os.environ.get("ASTROBIO_NVME") or run)
     findings = check(raw, world_size=world_size, facts=facts, nvme_folder=swap)
     raise_problems(findings, named)
-    if strategy(raw).stage == 0:
-        raise ConfigError(f"{named}: zero_optimization.stage = 0: checkpoints are written under ZeRO 1, 2 and 3 only; "
-                          "1 differs from 0 in nothing else than sharing the optimizer's state: --set "
-                          "ds_config.zero_optimization.stage=1")
+    raw = settle_precision(raw)
     check_attention(network.language.attention, strategy(raw).precision, options.ds_config)
     saved = check_sizes(resume[0]) if resume else None
 

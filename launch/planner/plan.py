@@ -12,6 +12,7 @@ from typing import Any
 
 from astrobio.config import ConfigError, StackConfig, set_dotted
 from launch import expandable_segments, locked_rounding
+from launch.check import check
 from launch.options import TrainConfig
 from launch.planner import ghost
 from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
@@ -20,13 +21,16 @@ from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, 
 from launch.planner.parameters import load_model
 from launch.planner.process import idle_bytes, process_bytes
 from launch.planner.timing import PhaseTime, replay
-from launch.zero.ds_config import batch_sizes, load_ds_config, resolve
+from launch.zero.ds_config import batch_sizes, read_ds_config, resolve
 from launch.zero.facts import model_facts
-from launch.zero.strategy import precision
+from launch.zero.finding import raise_problems
+from launch.zero.strategy import precision, settle_precision
 
 PROCESS, WORKERS, CUDA = "Python and libraries", "data workers", "CUDA's libraries"
 CONTEXT, CACHED = "CUDA and NCCL context", "cached by the allocator"
 TRAINING, VALIDATION = ("forward", "backward", "optimizer"), ("evaluate",)  # the phases of each
+#: The first cards that compute bf16: Ampere.
+BF16 = (8, 0)
 #: Optimizer steps that a ds_config's schedule is resolved for; no size depends on it.
 _STEPS = 1000
 
@@ -93,11 +97,14 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, machine: Ha
         for key, value in changes.items():
             set_dotted(raw, key, value)
     else:
-        raw = load_ds_config(Path(ds_config), changes)
+        raw = read_ds_config(Path(ds_config), changes)
     if micro_batch is not None:
         raw.pop("train_batch_size", None)
+    facts, has_bf16 = model_facts(stack), machine.is_cpu or tuple(machine.capability) >= BF16
+    raise_problems(check(raw, world_size=ranks, facts=facts, machine=False, has_bf16=has_bf16),
+                   "the ds_config" if isinstance(ds_config, dict) else f"--ds_config {ds_config}")
+    raw = settle_precision(raw, has_bf16)
     micro, _ = batch_sizes(raw, ranks)
-    facts = model_facts(stack)
     resolved = resolve(raw, world_size=ranks, nvme_folder=Path("/nvme"), total_steps=_STEPS,
                        largest_parameter=facts.largest, hidden_size=facts.hidden_size)
     return ghost.Job({"stack": dataclasses.asdict(stack)}, resolved, ranks, micro, seq_length,

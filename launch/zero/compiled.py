@@ -99,15 +99,16 @@ def _find_own_ninja() -> None:
 
 
 def remove_stale_lock(folder: Path) -> None:
-    """Remove the ``lock`` of a compilation that was killed.
+    """Wait while somebody else compiles in the folder, and remove the ``lock`` of a compilation that was killed.
 
     torch 2.13.0 (`torch.utils.file_baton`) waits for that file for ever, without a word. It is stale if it is older
     than a minute and no process works in the folder.
     """
     lock = folder / "lock"
     with contextlib.suppress(FileNotFoundError):
-        if time.time() - lock.stat().st_mtime > 60 and not _somebody_works_in(folder):
-            lock.unlink()
+        while time.time() - lock.stat().st_mtime <= 60 or _somebody_works_in(folder):
+            time.sleep(0.5)
+        lock.unlink()
 
 
 def _somebody_works_in(folder: Path) -> bool:

@@ -5,11 +5,12 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from astrobio.config import ConfigError
+from astrobio.config import ConfigError, suggestion
 from launch.zero.ds_auto import OPTIMIZER
 from launch.zero.facts import ModelFacts
 from launch.zero.finding import ABSENT, Finding, remark
-from launch.zero.strategy import AUTO, batch_sizes, precision, strategy
+from launch.zero.strategy import AUTO, batch_sizes, precision, strategy, zero_stage
+from launch.zero.unsupported import unsupported
 
 ZERO = "zero_optimization"
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -23,7 +24,7 @@ def contradictions(config: dict, world_size: int, facts: ModelFacts | None = Non
     zero = config.get(ZERO) or {}
     found = [*_absent(config), *_batches(config, world_size), *_precisions(config), *_stage(config, zero),
              *_offload(config, zero), *_reduction(config, zero, world_size), *_activations(config),
-             *_checkpoints(config), *_elsewhere(config)]
+             *_checkpoints(config), *_elsewhere(config), *unsupported(config)]
     if facts is not None:
         found += _model(config, zero, world_size, facts)
     return found
@@ -86,25 +87,25 @@ def _precisions(config: dict) -> list[Finding]:
     if wanted and short.get(wanted, wanted) != precision(config):
         found.append(Finding("data_types.param_dtype", wanted, f"DeepSpeed refuses it beside {precision(config)}, "
                              "which the fp16 and bf16 blocks ask for", "leave it out"))
-    stage = strategy(config).stage
     for key, needs in (("fp16.fp16_master_weights_and_grads", None), ("bf16.bf16_master_weights_and_grads", None),
                        ("bf16.bf16_optimizer_states", "bf16_master_weights_and_grads"),
                        ("bfloat16.bf16_master_weights_and_grads", None),
                        ("bfloat16.bf16_optimizer_states", "bf16_master_weights_and_grads")):
         block, name = key.split(".")
         if (config.get(block) or {}).get(name) is True:
-            if stage == 0:
-                found.append(Finding(key, True, "DeepSpeed has it with ZeRO stage 1, 2 or 3 only", "set a stage"))
             if needs and not config[block].get(needs):
                 found.append(Finding(key, True, f"needs {block}.{needs}", "set it to true"))
-            if name.startswith("fp16") and strategy(config).optimizer_device == "none" and stage:
+            if name.startswith("fp16") and strategy(config).optimizer_device == "none":
                 found.append(Finding(key, True, "DeepSpeed has it with the optimizer on the CPU only",
                                      f"set {ZERO}.offload_optimizer.device to cpu"))
     return found
 
 
 def _stage(config: dict, zero: dict) -> list[Finding]:
-    found, stage = [], int(zero.get("stage", 0))
+    found, stage = [], zero_stage(config)
+    if not zero.get("stage"):
+        found.append(remark(f"{ZERO}.stage", zero.get("stage", ABSENT), "trains as stage 1, which differs in nothing "
+                            "but sharing the optimizer's state: checkpoints are written under ZeRO alone", "write 1"))
     if zero.get("legacy_stage1") is True:
         found.append(Finding(f"{ZERO}.legacy_stage1", True, "DeepSpeed refuses it", "leave it out"))
     if stage < 3:
@@ -125,14 +126,11 @@ def _stage(config: dict, zero: dict) -> list[Finding]:
         if strategy(config).optimizer_device != "none":
             found.append(Finding(f"{ZERO}.compute_grad_norm", False, "DeepSpeed refuses it with an offloaded optimizer",
                                  "leave it out"))
-    if zero.get("zenflow") is not None and strategy(config).optimizer_device != "cpu":
-        found.append(Finding(f"{ZERO}.zenflow", "…", "ZenFlow needs the optimizer on the CPU",
-                             f"set {ZERO}.offload_optimizer.device to cpu"))
     return found
 
 
 def _offload(config: dict, zero: dict) -> list[Finding]:
-    found, stage = [], int(zero.get("stage", 0))
+    found, stage = [], zero_stage(config)
     for block in ("offload_optimizer", "offload_param"):
         path, values = f"{ZERO}.{block}", zero.get(block) or {}
         device = values.get("device", "none")
@@ -143,9 +141,7 @@ def _offload(config: dict, zero: dict) -> list[Finding]:
         if block == "offload_param" and stage < 3:
             found.append(Finding(f"{path}.device", device, f"parameters are whole on each rank at stage {stage}, and "
                                  "are not offloaded", "set stage to 3"))
-        if block == "offload_optimizer" and stage == 0:
-            found.append(Finding(f"{path}.device", device, "nothing is offloaded at stage 0", "set stage to 1, 2 or 3"))
-        if block == "offload_optimizer" and device == "nvme" and 0 < stage < 3:
+        if block == "offload_optimizer" and device == "nvme" and stage < 3:
             found.append(Finding(f"{path}.device", device, f"at stage {stage} DeepSpeed would keep it in host memory "
                                  "without a word", "set stage to 3, or device to cpu"))
         if device == "nvme" and not values.get("nvme_path"):
@@ -192,13 +188,13 @@ def _buffers(config: dict, path: str, values: dict, device: str) -> list[Finding
 
 
 def _reduction(config: dict, zero: dict, world_size: int) -> list[Finding]:
-    found, stage = [], int(zero.get("stage", 0))
+    found, stage = [], zero_stage(config)
     scatter = zero.get("reduce_scatter", True)
     if config.get("gradient_allreduce_op") == "sum" and (stage == 3 or zero.get("zenflow") is not None
                                                          or (config.get("compile") or {}).get("deepcompile")):
         found.append(Finding("gradient_allreduce_op", "sum", "DeepSpeed refuses it with ZeRO stage 3, ZenFlow and "
                              "DeepCompile", "write mean"))
-    if stage and scatter:
+    if scatter:
         if config.get("prescale_gradients") is True:
             found.append(Finding("prescale_gradients", True, f"DeepSpeed refuses it at stage {stage} with "
                                  "reduce_scatter", f"leave it out, or set {ZERO}.reduce_scatter to false"))
@@ -216,19 +212,11 @@ def _reduction(config: dict, zero: dict, world_size: int) -> list[Finding]:
     if data is not None and sequence * data != world_size:
         found.append(Finding("data_parallel_size", data, f"times sequence_parallel_size {sequence} is not the "
                              f"{world_size} ranks", f"write {max(1, world_size // sequence)}"))
-    if config.get("managed_gradient_accumulation") is False and stage != 2 and zero.get("overlap_comm", stage == 3):
-        found.append(Finding("managed_gradient_accumulation", False, "DeepSpeed has it with overlap_comm at stage 2 "
-                             "only", f"set {ZERO}.overlap_comm to false"))
     return found
 
 
 def _activations(config: dict) -> list[Finding]:
     block, path, found = config.get("activation_checkpointing") or {}, "activation_checkpointing", []
-    if block.get("contiguous_memory_optimization") is True:
-        for key in ("partition_activations", "number_checkpoints"):
-            if not block.get(key):
-                found.append(Finding(f"{path}.{key}", block.get(key, ABSENT), "contiguous_memory_optimization needs it",
-                                     "set it, or contiguous_memory_optimization to false"))
     if block.get("cpu_checkpointing") is True and not block.get("partition_activations"):
         found.append(remark(f"{path}.cpu_checkpointing", True, "without partition_activations it breaks on a CPU, "
                             "where the launcher switches it off", "set partition_activations to true"))
@@ -249,10 +237,7 @@ def _checkpoints(config: dict) -> list[Finding]:
 def _elsewhere(config: dict) -> list[Finding]:
     """Blocks that DeepSpeed knows and the launcher's stack has no use for, and packages that a block needs."""
     found = []
-    for key, why in (("tensor_parallel.autotp_size", "the stack is not split over tensors"),
-                     ("sequence_parallel_size", "the stack is not split over sequences"),
-                     ("expert_parallel.enabled", "the stack has no experts"),
-                     ("hybrid_engine.enabled", "nothing is generated while training"),
+    for key, why in (("sequence_parallel_size", "the stack is not split over sequences"),
                      ("data_efficiency.enabled", "the launcher orders the samples itself"),
                      ("autotuning.enabled", "only `deepspeed --autotuning` reads it"),
                      ("compile.deepcompile", "the launcher does not compile the engine")):
@@ -285,6 +270,25 @@ def _model(config: dict, zero: dict, world_size: int, facts: ModelFacts) -> list
     if where.stage == 3 and 0 < bucket < facts.hidden_size:
         found.append(remark(f"{ZERO}.reduce_bucket_size", bucket, f"is less than one row of {facts.hidden_size}: every "
                             "gradient is sent by itself", "5e7 is usual"))
+    leaves = zero.get("leaf_module") or {}
+    for name in leaves.get("classes") or [] if where.stage == 3 else []:
+        if name not in facts.classes:
+            found.append(remark(f"{ZERO}.leaf_module.classes", name, "no module of the model is of this class",
+                                suggestion(name, facts.classes).removeprefix("; ") or "leave it out"))
+    persistent = zero.get("stage3_param_persistence_threshold", zero.get("param_persistence_threshold", PERSISTENT))
+    persistent = 10 * facts.hidden_size if persistent == AUTO else persistent
+    if where.param_device != "none" and _number(persistent, 0) >= facts.largest:
+        width = BYTES[where.precision]
+        found.append(remark(f"{ZERO}.stage3_param_persistence_threshold", persistent, "no parameter is larger: all "
+                            f"{width * facts.parameters / 1e9:.1f} GB of them stay on each card, and offload_param "
+                            "moves nothing", f"{PERSISTENT} is the default"))
+    if facts.balance and config.get("activation_checkpointing") is not None:
+        found.append(Finding("activation_checkpointing", "…", "under it the mixture's balance loss "
+                             "(language.config.output_router_logits) has no gradient: DeepSpeed runs the layers' first "
+                             "pass without one", "leave the block out, or set output_router_logits to false"))
+    for name in facts.unmatched:
+        found.append(remark("model.language.lora.target_modules", name, "the language model has no such module, which "
+                            "would get the adapter", "leave it out"))
     if where.param_device != "nvme":
         return found
     param, path = zero.get("offload_param") or {}, f"{ZERO}.offload_param"
@@ -298,8 +302,6 @@ def _model(config: dict, zero: dict, world_size: int, facts: ModelFacts) -> list
         found.append(Finding(f"{ZERO}.stage3_max_reuse_distance", distance, "with frozen parameters on NVMe it must be "
                              "0, or DeepSpeed 0.19.8 runs out of swap buffers in the second step",
                              f"--set ds_config.{ZERO}.stage3_max_reuse_distance=0"))
-    persistent = zero.get("stage3_param_persistence_threshold", zero.get("param_persistence_threshold", PERSISTENT))
-    persistent = 10 * facts.hidden_size if persistent == AUTO else persistent
     count, tensors = param.get("buffer_count", PARAM_BUFFERS), facts.tensors_in_a_layer(persistent)
     if _number(count, PARAM_BUFFERS) < tensors:
         found.append(Finding(f"{path}.buffer_count", count, f"one layer has {tensors} weights that must be in memory "

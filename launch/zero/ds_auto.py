@@ -10,7 +10,7 @@ from typing import Any
 from astrobio.config import ConfigError, set_dotted
 from launch.zero.ds_keys import AUTO_IS_MEANT
 from launch.zero.finding import Finding
-from launch.zero.strategy import ACCUMULATION, AUTO, MICRO_BATCH, batch_sizes, precision
+from launch.zero.strategy import ACCUMULATION, AUTO, MICRO_BATCH, batch_sizes, precision, zero_stage
 
 LEARNING_RATE = 1e-4
 OPTIMIZER = {"type": "AdamW", "params": {"lr": LEARNING_RATE, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-5}}
@@ -48,6 +48,9 @@ def auto_values(config: dict, *, world_size: int = 1, nvme_folder: Any = None, t
     square = None if hidden_size is None else hidden_size * hidden_size
     part = None if largest_parameter is None else -(-largest_parameter // world_size)
     rules |= {
+        # accelerate's placeholders, which it fills with these where nothing else is said
+        **{f"zero_optimization.{key}.device": "none" for key in ("offload_optimizer", "offload_param")},
+        "zero_optimization.stage3_gather_16bit_weights_on_model_save": False,
         "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": steps,
         "train_batch_size": micro * steps * world_size, "gradient_clipping": 1.0,
         "fp16.enabled": wide == "fp16", "bf16.enabled": wide == "bf16", "bfloat16.enabled": wide == "bf16",
@@ -76,7 +79,7 @@ def auto_findings(config: dict) -> list[Finding]:
 
 def resolve(config: dict, *, world_size: int, nvme_folder: Any, total_steps: int, largest_parameter: int,
             hidden_size: int | None = None) -> dict:
-    """A copy with every ``"auto"`` replaced, and with an optimizer where it has none.
+    """A copy with every ``"auto"`` replaced, with an optimizer where it has none, and stage 1 in place of 0.
 
     Args:
         nvme_folder: for ``nvme_path``.
@@ -95,6 +98,7 @@ def resolve(config: dict, *, world_size: int, nvme_folder: Any, total_steps: int
     config = json.loads(json.dumps(config))
     for key, value in found.items():
         set_dotted(config, key, value)
+    set_dotted(config, "zero_optimization.stage", zero_stage(config))
     if not config.get("optimizer"):
         config["optimizer"] = json.loads(json.dumps(OPTIMIZER))
     return config

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import logging
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -74,13 +75,16 @@ def _walk(model: type[BaseModel], values: dict, above: tuple[str, ...]
             yield path, None
         else:
             if dotted in TRANSLATED:
-                yield path, remark(dotted, value, "deprecated; still understood", f"write {TRANSLATED[dotted]}")
+                yield path, remark(dotted, value, "deprecated; still understood",
+                                   "leave it out" if value is False else f"write {TRANSLATED[dotted]}")
             yield from _value_findings(fields[key].annotation, value, path)
 
 
 def _unknown(model: type[BaseModel], key: str, value: Any, above: tuple[str, ...], fields) -> Finding:
     homes = _homes().get(key, [])
-    if len(homes) == 1 and not difflib.get_close_matches(key, fields, n=1, cutoff=0.8):
+    if above and key == above[-1]:
+        cure = f"put what is in it into {'.'.join(above)} itself"
+    elif len(homes) == 1 and not difflib.get_close_matches(key, fields, n=1, cutoff=0.8):
         cure = f"it belongs in {homes[0] or 'the top level'}"
     else:
         cure = suggestion(key, fields).removeprefix("; ")
@@ -131,7 +135,8 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
         else:
             yield path, Finding(dotted, value, limit, "write true or false")
     elif isinstance(value, float) and kinds == {int} and (not value.is_integer() or dotted in STRICTLY_WHOLE):
-        whole = f"write {int(value)}" if value == value and abs(value) != float("inf") else "write a whole number"
+        finite = value == value and abs(value) != float("inf")
+        whole = f"write {max(1, int(value)) if value > 0 else int(value)}" if finite else "write a whole number"
         yield path, Finding(dotted, value, "must be a whole number, is a fraction" if not value.is_integer() else
                             "must be a whole number, is a floating-point number", whole)
 
@@ -186,23 +191,43 @@ def _without(config: dict, wrong: set[tuple[str, ...]], above: tuple[str, ...] =
 
 
 def _range_findings(config: dict, sound: dict) -> list[Finding]:
-    """What DeepSpeed's own models refuse of the keys whose types are right."""
+    """What DeepSpeed's own models refuse of the keys whose types are right. A model stops at the first of its own
+    rules that is broken: without the key that breaks it, it is asked again."""
     logger = logging.getLogger("DeepSpeed")
     level, found = logger.level, []
     logger.setLevel(logging.ERROR)  # it tells of deprecated keys, which are remarked upon already
     try:
-        DsConfig(**sound)
-    except ValidationError as error:
-        for item in error.errors():
-            path = _path_in(config, item["loc"])
-            finding = Finding(".".join(path), _value_at(config, path), _lower(item["msg"]), _limit_of(item))
-            if finding.key not in {other.key for other in found} and not _is_of_a_type(finding):
-                found.append(finding)
-    except AssertionError as error:  # a deprecated key beside its successor: runtime/config_utils.py:90
-        found.append(Finding("zero_optimization", "…", str(error), "leave the older one out"))
+        while more := _refusals(config, sound):
+            found += [finding for finding in more if finding.key not in {other.key for other in found}
+                      and not _is_of_a_type(finding)]
+            left = _without(sound, {tuple(finding.key.split(".")) for finding in more})
+            if left == sound:
+                break
+            sound = left
     finally:
         logger.setLevel(level)
     return found
+
+
+def _refusals(config: dict, sound: dict) -> list[Finding]:
+    try:
+        DsConfig(**sound)
+    except ValidationError as error:
+        return [_refusal(config, item) for item in error.errors()]
+    except AssertionError as error:  # a deprecated key beside its successor: runtime/config_utils.py:90
+        return [Finding("zero_optimization", "…", str(error), "leave the older one out")]
+    return []
+
+
+def _refusal(config: dict, item: dict) -> Finding:
+    path = _path_in(config, item["loc"])
+    message, block = _lower(item["msg"]), _value_at(config, path, whole=True)
+    if isinstance(block, dict):  # a rule of the whole block, which names the key that it is about
+        named = next((word for word in re.findall(r"\w+", message) if word in block), None)
+        path = (*path, named) if named else path
+    message = re.sub(r"\b(\d+) or \1\b", r"\1", message).replace("2, 3", "2 or 3") if "0, 1, 2" in message else message
+    key = ".".join(path)
+    return Finding(key, _value_at(config, path), message.removeprefix(f"{key} "), _limit_of(item))
 
 
 def _is_of_a_type(finding: Finding) -> bool:
@@ -223,10 +248,10 @@ def _path_in(config: Any, location: tuple) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _value_at(config: Any, path: tuple[str, ...]) -> Any:
+def _value_at(config: Any, path: tuple[str, ...], whole: bool = False) -> Any:
     for part in path:
         config = config.get(part, "(not given)") if isinstance(config, dict) else config
-    return "…" if isinstance(config, dict) else config
+    return "…" if isinstance(config, dict) and not whole else config
 
 
 def _lower(message: str) -> str:

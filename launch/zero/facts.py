@@ -22,13 +22,17 @@ PACKAGES = ("torch", "transformers", "torch_geometric", "peft")
 @dataclass(frozen=True)
 class ModelFacts:
     """Elements of all ``parameters``, of those that train, of the ``largest`` tensor and of each tensor in each kind
-    of repeated layer; the language model's ``hidden_size``."""
+    of repeated layer; the language model's ``hidden_size``; the ``classes`` of its modules, by name and by whole name;
+    whether it is a mixture that adds a ``balance`` loss; LoRA's targets that are ``unmatched``."""
 
     parameters: int
     trainable: int
     largest: int
     hidden_size: int
     layers: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...] = ()
+    balance: bool = False
+    unmatched: tuple[str, ...] = ()
 
     @property
     def frozen(self) -> bool:
@@ -44,8 +48,12 @@ def facts_of(network: "AstrobioStack") -> ModelFacts:
     sizes = [p.numel() for p in network.parameters()]
     layers = {tuple(sorted(p.numel() for p in layer.parameters())) for module in network.modules()
               if isinstance(module, nn.ModuleList) for layer in module}
+    classes = {name for module in network.modules() for kind in [type(module)]
+               for name in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}")}
     return ModelFacts(sum(sizes), sum(p.numel() for p in network.parameters() if p.requires_grad), max(sizes),
-                      network.language.hidden_size, tuple(sorted(layers)))
+                      network.language.hidden_size, tuple(sorted(layers)), tuple(sorted(classes)),
+                      bool(getattr(network.language.model.config, "output_router_logits", False)),
+                      tuple(network.language.unmatched))
 
 
 def network_of(stack: StackConfig, name: str) -> "AstrobioStack":
@@ -73,7 +81,8 @@ def model_facts(stack: StackConfig) -> ModelFacts:
     path = _remembered(stack)
     if path is not None and path.is_file():
         found = json.loads(path.read_text())
-        return ModelFacts(**found | {"layers": tuple(map(tuple, found["layers"]))})
+        return ModelFacts(**{key: tuple(map(tuple, value)) if key == "layers" else
+                             tuple(value) if isinstance(value, list) else value for key, value in found.items()})
     facts = facts_of(network_of(stack, stack.name))
     if path is not None:
         try:

@@ -18,6 +18,7 @@ from launch import keeps_unrounded
 from launch.zero.facts import ModelFacts
 from launch.zero.finding import Finding, remark
 from launch.zero.strategy import AUTO, nvme_paths, strategy
+from launch.zero.unsupported import optimizer_builder, unsupported_on_cpu
 
 GIB, GB = 2**30, 1e9
 #: Bytes of each parameter that trains, at the least: the fp32 master copy and Adam's two moments; its fp32 gradient.
@@ -97,9 +98,10 @@ def _memory_files(proc: Path, root: Path):
 
 
 def _devices(config: dict, world_size: int) -> list[Finding]:
-    accelerator, found, local = get_accelerator(), [], _local_ranks(world_size)
+    accelerator, local = get_accelerator(), _local_ranks(world_size)
+    found = [finding for finding in [optimizer_builder(config)] if finding]
     if accelerator.device_name() == "cpu":
-        return found
+        return found + unsupported_on_cpu(config)
     if local > accelerator.device_count():
         found.append(Finding("--num_gpus", local, f"this machine has {accelerator.device_count()} devices",
                              "start as many ranks"))

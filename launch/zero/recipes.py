@@ -1,5 +1,6 @@
 """The optimizer and scheduler blocks: their parameters are the arguments of the classes that DeepSpeed builds."""
 
+import importlib.util
 import inspect
 import math
 from typing import Any
@@ -14,6 +15,7 @@ from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
 from astrobio.config import suggestion
 from launch.zero.finding import ABSENT, Finding, remark
+from launch.zero.strategy import AUTO, strategy
 
 #: Taken out of the parameters before the class sees them: runtime/engine.py:2377, 2486.
 ADAM_SWITCHES = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
@@ -54,7 +56,44 @@ def optimizer_findings(config: dict) -> list[Finding]:
         elif key not in known:
             found.append(Finding(f"optimizer.params.{key}", value, f"{kind} has no such parameter",
                                  suggestion(key, known).removeprefix("; ")))
-    return found + _rate_findings(params, known)
+    found += _rate_findings(params, known)
+    return found if any(finding.problem for finding in found) else found + _tried(config, kind, params)
+
+
+def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
+    """What shows when the optimizer takes a step: torch's own are made and asked; of DeepSpeed's, whose compiled parts
+    would have to be there, it is known."""
+    name, where = kind.lower(), strategy(config)
+    if name in ("adam", "adamw") and not params.get("torch_adam"):
+        if params.get("amsgrad"):
+            return [Finding("optimizer.params.amsgrad", params["amsgrad"], "DeepSpeed's Adam does not have it",
+                            "set it to false, or torch_adam to true beside a resident optimizer")]
+        return []
+    if name == "lion" and where.optimizer_device != "none":
+        keys = ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads",
+                "bfloat16.bf16_master_weights_and_grads")
+        found = [Finding(key, True, "DeepSpeed's Lion on the CPU takes fp32 only", "set it to false") for key in keys
+                 if (config.get(key.split(".")[0]) or {}).get(key.split(".")[1]) is True]
+        ratio = ((config.get("zero_optimization") or {}).get("offload_optimizer") or {}).get("ratio", 1.0)
+        if isinstance(ratio, int | float) and ratio < 1:
+            found.append(Finding("zero_optimization.offload_optimizer.ratio", ratio, "DeepSpeed shares out Adam "
+                                 "between cards and CPU, and no Lion", "leave it out"))
+        return found
+    if name in ("muadam", "muadamw", "musgd") and importlib.util.find_spec("mup") is None:
+        return [Finding("optimizer.type", kind, "needs the package mup, which is not installed", "pip install mup")]
+    cls = torch.optim.AdamW if name in ("adam", "adamw") else torch.optim.Adagrad if name == "adagrad" else \
+        getattr(torch.optim, kind, None)
+    if cls is None or cls is torch.optim.Adagrad and where.optimizer_device != "none":
+        return []
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    given = {key: value for key, value in params.items() if value != AUTO and key not in ADAM_SWITCHES}
+    try:
+        cls([weight], **given).step()
+    except Exception as error:  # each class has its own
+        return [Finding("optimizer", kind, f"takes no step: {type(error).__name__}: {error}"[:300], "take AdamW, or "
+                        "mend its params")]
+    return []
 
 
 def _offloads(config: dict) -> bool:

@@ -32,17 +32,38 @@ def strategy(config: dict) -> Strategy:
     for block, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
         device = (zero.get(block) or {}).get("device", "none")
         devices.append("cpu" if device == "none" and zero.get(old) else device)
-    return Strategy(int(zero.get("stage", 0)), *devices, precision(config))
+    return Strategy(zero_stage(config), *devices, precision(config))
 
 
-def precision(config: dict) -> str:
+def zero_stage(config: dict) -> int:
+    """1 in place of 0, which differs in nothing but sharing the optimizer's state; DeepSpeed's stage 0 has other
+    optimizer wrappers, of which no checkpoint is known."""
+    return int((config.get("zero_optimization") or {}).get("stage", 0)) or 1
+
+
+def settle_precision(config: dict, has_bf16: bool | None = None) -> dict:
+    """The config with each ``"auto"`` of ``fp16.enabled`` and ``bf16.enabled`` replaced.
+
+    Args:
+        has_bf16: whether the cards compute it; None: those of this machine.
+    """
+    chosen = precision(config, has_bf16)
+    return {block: {**values, "enabled": chosen == {"bfloat16": "bf16"}.get(block, block)}
+            if block in ("fp16", "bf16", "bfloat16") and isinstance(values, dict) and values.get("enabled") == AUTO
+            else values for block, values in config.items()}
+
+
+def precision(config: dict, has_bf16: bool | None = None) -> str:
     """fp16, bf16 or fp32. Where both blocks leave it open, bf16 if the device has it: it needs no loss scaling."""
-    wanted = {name: (config.get(block) or {}).get("enabled", False) for name, block in
+    blocks = {name: config.get(block) for name, block in
               (("bf16", "bf16" if config.get("bf16") is not None else "bfloat16"), ("fp16", "fp16"))}
+    wanted = {name: block.get("enabled", False) if isinstance(block, dict) else False
+              for name, block in blocks.items()}
     for name in wanted:
         if wanted[name] is True:
             return name
-    if wanted["bf16"] == AUTO and (wanted["fp16"] != AUTO or get_accelerator().is_bf16_supported()):
+    if wanted["bf16"] == AUTO and (wanted["fp16"] != AUTO or
+                                   (get_accelerator().is_bf16_supported() if has_bf16 is None else has_bf16)):
         return "bf16"
     return "fp16" if wanted["fp16"] == AUTO else "fp32"
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_missing_ds_config(check):
 
 def test_malformed_ds_config(check, tmp_path):
     path = tmp_path / "broken.json"
-    path.write_text('{"fp16": {"enabled": true,}}')
+    path.write_text('{"fp16": {"enabled": true')
     refused(check, "broken.json", "not valid JSON", "line 1", config=path)
 
 
@@ -237,9 +238,11 @@ def test_batch_sizes_that_contradict_each_other(check):
     refused(check, "train_batch_size = 10", "32", arguments=["--set", "ds_config.train_batch_size=10"])
 
 
-def test_a_stage_that_cannot_be_saved(check):
-    refused(check, "zero_optimization.stage = 0", "stage=1", arguments=[
-        "--set", 'ds_config.zero_optimization={"stage": 0}'])
+def test_stage_0_trains_as_stage_1(check):
+    """Of DeepSpeed's stage 0 no checkpoint is known."""
+    plan = check("--set", 'ds_config.zero_optimization={"stage": 0}')
+    assert plan.ds_config["zero_optimization"]["stage"] == 1
+    assert any("trains as stage 1" in remark for remark in plan.remarks)
 
 
 def test_both_precisions(check):
@@ -269,8 +272,11 @@ def test_a_lock_left_by_a_killed_compilation_is_removed(tmp_path):
     lock = tmp_path / "lock"
     lock.touch()
     assert not FileBaton(str(lock)).try_acquire()
+    at_work = threading.Timer(1, lock.unlink)  # a fresh lock may be somebody's: who compiles takes it away
+    at_work.start()
     compiled.remove_stale_lock(tmp_path)
-    assert lock.exists(), "a fresh lock may be somebody's"
+    assert at_work.finished.is_set()
+    lock.touch()
     os.utime(lock, (time.time() - 120,) * 2)
     compiled.remove_stale_lock(tmp_path)
     assert not lock.exists()

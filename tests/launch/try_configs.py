@@ -2,8 +2,8 @@
 
     python tests/launch/try_configs.py FOLDER DATA [unchecked]
 
-FOLDER holds NAME.json and gets NAME.log and results.json: {NAME: the exit status, "signal N" or "hangs"}. ``unchecked``:
-what `check` says is not heeded, to see what it keeps from happening.
+FOLDER holds NAME.json and gets NAME.log and results.json: {NAME: the exit status, "signal N" or "hangs"}.
+``unchecked``: what `check` says is not heeded, to see what it keeps from happening.
 """
 
 import json
@@ -20,7 +20,7 @@ import torch
 from launch import preflight, train
 from launch.zero.accelerator import prepare_accelerator
 
-LIMIT_S = 90
+LIMIT_S = 180  # one may have to compile its optimizer
 
 
 def main(folder: Path, data: str, unchecked: bool) -> None:
@@ -44,8 +44,8 @@ def _train(folder: Path, name: str, data: str, port: int) -> None:
     log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "WANDB_MODE": "disabled"}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "CROSS_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1",
+                   "CROSS_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WANDB_MODE": "disabled"}
     torch.set_num_threads(1)
     status = 1
     try:
