@@ -158,7 +158,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ConfigError: not a tokenizer, or one without a token that ends a text.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise ConfigError(f"{folder}: not a tokenizer that transformers can load: {error}") from None
     if tokenizer.eos_token_id is None:

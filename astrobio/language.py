@@ -51,7 +51,7 @@ class Language(nn.Module):
             self.model = AutoModelForCausalLM.from_config(built, attn_implementation=self.attention)
         except Exception as error:  # whatever a model's own code makes of sizes that do not go together
             raise ConfigError(f"language.config: transformers cannot build a {built.model_type!r} of these sizes: "
-                              f"{_told(error)}") from error
+                              f"{told(error)}") from error
         _check_kind(self.model)
         self._body = _body(self.model)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
@@ -107,15 +107,15 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
     try:
         known = AutoConfig.for_model(model_type)
     except Exception as error:
-        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no sizes for it: {_told(error)}"
+        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no sizes for it: {told(error)}"
                           ) from error
-    if type(known) not in AutoModelForCausalLM._model_mapping:
-        raise ConfigError(f"language.model_type = {model_type!r}: {_no_causal_model(known)}")
+    if why := no_causal_model(known):
+        raise ConfigError(f"language.model_type = {model_type!r}: {why}")
     _check_keys(config, known)
     try:
         built = AutoConfig.for_model(model_type, **{"use_cache": False, **config.config})
     except Exception as error:  # each model's own checks raise errors of their own kinds
-        raise ConfigError(f"language.config: transformers refuses it for a {model_type!r}: {_told(error)}") from error
+        raise ConfigError(f"language.config: transformers refuses it for a {model_type!r}: {told(error)}") from error
     heads, shared = (getattr(built, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
         raise ConfigError(f"language.config.num_key_value_heads = {shared}: must divide num_attention_heads {heads}")
@@ -124,6 +124,8 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
 
 def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
     built = Pretrained(config.init_from).config
+    if why := no_causal_model(built):
+        raise ConfigError(f"language.init_from = {config.init_from!r}: a {built.model_type!r} {why}")
     problems = []
     if config.model_type not in (None, built.model_type):
         problems.append(f"language.model_type = {config.model_type!r}: the checkpoint in {config.init_from} is a "
@@ -161,15 +163,17 @@ def _check_kind(model: PreTrainedModel) -> None:
                           "set language.config.is_decoder = true, or take another one")
 
 
-def _no_causal_model(config: PreTrainedConfig) -> str:
-    """Why there is none, and what to take instead: a model of images and text has one inside."""
-    text = getattr(config, "text_config", None)
-    if text is not None and type(text) in AutoModelForCausalLM._model_mapping:
-        return f"is no language model but has one: take {text.model_type!r}, with the sizes of its text_config"
-    return "is no causal language model"
+def no_causal_model(config: PreTrainedConfig) -> str:
+    """Why a configuration describes none, and what to take instead; nothing where it does."""
+    models, text = AutoModelForCausalLM._model_mapping, config.get_text_config(decoder=True)
+    if text.model_type != config.model_type:
+        alone = f": take its language model alone, a {text.model_type!r}, with the sizes of its own part of the " \
+            "configuration" if type(text) in models else ", none of which is a causal language model by itself"
+        return f"is made of several models{alone}"
+    return "" if type(config) in models else "is no causal language model"
 
 
-def _told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """A library's error in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 

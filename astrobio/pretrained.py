@@ -35,9 +35,9 @@ class Pretrained:
         if not (self.folder / CONFIG).is_file():
             raise ConfigError(f"language.init_from: {self.folder / CONFIG} is missing")
         try:
-            return AutoConfig.from_pretrained(self.folder)
-        except (ValueError, OSError, KeyError) as error:
-            raise ConfigError(f"language.init_from: {self.folder / CONFIG}: {error}") from None
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # without which it asks, and waits
+        except Exception as error:  # each model's own checks raise errors of their own kinds
+            raise ConfigError(f"language.init_from: {self.folder / CONFIG}: {error}") from error
 
     @property
     def has_tokenizer(self) -> bool:

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 
 from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset
 from astrobio.dataset import Batch, Moments, graph_batch
-from astrobio.language import reads
+from astrobio.language import no_causal_model, reads, told
 from astrobio.schema import EDGE_FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS, SHAPES
 from astrobio.stack import AstrobioStack
 from launch.planner.experts import GROUPED_MM, grouped_mm
@@ -50,10 +50,13 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
         return load_preset(name)
     from transformers import AutoConfig
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model {name}: {str(error).splitlines()[0]}") from None
-    known = AutoConfig.for_model(config.model_type)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # without which it would ask, and wait
+        known = AutoConfig.for_model(config.model_type)
+    except Exception as error:  # a file that is broken, or sizes that a model's own checks refuse
+        cure = "; its model is code of its own, which is not run" if "trust_remote_code" in str(error) else ""
+        raise ConfigError(f"--model {name}: config.json: {told(error)}{cure}") from error
+    if why := no_causal_model(config):
+        raise ConfigError(f"--model {name}: a {config.model_type!r} {why}")
     sizes = {key: value for key, value in config.to_diff_dict().items() if reads(known, key)
              and key not in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map")}
     if getattr(config, "num_hidden_layers", None):  # even where it is the default: quick plans shorten it

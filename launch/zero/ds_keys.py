@@ -227,7 +227,7 @@ def _refusal(config: dict, item: dict) -> Finding:
         path = (*path, named) if named else path
     message = re.sub(r"\b(\d+) or \1\b", r"\1", message).replace("2, 3", "2 or 3") if "0, 1, 2" in message else message
     key = ".".join(path)
-    return Finding(key, _value_at(config, path), message.removeprefix(f"{key} "), _limit_of(item))
+    return Finding(key, _value_at(config, path), message.removeprefix(f"{key} "), _limit_of(item) or _default(path))
 
 
 def _is_of_a_type(finding: Finding) -> bool:
@@ -257,6 +257,15 @@ def _value_at(config: Any, path: tuple[str, ...], whole: bool = False) -> Any:
 def _lower(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return message[:1].lower() + message[1:]
+
+
+def _default(path: tuple[str, ...]) -> str:
+    model: type[BaseModel] | None = DsConfig
+    for part in path[:-1]:
+        model = _model_of(model.model_fields[part].annotation) if model and part in model.model_fields else None
+    field = model.model_fields.get(path[-1]) if model and path else None
+    return f"{json.dumps(field.default)} is the default" if field and type(field.default) in (int, float, bool, str) \
+        else ""
 
 
 def _limit_of(item: dict) -> str:

@@ -53,8 +53,8 @@ def _engines(config: dict) -> list[Finding]:
 def _zero(config: dict) -> list[Finding]:
     found, zero = [], config.get(ZERO) or {}
     if zero.get("zenflow") is not None:
-        found.append(Finding(f"{ZERO}.zenflow", "…", "its optimizers take no gradient accumulation of the launcher's, "
-                             "and their state is in no checkpoint", "leave it out"))
+        found.append(Finding(f"{ZERO}.zenflow", "…", "breaks off in the first steps: it takes columns of matrices "
+                             "that the stack's parameters are not", "leave it out"))
     if _positive(zero.get("stage3_module_granularity_threshold", zero.get("module_granularity_threshold"))):
         found.append(Finding(f"{ZERO}.stage3_module_granularity_threshold", zero.get(
             "stage3_module_granularity_threshold"), "makes leaves of modules whose parts the stack uses by themselves, "
