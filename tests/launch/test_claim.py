@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launching import ROOT, finish, start_training, wait_for_step
 
 from astrobio.config import ConfigError
 from launch import claim
 
-ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -106,3 +105,32 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--run there: .* cannot be made or written"):
         claim.claim(tmp_path / "file" / "run", "--run there")
+
+
+@pytest.mark.slow
+@pytest.mark.nvme
+def test_runs_at_once_share_a_disk_and_no_file(tmp_path, sample_dataset):
+    """By one nvme_path in both ds_configs, or by ASTROBIO_NVME: their losses are a lone run's. Two in one run's folder:
+    the second is refused."""
+    sizes = ["--max_steps", 25, "--set", "ds_config.gradient_accumulation_steps=2",
+             "ds_config.zero_optimization.sub_group_size=300000"]
+    paths = [f"ds_config.zero_optimization.{block}.nvme_path={tmp_path / 'disk'}"
+             for block in ("offload_param", "offload_optimizer")]
+    shared = {"explicit": (sizes + paths, {}), "environment": (sizes, {"ASTROBIO_NVME": str(tmp_path / "disk")})}
+    alone = losses(finish(start_training("zero3_nvme", sample_dataset, tmp_path / "alone", *sizes, ranks=1)),
+                   tmp_path / "alone")
+    for way, (options, environment) in shared.items():
+        runs = [tmp_path / way / parent / "run" for parent in "ab"]  # of one name
+        started = [start_training("zero3_nvme", sample_dataset, run, *options, ranks=1, **environment) for run in runs]
+        wait_for_step(runs[0], 1)
+        third = finish(start_training("zero3_nvme", sample_dataset, runs[0], *options, ranks=1, **environment))
+        assert third.status and "another run has" in third.output and "kill " in third.output, third.output
+        for process, run in zip(started, runs, strict=True):
+            assert losses(finish(process), run) == alone
+        assert list((tmp_path / "disk").iterdir()) == [], "swap files are left"
+
+
+def losses(done, run) -> list[float]:
+    assert done.status == 0, done.output
+    done.run = run
+    return [record["loss"] for record in done.metrics("train")]
