@@ -34,7 +34,21 @@ ERRORS = (
     ("lost another rank", r"Connection (closed|reset)|Broken pipe|Socket Timeout|[Tt]imed out|NCCL.*(remote|abort)|"
                           r"recvBytes|readBytes|broken connection|Connection refused"),
 )
+#: Of an abort in a transfer to or from NVMe (deepspeed/ops/csrc/aio): what the C++ code asserted, where the launcher's
+#: output is kept, and what that comes from.
+ABORTS = (
+    (r"is_valid_bytes_to_read|> file bytes|num_file_bytes", "a swap file is shorter than what is read of it: a write "
+     "was cut off (a full disk; aio.block_size no multiple of 512, which astrobio check names), or something else "
+     "wrote into the folder"),
+    (r"submit_ret > 0|io_submit|io_setup", "the kernel takes no more asynchronous requests: raise "
+     "/proc/sys/fs/aio-max-nr, or lower aio.queue_depth"),
+    (r"fd != -1|result != -1|open for|fstat", "a swap file could not be opened or closed: the disk, its permissions, "
+     "or ulimit -n"),
+    (r"0 == reg_ret|mlock", "memory could not be locked: ulimit -l"),
+)
 CURES = {
+    "NVMe transfer": "the rank's last line on its error output says what was asserted; astrobio check names what this "
+                     "machine and the ds_config have against NVMe offload",
     "minimum loss scale": "gradients overflow fp16 at every scale: the learning rate or a layer is unsound (train.log "
                           "names the module where it first overflows); bf16 needs no loss scale",
     "disk full": "free room, write elsewhere (--run, ASTROBIO_NVME), or keep fewer checkpoints (--set "
@@ -76,6 +90,8 @@ def explain(run: Path) -> Explanation:
         box["alive"] = _process(box)
         box["fault"] = _fault(run, box["rank"])
     found = _cause(boxes)
+    if found.cause == "NVMe transfer":
+        found.evidence += _asserted(run)
     found.evidence += _marks(boxes, found) + _metrics(run) + _log(run)
     found.cure = found.cure or CURES.get(found.cause, "")
     found.ranks = [_line(box) for box in boxes]
@@ -151,7 +167,11 @@ def _killed(boxes: list[dict], vanished: list[dict]) -> Explanation:
     """Ranks that left no last word: killed by what no process can catch, or by a fault in compiled code."""
     first = min(vanished, key=lambda box: box["last_sign_of_life"])
     life = first["last_sign_of_life"]
-    aborted = any("Aborted" in line for box in vanished for line in box["fault"][:1])
+    aborted = [box for box in vanished if any("Aborted" in line for line in box["fault"][:1])]
+    for box in aborted:
+        if at := next((line for line in box["fault"] if "swap_tensor" in line), None):
+            return Explanation("NVMe transfer", box["rank"], f"rank {box['rank']} was aborted in DeepSpeed's transfer "
+                               f"to or from NVMe, in {_doing(box)}", [f"it was at {at}"])
     if aborted and (behind := _behind(boxes)) is not None:
         return behind  # NCCL's watchdog aborts a rank that has waited too long for another
     for box in vanished:
@@ -329,6 +349,17 @@ def _log(run: Path) -> list[str]:
                 f" ({signal.Signals(-int(code)).name})" if int(code) < 0 else ""))
         told += [f"{name}: {line[:200]}" for line in text.splitlines() if " WARNING " in line][-2:]
     return told
+
+
+def _asserted(run: Path) -> list[str]:
+    """What an abort's last lines come from, where the launcher's words were kept in the run's folder."""
+    with contextlib.suppress(OSError):
+        lines = (run / "launch.log").read_text(errors="replace").splitlines()
+        for line in reversed(lines):
+            for words, meaning in ABORTS:
+                if re.search(words, line) and ("Assertion" in line or "> file bytes" in line):
+                    return [f"it said: {line[-300:]}", meaning]
+    return []
 
 
 def _line(box: dict) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _precisions(config: dict) -> list[Finding]:
         block, name = key.split(".")
         if (config.get(block) or {}).get(name) is True:
             if needs and not config[block].get(needs):
-                found.append(Finding(key, True, f"needs {block}.{needs}", "set it to true"))
+                found.append(Finding(key, True, f"needs {block}.{needs}", f"set {block}.{needs} to true"))
             if name.startswith("fp16") and strategy(config).optimizer_device == "none":
                 found.append(Finding(key, True, "DeepSpeed has it with the optimizer on the CPU only",
                                      f"set {ZERO}.offload_optimizer.device to cpu"))

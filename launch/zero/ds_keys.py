@@ -123,7 +123,7 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
             if isinstance(each, dict):
                 yield from _walk(of_each, each, (*path, name))
     elif isinstance(value, str) and kinds and kinds <= {int, float}:
-        yield path, Finding(dotted, value, "must be a number, is text", _number_without_quotes(value))
+        yield path, Finding(dotted, value, "must be a number, is text", _number_without_quotes(value, kinds == {int}))
     elif isinstance(value, str) and kinds == {bool}:
         yield path, Finding(dotted, value, "must be true or false, is text", "write it without quotes")
     elif isinstance(value, bool) and kinds and kinds <= {int, float}:
@@ -141,11 +141,14 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
                             "must be a whole number, is a floating-point number", whole)
 
 
-def _number_without_quotes(text: str) -> str:
+def _number_without_quotes(text: str, whole: bool) -> str:
     try:
-        return f"write {json.loads(text):.0f} without quotes" if float(text) else "write it without quotes"
-    except (ValueError, TypeError):
+        number = float(text)
+    except ValueError:
         return "write a number"
+    if whole and not number.is_integer():
+        return "write a whole number"
+    return f"write {number:.0f} without quotes" if number.is_integer() else f"write {text.strip()} without quotes"
 
 
 def _name_of(value: Any) -> str:

@@ -1,6 +1,8 @@
 """Mistakes in ds_configs, planted one by one, are each named; good configs and those of others come out right."""
 
+import copy
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -441,3 +443,78 @@ def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
         except Exception as error:
             missed.append(f"{key}: {type(error).__name__}: {str(error)[:150]}")
     assert not missed, "\n".join(missed)
+
+
+# Cures
+
+VALUE = r"\[.*\]|\{.*\}|\"[^\"]*\"|-?\d[\d.e+-]*|true|false|mean"
+
+
+def cured(config: dict, finding) -> dict | None:
+    """The config with the cure applied, where that is a value; None where it is advice."""
+    config, cure = copy.deepcopy(config), finding.cure
+    *above, last = finding.key.split(".")
+    block = config
+    for part in above:
+        block = block.get(part)
+        if not isinstance(block, dict):
+            return None
+    if cure.startswith("leave it out"):
+        block.pop(last, None)
+    elif found := re.match(r"leave ([\w.]+) out", cure):
+        *parents, name = found[1].split(".")
+        for part in parents:
+            config[part].pop(name, None)
+        config.pop(found[1], None)
+    elif found := re.match(r"did you mean '(\w+)'", cure):
+        if "unknown key" in finding.limit or "no such parameter" in finding.limit:
+            block[found[1]] = block.pop(last)
+        else:
+            block[last] = found[1]
+    elif found := re.match(r"set (it|[\w.]+) to (true|false|\d+|cpu)", cure):
+        name = {"it": finding.key, "stage": f"{Z}.stage", "device": f"{Z}.offload_optimizer.device"}.get(
+            found[1], found[1])
+        set_dotted(config, name, found[2] if found[2] == "cpu" else json.loads(found[2]))
+    elif (found := re.match(rf"(?:write|give at least) ({VALUE})", cure)) and "true or false" not in cure:
+        block[last] = "mean" if found[1] == "mean" else json.loads(found[1])
+    elif found := re.match(rf"({VALUE}) is (?:usual|the default)", cure):
+        block[last] = json.loads(found[1])
+    else:
+        return None
+    return config
+
+
+def uncured(config: dict) -> list[str]:
+    """The problems whose cures lead back to a problem that was there before, or on and on."""
+    left = []
+    for finding in check(config, world_size=2, facts=MODEL, machine=False):
+        better, seen = config, []
+        while finding is not None and finding.problem and (better := cured(better, finding)) is not None:
+            seen.append((finding.limit, finding.cure))
+            finding = next((other for other in check(better, world_size=2, facts=MODEL, machine=False)
+                            if other.problem and other.key == finding.key), None)
+            if finding is not None and ((finding.limit, finding.cure) in seen or len(seen) > 3):
+                left.append(f"{seen} -> {finding}")
+                break
+    return left
+
+
+def test_cures_that_are_values_cure():
+    applied = [finding for changes, _, _ in MISTAKES
+               for finding in check(changed(changes), world_size=2, facts=MODEL, machine=False)
+               if finding.problem and cured(changed(changes), finding) is not None]
+    assert len(applied) > 60
+    assert not [line for changes, _, _ in MISTAKES for line in uncured(changed(changes))]
+
+
+@pytest.mark.parametrize("value", [0.5, 1.5, 0, -1, 1e9 + 0.5, "3", "0.5", "many", True, None, [], {}])
+def test_cures_of_any_value_in_any_place_cure(value):
+    """A value of that kind in place of every number and switch of a shipped config."""
+    for name in ("zero3_offload", "zero3_nvme"):
+        for key in leaves(changed({}, name)):
+            assert not uncured(changed({key: value}, name)), key
+
+
+def leaves(block: dict, above: str = "") -> list[str]:
+    return [leaf for key, value in block.items()
+            for leaf in (leaves(value, f"{above}{key}.") if isinstance(value, dict) else [f"{above}{key}"])]

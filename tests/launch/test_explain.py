@@ -36,7 +36,8 @@ with blackbox.recording(Path(sys.argv[1]), []):
 
 
 def recorded(run: Path, end: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", RECORDER.replace("{end}", end), run], cwd=ROOT, capture_output=True,
+    return subprocess.run([sys.executable, "-c", RECORDER.replace("{end}", end.strip().replace("\n", "\n    ")),
+                           run], cwd=ROOT, capture_output=True,
                           text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
@@ -56,6 +57,25 @@ def test_a_fault_in_compiled_code_leaves_its_stack(tmp_path):
     assert done.returncode == -signal.SIGSEGV
     found = explain(tmp_path)
     assert found.cause == "fault" and "Segmentation fault" in found.summary and "string_at" in found.evidence[0]
+
+
+def test_an_abort_of_a_transfer_to_nvme_is_told_by_its_last_lines(tmp_path):
+    """DeepSpeed's aio asserts; here a swap file is shorter than what is read of it."""
+    (tmp_path / "short.swp").write_bytes(bytes(1 << 12))
+    done = recorded(tmp_path, f"""
+import torch
+from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
+from launch.zero.accelerator import prepare_accelerator
+prepare_accelerator()
+from deepspeed.accelerator import get_accelerator
+aio = get_accelerator().create_op_builder("AsyncIOBuilder").load().aio_handle(1 << 20, 8, False, True, 1)
+swap_in_tensors(aio, [torch.empty(1 << 12)], [{str(tmp_path / 'short.swp')!r}])
+""")
+    assert done.returncode == -signal.SIGABRT
+    (tmp_path / "launch.log").write_text(done.stderr)
+    found = explain(tmp_path)
+    assert found.cause == "NVMe transfer" and "swap_in_tensors" in found.evidence[0]
+    assert "file_offset" in found.evidence[1] and "shorter than what is read" in found.evidence[2]
 
 
 @pytest.mark.parametrize(("end", "cause"), [
