@@ -23,6 +23,9 @@ MUON = ("lr", "muon_lr", "adam_lr", "momentum", "weight_decay", "ns_method", "be
         *ADAM_SWITCHES)  # runtime/engine.py:2413, deepspeed/__init__.py:335
 #: Removed with DeepSpeed's compressed communication.
 ONE_BIT = ("onebitadam", "zerooneadam", "onebitlamb")
+#: Master weights of 16 bits: runtime/zero/stage3.py, stage_1_and_2.py.
+MASTERS = ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads",
+           "bfloat16.bf16_master_weights_and_grads")
 #: zero/utils.py:45, by the names that the JSON has for them.
 KNOWN_TO_ZERO = ("adam", "adamw", "adagrad", "lion", "muon", "Adam", "AdamW", "Adagrad")
 
@@ -64,21 +67,22 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
     """What shows when the optimizer takes a step: torch's own are made and asked; of DeepSpeed's, whose compiled parts
     would have to be there, it is known."""
     name, where = kind.lower(), strategy(config)
-    if name in ("adam", "adamw") and not params.get("torch_adam"):
+    adam = name in ("adam", "adamw") and not params.get("torch_adam")
+    if masters := [key for key in MASTERS if (config.get(key.split(".")[0]) or {}).get(key.split(".")[1]) is True
+                   and not adam]:
+        return [Finding(key, True, f"DeepSpeed has it with its own Adam only, not with {kind}", "set it to false")
+                for key in masters]
+    if adam:
         if params.get("amsgrad"):
             return [Finding("optimizer.params.amsgrad", params["amsgrad"], "DeepSpeed's Adam does not have it",
                             "set it to false, or torch_adam to true beside a resident optimizer")]
         return []
     if name == "lion" and where.optimizer_device != "none":
-        keys = ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads",
-                "bfloat16.bf16_master_weights_and_grads")
-        found = [Finding(key, True, "DeepSpeed's Lion on the CPU takes fp32 only", "set it to false") for key in keys
-                 if (config.get(key.split(".")[0]) or {}).get(key.split(".")[1]) is True]
         ratio = ((config.get("zero_optimization") or {}).get("offload_optimizer") or {}).get("ratio", 1.0)
         if isinstance(ratio, int | float) and ratio < 1:
-            found.append(Finding("zero_optimization.offload_optimizer.ratio", ratio, "DeepSpeed shares out Adam "
-                                 "between cards and CPU, and no Lion", "leave it out"))
-        return found
+            return [Finding("zero_optimization.offload_optimizer.ratio", ratio, "DeepSpeed shares out Adam between "
+                            "cards and CPU, and no Lion", "leave it out")]
+        return []
     if name in ("muadam", "muadamw", "musgd") and importlib.util.find_spec("mup") is None:
         return [Finding("optimizer.type", kind, "needs the package mup, which is not installed", "pip install mup")]
     cls = torch.optim.AdamW if name in ("adam", "adamw") else torch.optim.Adagrad if name == "adagrad" else \

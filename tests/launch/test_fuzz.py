@@ -29,10 +29,10 @@ FOLDERS = {
 VALUES = [0, -1, 3, 7, 10**9, 0.5, float("nan"), "4", "auto", "", None, True, [], [1, 2], {}, {"a": 1}, "no such"]
 
 
-def mutated(content: dict, chance: random.Random) -> dict:
-    """One to three keys, at any depth, are dropped, misspelt or given another value."""
+def mutated(content: dict, chance: random.Random, changes: int = 3) -> dict:
+    """One to so many keys, at any depth, are dropped, misspelt or given another value."""
     content = copy.deepcopy(content)
-    for _ in range(chance.randint(1, 3)):
+    for _ in range(chance.randint(1, changes)):
         block = content
         while nested := [value for value in block.values() if isinstance(value, dict) and value]:
             if chance.random() < 0.5:
