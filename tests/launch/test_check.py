@@ -12,7 +12,7 @@ from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAE
 from launching import ROOT
 from public_configs import CLEAN, OUTDATED
 
-from astrobio.config import ConfigError, load_preset, set_dotted
+from astrobio.config import ConfigError, LoraConfig, load_preset, set_dotted
 from launch.check import check
 from launch.cli import main
 from launch.zero import ds_config as ds
@@ -241,6 +241,40 @@ def test_remarks_leave_the_status_at_0(tmp_path, capsys):
     assert main(["check", "--ds_config", str(path), "--ranks", "2"]) == 0
     out = capsys.readouterr().out
     assert "remark: aio" in out and "about 16 steps will be skipped" in out
+
+
+def test_a_hugging_face_folder_is_a_model_too(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "vocab_size": 256}))
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(changed({**NVME, f"{Z}.offload_param.buffer_size": 100}, "zero3_nvme")))
+    assert main(["check", "--ds_config", str(path), "--model", str(tmp_path), "--ranks", "2"]) == 2
+    assert "must hold a rank's part of the largest parameter: 16,384" in capsys.readouterr().err
+
+
+def test_what_matches_nothing_in_the_model_is_remarked_upon():
+    from launch.planner.parameters import load_model
+    stack = load_model("tiny")
+    stack.language.lora = LoraConfig(rank=4, target_modules=["q_proj", "nonexistent"])
+    config = changed({f"{Z}.leaf_module.classes": ["Blok"], f"{Z}.stage3_param_persistence_threshold": 10**9})
+    found = check(config, world_size=2, facts=facts.model_facts(stack), machine=False)
+    assert {(finding.key, finding.value) for finding in found if not finding.problem} == {
+        (f"{Z}.leaf_module.classes", "Blok"), ("model.language.lora.target_modules", "nonexistent"),
+        (f"{Z}.stage3_param_persistence_threshold", 10**9)}
+
+
+def test_a_balance_loss_needs_layers_that_keep_their_graph():
+    """Under DeepSpeed's reentrant checkpoints the experts' scores would be without a gradient."""
+    stack = load_preset("tiny", {"language.model_type": "mixtral", "language.config.num_local_experts": 4,
+                                 "language.config.output_router_logits": True})
+    for block, keys in (({"partition_activations": False}, ["activation_checkpointing"]), (None, [])):
+        config = changed({})
+        config.pop("activation_checkpointing", None)
+        if block is not None:
+            config["activation_checkpointing"] = block
+        found = check(config, world_size=2, facts=facts.model_facts(stack), machine=False)
+        assert [finding.key for finding in found if finding.problem] == keys
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path):
