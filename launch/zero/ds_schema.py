@@ -301,7 +301,8 @@ class DsConfig(Block):
     memory_breakdown: bool = False
     vocabulary_size: int | None = None
     dataloader_drop_last: bool = False
-    log_level: str | None = None
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "debug", "info", "warning", "error",
+                       "critical"] | None = None  # utils/logging.py:182
     use_data_before_expert_parallelism: bool = False
     sequence_parallel_size: int = Field(1, gt=0)
     data_parallel_size: int | None = Field(None, gt=0)
