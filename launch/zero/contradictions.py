@@ -95,8 +95,10 @@ def _precisions(config: dict) -> list[Finding]:
         if (config.get(block) or {}).get(name) is True:
             if needs and not config[block].get(needs):
                 found.append(Finding(key, True, f"needs {block}.{needs}", f"set {block}.{needs} to true"))
-            if name.startswith("fp16") and strategy(config).optimizer_device == "none":
-                found.append(Finding(key, True, "DeepSpeed has it with the optimizer on the CPU only",
+            if (name.startswith("fp16") or not needs and zero_stage(config) == 3) \
+                    and strategy(config).optimizer_device == "none":
+                found.append(Finding(key, True, "DeepSpeed has it with the optimizer on the CPU only"
+                                     + ("" if name.startswith("fp16") else " at stage 3"),
                                      f"set {ZERO}.offload_optimizer.device to cpu"))
     return found
 

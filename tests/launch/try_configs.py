@@ -8,6 +8,7 @@ FOLDER holds NAME.json and gets NAME.log and results.json: {NAME: the exit statu
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -28,18 +29,21 @@ def main(folder: Path, data: str, unchecked: bool) -> None:
     if unchecked:
         preflight.check = lambda *args, **kwargs: []
     results = {}
-    for number, config in enumerate(sorted(folder.glob("*.json"))):
+    for config in sorted(folder.glob("*.json")):
         name = config.stem
         child = os.fork()
         if child == 0:
-            _train(folder, name, data, 29600 + number % 300)
+            _train(folder, name, data)
         results[name] = _end_of(child)
         (folder / "results.json.tmp").write_text(json.dumps(results))
     os.replace(folder / "results.json.tmp", folder / "results.json")
 
 
-def _train(folder: Path, name: str, data: str, port: int) -> None:
+def _train(folder: Path, name: str, data: str) -> None:
     """Never returns: the process ends as a rank does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     os.setsid()
     log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
