@@ -61,7 +61,7 @@ class LanguageConfig:
 @dataclass(config=_strict, kw_only=True)
 class PlanetConfig:
     hidden_size: int = Positive
-    depth: int = Field(ge=1)
+    depth: int = Field(ge=1, le=1000)
     tokens: int = Positive
 
 
@@ -70,7 +70,7 @@ class DatacubeConfig:
     """3-D convolution stem, then a vision transformer over (level, latitude, longitude) patches."""
 
     hidden_size: int = Positive
-    depth: int = Field(ge=1)
+    depth: int = Field(ge=1, le=1000)
     heads: int = Positive
     stem_channels: int = Positive
     patch: tuple[int, int, int]  # levels, latitudes, longitudes
@@ -81,7 +81,7 @@ class DatacubeConfig:
 @dataclass(config=_strict, kw_only=True)
 class SpectrumConfig:
     hidden_size: int = Positive
-    depth: int = Field(ge=1)
+    depth: int = Field(ge=1, le=1000)
     heads: int = Positive
     patch: int = Positive  # spectral points
     tokens: int = Positive
@@ -91,7 +91,7 @@ class SpectrumConfig:
 @dataclass(config=_strict, kw_only=True)
 class GraphVAEConfig:
     hidden_size: int = Positive
-    depth: int = Field(ge=1)
+    depth: int = Field(ge=1, le=1000)
     heads: int = Positive
     latent_size: int = Positive
     tokens: int = Positive
@@ -100,7 +100,7 @@ class GraphVAEConfig:
 @dataclass(config=_strict, kw_only=True)
 class FusionConfig:
     hidden_size: int = Positive
-    depth: int = Field(ge=1)
+    depth: int = Field(ge=1, le=1000)
     heads: int = Positive
     dropout: float = Share
 

@@ -15,6 +15,8 @@ from astrobio.pretrained import Pretrained
 BIDIRECTIONAL = {"xlm", "xlnet"}
 #: These need token ids: they compute no embeddings, which the modalities come as.
 WITHOUT_EMBEDDINGS = {"cpmant", "deepseek_v4"}
+#: Layers, or experts in one: more than any model has.
+MOST_MODULES = 10_000
 #: These are causal, though their configurations call them no decoders.
 CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 
@@ -116,6 +118,10 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
         built = AutoConfig.for_model(model_type, **{"use_cache": False, **config.config})
     except Exception as error:  # each model's own checks raise errors of their own kinds
         raise ConfigError(f"language.config: transformers refuses it for a {model_type!r}: {told(error)}") from error
+    for key, count in vars(built).items():
+        if ("layer" in key or "expert" in key) and type(count) is int and count > MOST_MODULES:
+            raise ConfigError(f"language.config.{key} = {count}: is more than {MOST_MODULES}, and more than any model "
+                              "has: building it would not end")
     heads, shared = (getattr(built, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
         raise ConfigError(f"language.config.num_key_value_heads = {shared}: must divide num_attention_heads {heads}")

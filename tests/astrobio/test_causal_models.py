@@ -94,7 +94,8 @@ def test_an_encoder_can_be_made_a_decoder():
 
 
 @pytest.mark.parametrize("changes", [{"num_attention_heads": 6}, {"num_attention_heads": "4"}, {"hidden_size": "a"},
-                                     {"num_key_value_heads": 3}, {"hidden_size": -64}, {"hidden_act": "no such"}])
+                                     {"num_key_value_heads": 3}, {"hidden_size": -64}, {"hidden_act": "no such"},
+                                     {"num_hidden_layers": 10**9}])
 def test_sizes_that_do_not_go_together_are_named(changes):
     with pytest.raises(ConfigError, match=r"language\.config"):
         AstrobioStack(load_preset("tiny", {f"language.config.{key}": value for key, value in changes.items()}))
