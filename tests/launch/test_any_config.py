@@ -63,9 +63,10 @@ def judged(configs: dict[str, dict]) -> dict[str, str]:
     """What `check` says of each: refused, remarked, or nothing."""
     said, facts = {}, model_facts(load_preset("tiny"))
     for name, config in configs.items():
-        found = [finding for finding in check(config, world_size=1, facts=facts) if finding.key != "scheduler"]
-        problems = [finding for finding in found if finding.problem]
-        said[name] = "refused" if problems else "remarked" if found else ""
+        found = check(config, world_size=1, facts=facts)
+        problems = [str(finding) for finding in found if finding.problem]
+        said[name] = f"refused: {problems[0]}" if problems else "remarked" if len(found) > ("scheduler" not in config) \
+            else ""
     return said
 
 
@@ -76,9 +77,9 @@ def tried(folder, configs: dict[str, dict], data, capsys) -> None:
         print()
         for number, (name, end) in enumerate(ends.items()):
             last = last_line(folder, number)
-            print(f"{name[:90]:90s} {said[name]:9s} {end!s:9s} {last[:110] if end else ''}")
+            print(f"{name[:90]:90s} {end!s:9s} {last[:60] if end not in (0, 2) else ''} {said[name][:120]}")
             named = re.search(r"error: --ds_config \S+: [\w.]+", (folder / f"{number:04d}.log").read_text())
-            if end != (2 if said[name] == "refused" else 0) or end and not named:
+            if end != (2 if said[name].startswith("refused") else 0) or end and not named:
                 wrong.append(f"{name}: {said[name] or 'taken'}, and ends with {end}: {last}")
     assert not wrong, "\n".join(wrong)
     assert {0, 2} <= set(ends.values())
