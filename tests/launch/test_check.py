@@ -1,6 +1,7 @@
 """Mistakes in ds_configs, planted one by one, are each named; good configs and those of others come out right."""
 
 import copy
+import io
 import json
 import re
 import subprocess
@@ -316,6 +317,14 @@ def test_nvme_paths_are_tried(tmp_path, monkeypatch):
     assert any("network file system" in line for line in told(machine.machine_findings(config, 2)))
     monkeypatch.setattr(machine, "file_system", lambda path: "tmpfs")
     assert any("is in memory (tmpfs)" in line for line in told(machine.machine_findings(config, 2)))
+
+
+def test_libaio_is_found_where_stderr_is_no_file(capsys):
+    """DeepSpeed's own answer is then that there is none, as in a notebook."""
+    with pytest.raises(io.UnsupportedOperation):
+        sys.stderr.fileno()
+    config = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    assert not [finding for finding in machine.machine_findings(config, 2) if finding.key == "libaio"]
 
 
 def test_file_systems_are_told_apart(tmp_path):
