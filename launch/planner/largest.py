@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from astrobio.config import ConfigError
+from astrobio.schema import MODALITIES
 from launch.planner import ghost
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.parameters import load_model
@@ -19,7 +20,7 @@ _MOST = 1 << 12  # micro-batches and steps of tokens beyond which nobody looks
 def largest_of(model: str, ds_config: Path, hardware: str | Hardware) -> dict[str, int]:
     """The largest ``micro_batch`` of text as long as the model reads, and the longest ``seq_length`` in tokens of a
     micro-batch of one, each 0 where not even the smallest fits the cards. A sequence does not become longer than the
-    language model has positions for.
+    language model has positions for, beside the modalities' tokens.
 
     Raises:
         ConfigError: a machine without cards.
@@ -29,8 +30,9 @@ def largest_of(model: str, ds_config: Path, hardware: str | Hardware) -> dict[st
         raise ConfigError(f"--largest: {machine.name} has no card whose memory could be the limit")
     raw = read_ds_config(ds_config)
     _, accumulation = batch_sizes(raw, machine.gpus)
-    config = load_model(model).language.config
-    positions = config.get("max_position_embeddings", TOKENS * _MOST)
+    stack = load_model(model)
+    prefix = sum(getattr(stack, name).tokens for name in MODALITIES if getattr(stack, name) is not None)
+    positions = stack.language.config.get("max_position_embeddings", TOKENS * _MOST) - prefix
     at = {"gradient_accumulation_steps": accumulation}
     return {"micro_batch": _most_that_fits(lambda n: make_job(model, ds_config, machine, micro_batch=n, changes=at),
                                            machine, _MOST),
