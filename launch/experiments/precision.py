@@ -73,7 +73,7 @@ def _calls(stack: AstrobioStack, batch: Batch, dtype: torch.dtype) -> dict:
             "climate": lambda: stack.climate(batch.climate_levels, batch.climate_surface),
             "metabolism": lambda: stack.metabolism(batch.graphs),
             "spectrum": lambda: stack.spectrum(batch.spectrum),
-            "language": lambda: stack.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens),
+            "language": lambda: stack.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)[:2],
             "fusion": fusion}
 
 
