@@ -156,8 +156,18 @@ class StackConfig:
             raise ValueError("fusion has no modality to fuse: add planet, climate, metabolism or spectrum, or leave "
                              "fusion out for a plain causal language model")
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens of all modalities, which stand before the text in the language model."""
+        return sum(part.tokens for part in (self.planet, self.climate, self.metabolism, self.spectrum) if part)
+
 
 T = TypeVar("T")
+
+
+def told(error: BaseException) -> str:
+    """A library's error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def suggestion(word: str, known) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from astrobio.config import ConfigError, LanguageConfig, LoraConfig, suggestion
+from astrobio.config import ConfigError, LanguageConfig, LoraConfig, suggestion, told
 from astrobio.pretrained import Pretrained
 
 #: `transformers` counts these among the causal models, though each position sees those after it.
@@ -177,11 +177,6 @@ def no_causal_model(config: PreTrainedConfig) -> str:
             "configuration" if type(text) in models else ", none of which is a causal language model by itself"
         return f"is made of several models{alone}"
     return "" if type(config) in models else "is no causal language model"
-
-
-def told(error: BaseException) -> str:
-    """A library's error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def reads(config: PreTrainedConfig, key: str) -> bool:

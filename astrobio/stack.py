@@ -99,8 +99,7 @@ class AstrobioStack(nn.Module):
 
     def _check_positions(self) -> None:
         """Text and prefix stand in one row of the language model."""
-        text = self.config.language.max_text_tokens
-        prefix = sum(getattr(self.config, name).tokens for name in MODALITIES if getattr(self.config, name) is not None)
+        text, prefix = self.config.language.max_text_tokens, self.config.prefix_tokens
         limit = getattr(self.language.model.config, "max_position_embeddings", None)
         if limit is not None and text + prefix > limit:
             raise ConfigError(f"language.max_text_tokens = {text}: with {prefix} tokens of the modalities before them "

@@ -34,7 +34,6 @@ from launch.zero import ops
 from launch.zero.ds_config import batch_sizes, nvme_blocks, nvme_paths, read_ds_config, resolve, strategy
 from launch.zero.facts import facts_of, network_of
 from launch.zero.finding import raise_problems
-from launch.zero.strategy import settle_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT / "data" / "sample"
@@ -101,7 +100,6 @@ def preflight(options: Options) -> RunPlan:
     swap = Path(os.environ.get("ASTROBIO_NVME") or run)
     findings = check(raw, world_size=world_size, facts=facts, nvme_folder=swap)
     raise_problems(findings, named)
-    raw = settle_precision(raw)
     check_attention(network.language.attention, strategy(raw).precision, options.ds_config)
     saved = check_sizes(resume[0]) if resume else None
 
@@ -130,9 +128,10 @@ def preflight(options: Options) -> RunPlan:
     ops.build(ops.needed(ds_config))
     _check_port()
     claim(run, f"--run {run}")
+    for parent in {path for _, path in nvme_paths(ds_config)}:
+        remove_dead(Path(parent))
     for key, block in nvme_blocks(ds_config).items():
         parent = Path(block["nvme_path"])
-        remove_dead(parent)
         block["nvme_path"] = str(own_folder(parent, run))
         claim(Path(block["nvme_path"]), f"{key}.nvme_path = {parent}", emptied=True)
     return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=facts.parameters,

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from astrobio.config import ConfigError
-from astrobio.schema import MODALITIES
 from launch.planner import ghost
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.parameters import load_model
@@ -31,8 +30,7 @@ def largest_of(model: str, ds_config: Path, hardware: str | Hardware) -> dict[st
     raw = read_ds_config(ds_config)
     _, accumulation = batch_sizes(raw, machine.gpus)
     stack = load_model(model)
-    prefix = sum(getattr(stack, name).tokens for name in MODALITIES if getattr(stack, name) is not None)
-    positions = stack.language.config.get("max_position_embeddings", TOKENS * _MOST) - prefix
+    positions = stack.language.config.get("max_position_embeddings", TOKENS * _MOST) - stack.prefix_tokens
     at = {"gradient_accumulation_steps": accumulation}
     return {"micro_batch": _most_that_fits(lambda n: make_job(model, ds_config, machine, micro_batch=n, changes=at),
                                            machine, _MOST),

@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.data import Data
 
-from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset
+from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, told
 from astrobio.dataset import Batch, Moments, graph_batch
-from astrobio.language import no_causal_model, reads, told
+from astrobio.language import no_causal_model, reads
 from astrobio.schema import EDGE_FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS, SHAPES
 from astrobio.stack import AstrobioStack
 from launch.planner.experts import GROUPED_MM, grouped_mm

@@ -9,7 +9,7 @@ from astrobio.config import ConfigError, suggestion
 from launch.zero.ds_auto import OPTIMIZER
 from launch.zero.facts import ModelFacts
 from launch.zero.finding import ABSENT, Finding, remark
-from launch.zero.strategy import AUTO, batch_sizes, precision, strategy, zero_stage
+from launch.zero.strategy import AUTO, batch_sizes, is_on, precision, strategy, value_of, zero_stage
 from launch.zero.unsupported import unsupported
 
 ZERO = "zero_optimization"
@@ -243,9 +243,7 @@ def _elsewhere(config: dict) -> list[Finding]:
                      ("data_efficiency.enabled", "the launcher orders the samples itself"),
                      ("autotuning.enabled", "only `deepspeed --autotuning` reads it"),
                      ("compile.deepcompile", "the launcher does not compile the engine")):
-        block, _, name = key.rpartition(".")
-        value = (config.get(block) or {}).get(name) if block else config.get(name)
-        if value is True or value not in (None, False, 0, 1):
+        if is_on(value := value_of(config, key)):
             found.append(remark(key, value, f"has no effect here: {why}", "leave it out"))
     sampling = (config.get("data_efficiency") or {}).get("data_sampling") or {}
     for block, needs in (("curriculum_learning", "curriculum_metrics"), ("dynamic_batching", "max_tokens")):

@@ -228,7 +228,7 @@ def _refusal(config: dict, item: dict) -> Finding:
     if isinstance(block, dict):  # a rule of the whole block, which names the key that it is about
         named = next((word for word in re.findall(r"\w+", message) if word in block), None)
         path = (*path, named) if named else path
-    message = re.sub(r"\b(\d+) or \1\b", r"\1", message).replace("2, 3", "2 or 3") if "0, 1, 2" in message else message
+    message = re.sub(r", (\d+) or \1\b", r" or \1", message)  # of a choice with two names
     key = ".".join(path)
     return Finding(key, _value_at(config, path), message.removeprefix(f"{key} "), _limit_of(item) or _default(path))
 

@@ -20,7 +20,7 @@ from launch import keeps_unrounded
 from launch.zero.facts import ModelFacts
 from launch.zero.finding import Finding, remark
 from launch.zero.strategy import AUTO, nvme_paths, strategy
-from launch.zero.unsupported import optimizer_builder, unsupported_on_cpu
+from launch.zero.unsupported import unsupported_on_cpu, without_builder
 
 GIB, GB = 2**30, 1e9
 #: Bytes of each parameter that trains, at the least: the fp32 master copy and Adam's two moments; its fp32 gradient.
@@ -100,8 +100,7 @@ def _memory_files(proc: Path, root: Path):
 
 
 def _devices(config: dict, world_size: int) -> list[Finding]:
-    accelerator, local = get_accelerator(), _local_ranks(world_size)
-    found = [finding for finding in [optimizer_builder(config)] if finding]
+    accelerator, found, local = get_accelerator(), without_builder(config), _local_ranks(world_size)
     if accelerator.device_name() == "cpu":
         return found + unsupported_on_cpu(config)
     if local > accelerator.device_count():

@@ -13,9 +13,9 @@ from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
-from astrobio.config import suggestion
+from astrobio.config import suggestion, told
 from launch.zero.finding import ABSENT, Finding, remark
-from launch.zero.strategy import AUTO, strategy
+from launch.zero.strategy import AUTO, strategy, value_of
 
 #: Taken out of the parameters before the class sees them: runtime/engine.py:2377, 2486.
 ADAM_SWITCHES = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
@@ -68,8 +68,8 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
     would have to be there, it is known."""
     name, where = kind.lower(), strategy(config)
     adam = name in ("adam", "adamw") and not params.get("torch_adam")
-    if masters := [key for key in MASTERS if (config.get(key.split(".")[0]) or {}).get(key.split(".")[1]) is True
-                   and not adam]:
+    masters = [key for key in MASTERS if value_of(config, key) is True]
+    if masters and not adam:
         return [Finding(key, True, f"DeepSpeed has it with its own Adam only, not with {kind}", "set it to false")
                 for key in masters]
     if adam:
@@ -78,7 +78,7 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
                             "set it to false, or torch_adam to true beside a resident optimizer")]
         return []
     if name == "lion" and where.optimizer_device != "none":
-        ratio = ((config.get("zero_optimization") or {}).get("offload_optimizer") or {}).get("ratio", 1.0)
+        ratio = value_of(config, "zero_optimization.offload_optimizer.ratio")
         if isinstance(ratio, int | float) and ratio < 1:
             return [Finding("zero_optimization.offload_optimizer.ratio", ratio, "DeepSpeed shares out Adam between "
                             "cards and CPU, and no Lion", "leave it out")]
@@ -95,8 +95,7 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
     try:
         cls([weight], **given).step()
     except Exception as error:  # each class has its own
-        return [Finding("optimizer", kind, f"takes no step: {type(error).__name__}: {error}"[:300], "take AdamW, or "
-                        "mend its params")]
+        return [Finding("optimizer", kind, f"takes no step: {told(error)}", "take AdamW, or mend its params")]
     return []
 
 

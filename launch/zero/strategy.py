@@ -1,6 +1,7 @@
 """What a ds_config comes down to: where things live, in what precision, in what batches."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
@@ -23,6 +24,18 @@ class Strategy:
     @property
     def uses_nvme(self) -> bool:
         return "nvme" in (self.optimizer_device, self.param_device)
+
+
+def value_of(config: dict, key: str) -> Any:
+    """The value of a dotted key; None where it, or a block above it, is not there."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def is_on(value: Any) -> bool:
+    """Of a switch, or a size that is 1 where nothing is split."""
+    return value is True or value not in (None, False, 0, 1)
 
 
 def strategy(config: dict) -> Strategy:

@@ -7,7 +7,7 @@ from typing import Any
 from deepspeed.accelerator import get_accelerator
 
 from launch.zero.finding import Finding
-from launch.zero.strategy import strategy, zero_stage
+from launch.zero.strategy import is_on, strategy, value_of, zero_stage
 
 ZERO = "zero_optimization"
 
@@ -39,11 +39,9 @@ def _engines(config: dict) -> list[Finding]:
             ("tensor_parallel.autotp_size", "DeepSpeed splits the layers of models that it knows"),
             ("expert_parallel.enabled", "DeepSpeed looks for a mixture of experts that it knows"),
             ("hybrid_engine.enabled", "DeepSpeed replaces the layers of models that it knows")):
-        block, name = key.split(".")
-        value = (config.get(block) or {}).get(name)
-        if value is True or value not in (None, False, 0, 1):
+        if is_on(value := value_of(config, key)):
             found.append(Finding(key, value, f"breaks off at the start: {why}, and the stack is none",
-                                 f"leave {block} out"))
+                                 f"leave {key.split('.')[0]} out"))
     if config.get("managed_gradient_accumulation") is False:
         found.append(Finding("managed_gradient_accumulation", False, "the launcher leaves accumulation to DeepSpeed, "
                              "and would step after every micro-batch", "leave it out"))
@@ -55,10 +53,10 @@ def _zero(config: dict) -> list[Finding]:
     if zero.get("zenflow") is not None:
         found.append(Finding(f"{ZERO}.zenflow", "…", "breaks off in the first steps: it takes columns of matrices "
                              "that the stack's parameters are not", "leave it out"))
-    if _positive(zero.get("stage3_module_granularity_threshold", zero.get("module_granularity_threshold"))):
-        found.append(Finding(f"{ZERO}.stage3_module_granularity_threshold", zero.get(
-            "stage3_module_granularity_threshold"), "makes leaves of modules whose parts the stack uses by themselves, "
-            "ungathered", "leave it out, or name classes in leaf_module"))
+    size = zero.get("stage3_module_granularity_threshold", zero.get("module_granularity_threshold"))
+    if isinstance(size, int | float) and size > 0:
+        found.append(Finding(f"{ZERO}.stage3_module_granularity_threshold", size, "makes leaves of modules whose parts "
+                             "the stack uses by themselves", "leave it out, or name classes in leaf_module"))
     activation = config.get("activation_checkpointing") or {}
     if activation.get("contiguous_memory_optimization") is True:
         found.append(Finding("activation_checkpointing.contiguous_memory_optimization", True, "needs checkpoints of "
@@ -99,16 +97,12 @@ def _importable(name: Any) -> bool:
         return False
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
-
-
-def optimizer_builder(config: dict) -> Finding | None:
-    """The optimizer's compiled part, where this device has none."""
+def without_builder(config: dict) -> list[Finding]:
+    """An optimizer whose compiled part this device has not."""
     kind = str((config.get("optimizer") or {}).get("type", "")).lower()
     builder = {"lamb": "FusedLambBuilder", "lion": "FusedLionBuilder"}.get(kind)
     if builder is None or kind == "lion" and strategy(config).optimizer_device != "none":
-        return None
+        return []
     if "NotImplemented" not in getattr(get_accelerator().get_op_builder(builder), "__name__", "NotImplemented"):
-        return None
-    return Finding("optimizer.type", config["optimizer"]["type"], "DeepSpeed has it for cards only", "take AdamW")
+        return []
+    return [Finding("optimizer.type", config["optimizer"]["type"], "DeepSpeed has it for cards only", "take AdamW")]

@@ -69,6 +69,23 @@ def start_training(config: str, data: Path, run: Path, *arguments, **environment
                  data, "--run", run, *arguments, **environment)
 
 
+def try_all(folder, configs: dict[str, dict], data, *options) -> dict[str, int | str]:
+    """How each ends (`try_configs.py`). Files have numbers for names, since these may be any text."""
+    folder.mkdir(exist_ok=True)
+    for number, config in enumerate(configs.values()):
+        (folder / f"{number:04d}.json").write_text(json.dumps(config))
+    subprocess.run([sys.executable, ROOT / "tests/launch/try_configs.py", folder, data, *options], cwd=ROOT, check=True,
+                   stdout=subprocess.DEVNULL, env={**os.environ, "ASTROBIO_NVME": str(folder / "nvme")})
+    results = json.loads((folder / "results.json").read_text())
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    return dict(zip(configs, [results[f"{number:04d}"] for number in range(len(configs))], strict=True))
+
+
+def last_line(folder, number: int) -> str:
+    lines = [line for line in (folder / f"{number:04d}.log").read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 def in_browser(page: Path, folder: Path) -> str:
     """The page as Chromium has it after loading; a screenshot of it is made too. ``folder``: for the browser's own.
 

@@ -8,9 +8,9 @@ import re
 import typing
 
 import pytest
-from launching import ROOT
+from launching import ROOT, last_line, try_all
 from pydantic import BaseModel
-from test_field_inputs import config_of, last_line, try_all
+from test_field_inputs import config_of
 from test_fuzz import mutated
 
 from astrobio.config import load_preset, set_dotted

@@ -2,14 +2,9 @@
 that it is true."""
 
 import copy
-import json
-import os
-import shutil
-import subprocess
-import sys
 
 import pytest
-from launching import ROOT
+from launching import last_line, try_all
 
 from astrobio.config import ConfigError, load_preset, set_dotted
 from launch.check import check
@@ -156,23 +151,6 @@ def test_autos_are_judged_for_the_cards_that_are_asked_about():
     for has_bf16, problems in ((True, ["optimizer.type"]), (False, [])):
         found = check(config, world_size=2, machine=False, has_bf16=has_bf16)
         assert [finding.key for finding in found if finding.problem] == problems
-
-
-def try_all(folder, configs: dict[str, dict], data, *options) -> dict[str, int | str]:
-    """How each ends (`try_configs.py`). Files have numbers for names, since these may be any text."""
-    folder.mkdir(exist_ok=True)
-    for number, config in enumerate(configs.values()):
-        (folder / f"{number:04d}.json").write_text(json.dumps(config))
-    subprocess.run([sys.executable, ROOT / "tests/launch/try_configs.py", folder, data, *options], cwd=ROOT, check=True,
-                   stdout=subprocess.DEVNULL, env={**os.environ, "ASTROBIO_NVME": str(folder / "nvme")})
-    results = json.loads((folder / "results.json").read_text())
-    shutil.rmtree(folder / "runs", ignore_errors=True)
-    return dict(zip(configs, [results[f"{number:04d}"] for number in range(len(configs))], strict=True))
-
-
-def last_line(folder, number: int) -> str:
-    lines = [line for line in (folder / f"{number:04d}.log").read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 @pytest.mark.slow
