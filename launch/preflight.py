@@ -134,6 +134,10 @@ def preflight(options: Options) -> RunPlan:
         parent = Path(block["nvme_path"])
         block["nvme_path"] = str(own_folder(parent, run))
         claim(Path(block["nvme_path"]), f"{key}.nvme_path = {parent}", emptied=True)
+    for name in ("tensorboard", "csv_monitor"):  # DeepSpeed's own place is the working directory, which runs share
+        block = ds_config.get(name) or {}
+        if block.get("enabled") and not block.get("output_path"):
+            block["output_path"] = str(run)
     return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=facts.parameters,
                    trainable=facts.trainable,
                    attention=network.language.attention, data=data, tokenizer=tokenizer, run=run,

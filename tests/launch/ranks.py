@@ -504,6 +504,7 @@ def main() -> None:
                 file.write(json.dumps({"case": name, "ranks": gathered}) + "\n")
             print(f"done {name} in {time.monotonic() - started:.1f} s", flush=True)
         gc.collect()
+    dist.destroy_process_group()  # its threads, left to the interpreter's end, may abort it
 
 
 if __name__ == "__main__":

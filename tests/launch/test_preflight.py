@@ -144,6 +144,14 @@ def test_nvme_path_that_cannot_be_written(check, tmp_path):
     refused(check, key, path, "--set", config=NVME, arguments=["--set", f"ds_config.{key}={path}"])
 
 
+def test_deepspeed_s_monitors_write_into_the_run_s_folder(check, tmp_path):
+    enabled = ["--set", "ds_config.csv_monitor.enabled=true"]
+    plan = check(*enabled)
+    assert plan.ds_config["csv_monitor"]["output_path"] == str(plan.run)
+    plan = check(*enabled, f"ds_config.csv_monitor.output_path={tmp_path}")
+    assert plan.ds_config["csv_monitor"]["output_path"] == str(tmp_path)
+
+
 def test_resume_from_a_folder_without_a_checkpoint(check, tmp_path):
     refused(check, tmp_path, "neither a checkpoint nor a run's folder", arguments=["--resume", tmp_path])
 
