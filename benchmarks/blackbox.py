@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launch.blackbox import BlackBox  # noqa: E402
+from launch.postmortem.blackbox import BlackBox  # noqa: E402
 
 
 def microseconds(function: Callable[[], object], repeats: int) -> float:

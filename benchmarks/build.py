@@ -21,8 +21,9 @@ import deepspeed.comm as dist  # noqa: E402
 
 from astrobio.config import load_preset  # noqa: E402
 from astrobio.stack import AstrobioStack  # noqa: E402
+from launch.ds_config.auto import resolve  # noqa: E402
+from launch.ds_config.read import read_ds_config  # noqa: E402
 from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
-from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
 from launch.zero.engine import build_stack  # noqa: E402
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     prepare_accelerator()
     join_ranks()
     config = load_preset(args.model)
-    ds_config = resolve(load_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json"), world_size=dist.get_world_size(),
+    ds_config = resolve(read_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json"), world_size=dist.get_world_size(),
                         nvme_folder=ROOT, total_steps=10, largest_parameter=1)
 
     def bare() -> AstrobioStack:

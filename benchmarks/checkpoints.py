@@ -27,8 +27,10 @@ from astrobio.config import load_preset  # noqa: E402
 from astrobio.files import sync  # noqa: E402
 from launch.checkpoints.keeper import Checkpoints  # noqa: E402
 from launch.checkpoints.load import fingerprints  # noqa: E402
+from launch.ds_config.auto import resolve  # noqa: E402
+from launch.ds_config.read import read_ds_config  # noqa: E402
+from launch.ds_config.strategy import strategy  # noqa: E402
 from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
-from launch.zero.ds_config import load_ds_config, resolve, strategy  # noqa: E402
 from launch.zero.engine import build_engine  # noqa: E402
 from launch.zero.state import EngineState  # noqa: E402
 
@@ -94,7 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     prepare_accelerator()
     join_ranks()
-    ds_config = resolve(load_ds_config(args.ds_config, {"gradient_accumulation_steps": 1,
+    ds_config = resolve(read_ds_config(args.ds_config, {"gradient_accumulation_steps": 1,
                                                         "fp16.initial_scale_power": 4}),
                         world_size=dist.get_world_size(), nvme_folder=args.folder / "nvme", total_steps=10,
                         largest_parameter=4 * args.hidden_size**2)

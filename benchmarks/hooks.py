@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.published_models import SimpleTransformer
-from launch.planner.stand_ins import count_hooks
+from launch.planner.simulation.backends import count_hooks
 
 RANKS, LAYERS, SIZE, TOKENS, VOCABULARY, REPEATS = 4, 32, 16, 4, 100, 25
 #: Parameters of these models over those of the same at width 4096: DeepSpeed's buckets shrink alike, so that it gathers

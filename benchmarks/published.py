@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed goes on logging to the stdout that it finds
-    from launch.planner import ghost
-    from launch.planner.hardware import load_hardware
+    from launch.planner.hardware.profile import load_hardware
     from launch.planner.plan import TRAINING, assemble
+    from launch.planner.simulation import run as ghost
 
 GIB, MIB, GB = 1 << 30, 1 << 20, 1e9
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}}

@@ -1,7 +1,7 @@
 """The models behind the published numbers of `benchmarks/published.py`, as their authors built them.
 
-Each function is a workload of a ghost run: it takes the `launch.planner.ghost.Job` and gives the engine and a function
-that makes one loss.
+Each function is a workload of a ghost run: it takes the `launch.planner.simulation.run.Job` and gives the engine and a
+function that makes one loss.
 """
 
 import contextlib

@@ -3,6 +3,9 @@
 import os
 import re
 from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 
 #: Who sets one of these decides; torch reads them when it is imported, or first allocates on a card.
 _SETTINGS = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"

@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(args) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs to stdout
-        from launch.check import run
+        from launch.ds_config.check import run
     return run(args.ds_config, args.model, args.ranks, args.json)
 
 
@@ -123,13 +123,13 @@ def _carry(args) -> int:
 
 def _explain(args) -> int:
     with contextlib.redirect_stdout(sys.stderr):
-        from launch.explain import run_command
+        from launch.postmortem.explain import run_command
     return run_command(args.folder, args.json)
 
 
 def _params(args) -> int:
     """Parameters, memory and arithmetic of each part."""
-    from launch.planner.parameters import count, load_model
+    from launch.planner.model import count, load_model
     parts = count(load_model(args.model))
     if args.json:
         print(json.dumps({"model": args.model} | {
@@ -151,7 +151,7 @@ def _plan(args) -> int:
     if args.quick and args.table:
         raise ConfigError("--quick tells of one plan, not of a --table, whose runs are whole")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the ghost runs too
-    from launch.planner import ghost
+    from launch.planner.simulation import run as ghost
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on
         ghost.prepare()
         gc.disable()  # results are tuples by the hundred thousand, none of which is garbage

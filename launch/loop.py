@@ -14,17 +14,17 @@ from deepspeed.accelerator import get_accelerator
 from astrobio.dataset import AstrobioDataset, Batch
 from astrobio.metrics import baselines
 from astrobio.sampler import SampleOrder
-from launch import blackbox
-from launch.callbacks import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit
 from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.save import SaveFailed
 from launch.diagnose import GradientWatch, nonfinite_forward
+from launch.ds_config.strategy import strategy
 from launch.evaluate import evaluate, masked_figures
 from launch.monitor import Monitor, usage
-from launch.preflight import RunPlan
+from launch.postmortem import blackbox
 from launch.readers import Readers
-from launch.zero.ds_config import strategy
+from launch.run_plan import RunPlan
+from launch.stopping import CheckpointPolicy, EarlyStop, StopRequest, TimeLimit
 from launch.zero.engine import device
 
 

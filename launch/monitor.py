@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from launch.ds_config.strategy import nvme_paths
 from launch.zero.accelerator import memory_bytes
-from launch.zero.ds_config import nvme_paths
 
 log = logging.getLogger("astrobio")
 

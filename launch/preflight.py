@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -24,58 +23,23 @@ from astrobio.files import write_whole
 from astrobio.language import language_config
 from astrobio.pretrained import Pretrained
 from astrobio.stack import AstrobioStack
-from launch.check import check
+from launch import ROOT
 from launch.checkpoints.compatibility import changes, dataset_hash, refusals
 from launch.checkpoints.folder import LATEST, checkpoints, damage_of, is_checkpoint, pointer_problem
 from launch.checkpoints.manifest import MANIFEST, Manifest, check_sizes
 from launch.claim import claim, own_folder, remove_dead
-from launch.options import Options, TrainConfig
+from launch.ds_config.auto import resolve
+from launch.ds_config.check import check
+from launch.ds_config.facts import facts_of, network_of
+from launch.ds_config.finding import raise_problems
+from launch.ds_config.read import read_ds_config
+from launch.ds_config.strategy import batch_sizes, nvme_blocks, nvme_paths, strategy
+from launch.options import Options
+from launch.run_plan import RunPlan
 from launch.zero import ops
-from launch.zero.ds_config import batch_sizes, nvme_blocks, nvme_paths, read_ds_config, resolve, strategy
-from launch.zero.facts import facts_of, network_of
-from launch.zero.finding import raise_problems
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_DATA = ROOT / "data" / "sample"
 RUNS = ROOT / "runs"
-
-@dataclass
-class RunPlan:
-    """What will run, all resolved; `config.yaml` of the run's folder holds it."""
-
-    stack: StackConfig
-    ds_config: dict
-    train: TrainConfig
-    parameters: int
-    trainable: int  # of them
-    attention: str  # the language model's attention implementation
-    data: Path
-    tokenizer: Path
-    run: Path
-    resume: list[Path]  # the checkpoints to continue from, the newest first: the others in case it is broken
-    resume_notes: list[str]  # what is otherwise than in the run that was saved, and what was found broken
-    max_steps: int | None
-    micro_batch: int
-    accumulation: int
-    world_size: int
-    steps_per_epoch: float
-    model_reason: str
-    remarks: list[str] = dataclasses.field(default_factory=list)  # about the ds_config
-
-    @property
-    def global_batch(self) -> int:
-        return self.micro_batch * self.accumulation * self.world_size
-
-    @property
-    def swap(self) -> list[Path]:
-        """The run's own folders of swap files; removed at its end."""
-        return list(dict.fromkeys(Path(path) for _, path in nvme_paths(self.ds_config)))
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run, if nothing stops it earlier."""
-        return math.ceil(self.train.epochs * self.steps_per_epoch)
-
 
 def preflight(options: Options) -> RunPlan:
     """Check the options against the machine and each other, and resolve them.

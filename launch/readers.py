@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from astrobio.dataset import AstrobioDataset, Batch
-from launch.callbacks import ignore_stop_signals
+from launch.stopping import ignore_stop_signals
 
 
 class Readers:

@@ -1,8 +1,8 @@
 """What a run prints at its beginning and its end."""
 
+from launch.ds_config.strategy import strategy
 from launch.monitor import duration
-from launch.preflight import RunPlan
-from launch.zero.ds_config import strategy
+from launch.run_plan import RunPlan
 
 
 def print_plan(plan: RunPlan) -> None:

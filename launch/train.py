@@ -23,10 +23,11 @@ import deepspeed
 
 from astrobio.dataset import AstrobioDataset
 from astrobio.schema import SPLITS
-from launch import blackbox
+from launch.postmortem import blackbox
 from launch.loop import Trainer
 from launch.options import parse_arguments
-from launch.preflight import RunPlan, preflight, user_errors, write_config
+from launch.preflight import preflight, user_errors, write_config
+from launch.run_plan import RunPlan
 from launch.readers import Readers, end_readers
 from launch.report import print_plan, print_test
 from launch.zero.accelerator import join_ranks, prepare_accelerator

@@ -12,7 +12,7 @@ from launch.checkpoints import folder
 from launch.checkpoints.export import DTYPES, PARTS, export
 from launch.checkpoints.manifest import Damaged, Manifest, check_sizes, verify
 from launch.checkpoints.universal import convert
-from launch.zero.ds_config import strategy
+from launch.ds_config.strategy import strategy
 
 
 def add_commands(commands) -> None:

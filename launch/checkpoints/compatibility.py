@@ -8,7 +8,7 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.stack import AstrobioStack
 from launch.checkpoints.manifest import Manifest
-from launch.zero.ds_config import strategy
+from launch.ds_config.strategy import strategy
 
 #: Optimizers whose state means the same.
 SAME_STATE = ({"adam", "adamw"},)

@@ -12,7 +12,7 @@ from astrobio.config import ConfigError
 from astrobio.files import sync, write_whole
 from launch.checkpoints.export import Source
 from launch.checkpoints.manifest import check_sizes
-from launch.zero.ds_config import strategy
+from launch.ds_config.strategy import strategy
 
 TAG = "universal"
 

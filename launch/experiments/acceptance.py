@@ -28,20 +28,20 @@ from deepspeed.ops.op_builder.builder import installed_cuda_version
 from astrobio.config import ConfigError, load_preset, set_dotted
 from astrobio.dataset import dataset_problems
 from astrobio.files import write_whole
-from launch.check import check
+from launch import ROOT
 from launch.checkpoints.folder import path_of
+from launch.ds_config.check import check
+from launch.ds_config.facts import model_facts
+from launch.ds_config.machine import driver_version, file_system, memory_limit
+from launch.ds_config.read import read_ds_config
 from launch.experiments.compare import Row, launch, line, predict, predicted_figures, run_config, steps_of
 from launch.experiments.device_checks import Truth
 from launch.experiments.full_size import measure_disk
 from launch.experiments.page import write_acceptance
-from launch.planner.ghost import environment
-from launch.planner.this_machine import card_names
+from launch.planner.hardware.measure import card_names
+from launch.planner.simulation.run import environment
 from launch.preflight import DEFAULT_DATA
-from launch.zero.ds_config import read_ds_config
-from launch.zero.facts import model_facts
-from launch.zero.machine import driver_version, file_system, memory_limit
 
-ROOT = Path(__file__).resolve().parents[2]
 DS_CONFIGS = ROOT / "ds_configs"
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets")
 DEVICE_CHECKS = ("attention", "precision", "randomness", "copies", "waits")

@@ -21,8 +21,8 @@ from packaging.version import Version
 
 from astrobio.config import ConfigError
 from astrobio.files import whole_folder
+from launch import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ("astrobio", "launch", "data_build", "ds_configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 #: Packages that acceptance does without, and what is off for it.
 LEFT_OUT = {"wandb": "runs are not recorded by Weights & Biases"}

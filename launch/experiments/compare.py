@@ -23,15 +23,15 @@ import yaml
 
 from astrobio.config import ConfigError, load_preset
 from astrobio.files import write_whole
-from launch.blackbox import TRACE, read_box
+from launch import ROOT
+from launch.ds_config.read import read_ds_config
 from launch.experiments.page import write_page
-from launch.explain import explain
 from launch.options import parse_changes
+from launch.planner.hardware.measure import card_names
 from launch.planner.plan import WORKERS
-from launch.planner.this_machine import card_names
-from launch.zero.ds_config import read_ds_config
+from launch.postmortem.blackbox import TRACE, read_box
+from launch.postmortem.explain import explain
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Seconds between looks at memory: 1% of a core.
 LOOK_S = 0.05
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "report")

@@ -30,11 +30,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from astrobio.config import load_preset
 from astrobio.dataset import AstrobioDataset, Batch
 from astrobio.stack import AstrobioStack
+from launch import ROOT
 from launch.experiments.precision import ALLOWED, deviation, parts_of, shallow
-from launch.planner.parameters import WithoutData, nominal_batch
+from launch.planner.model import WithoutData, nominal_batch
 from launch.zero.engine import meta_stack
 
-ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = (torch.float16, torch.bfloat16)

@@ -32,13 +32,14 @@ from deepspeed.accelerator import get_accelerator
 from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
 from astrobio.files import write_whole
-from launch.callbacks import ignore_stop_signals
+from launch.stopping import ignore_stop_signals
 from launch.options import parse_arguments
-from launch.planner.ghost import environment
-from launch.preflight import RunPlan, preflight, user_errors, write_config
+from launch.planner.simulation.run import environment
+from launch.preflight import preflight, user_errors, write_config
+from launch.run_plan import RunPlan
 from launch.train import quiet_libraries, removed_at_end
 from launch.zero.accelerator import join_ranks, prepare_accelerator
-from launch.zero.ds_config import nvme_paths, strategy
+from launch.ds_config.strategy import nvme_paths, strategy
 from launch.zero.engine import build_engine, device
 
 GB = 1e9

@@ -7,11 +7,11 @@ from typing import Any
 from astrobio.blocks import Block
 from astrobio.config import ConfigError
 from astrobio.graph_vae import Layer
-from launch.planner import ghost
-from launch.planner.hardware import Hardware
+from launch.ds_config.strategy import strategy
+from launch.planner.hardware.profile import Hardware
 from launch.planner.plan import assemble, make_job
 from launch.planner.report import GIB, seconds
-from launch.zero.ds_config import strategy
+from launch.planner.simulation import run as ghost
 
 #: A change is called faster from this share of a step on.
 _WORTHWHILE = 0.05

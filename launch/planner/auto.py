@@ -12,9 +12,9 @@ from filelock import FileLock
 
 from astrobio.config import SIZES, ConfigError
 from astrobio.files import write_whole
-from launch.planner.hardware import Hardware, load_hardware
+from launch.ds_config.machine import cgroup_memory
+from launch.planner.hardware.profile import Hardware, load_hardware
 from launch.planner.plan import plan
-from launch.zero.machine import cgroup_memory
 
 #: On a machine without a GPU nothing larger is taken: a CPU computes it in hours, not years.
 LARGEST_ON_CPU = "small"

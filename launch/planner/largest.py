@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from astrobio.config import ConfigError
-from launch.planner import ghost
-from launch.planner.hardware import Hardware, load_hardware
-from launch.planner.parameters import load_model
+from launch.ds_config.read import read_ds_config
+from launch.ds_config.strategy import batch_sizes
+from launch.planner.hardware.profile import Hardware, load_hardware
+from launch.planner.model import load_model
 from launch.planner.plan import assemble, make_job
-from launch.zero.ds_config import batch_sizes, read_ds_config
+from launch.planner.simulation import run as ghost
 
 #: Text lengths are tried in steps of so many tokens, micro-batches one by one.
 TOKENS = 256

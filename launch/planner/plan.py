@@ -12,19 +12,20 @@ from typing import Any
 
 from astrobio.config import ConfigError, StackConfig, set_dotted
 from launch import expandable_segments, locked_rounding
-from launch.check import check
+from launch.ds_config.auto import resolve
+from launch.ds_config.check import check
+from launch.ds_config.facts import model_facts
+from launch.ds_config.finding import raise_problems
+from launch.ds_config.read import read_ds_config
+from launch.ds_config.strategy import batch_sizes, precision, settle_precision
 from launch.options import TrainConfig
-from launch.planner import ghost
-from launch.planner.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
-from launch.planner.hardware import Hardware, load_hardware
-from launch.planner.ledger import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
-from launch.planner.parameters import load_model
-from launch.planner.process import idle_bytes, process_bytes
-from launch.planner.timing import PhaseTime, replay
-from launch.zero.ds_config import batch_sizes, read_ds_config, resolve
-from launch.zero.facts import model_facts
-from launch.zero.finding import raise_problems
-from launch.zero.strategy import precision, settle_precision
+from launch.planner.cost.allocator import CachingAllocator, ExpandableSegments, OutOfMemory, Use
+from launch.planner.cost.overhead import idle_bytes, process_bytes
+from launch.planner.cost.timing import PhaseTime, replay
+from launch.planner.hardware.profile import Hardware, load_hardware
+from launch.planner.model import load_model
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation.recorder import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS, Peak, Phase
 
 PROCESS, WORKERS, CUDA = "Python and libraries", "data workers", "CUDA's libraries"
 CONTEXT, CACHED = "CUDA and NCCL context", "cached by the allocator"
@@ -132,7 +133,7 @@ def recipe(found: dict[str, Any], data: Path, epochs: int) -> dict[str, Any]:
 @dataclass
 class Reserved:
     """What the caching allocator takes from a card: its ``peak``, the most in each phase, and whether there is as much.
-    Bytes; ``pools``: as `launch.planner.allocator.CachingAllocator` has them."""
+    Bytes; ``pools``: as `launch.planner.cost.allocator.CachingAllocator` has them."""
 
     peak: int
     by_phase: dict[str, int]

@@ -18,12 +18,12 @@ from typing import Any
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from launch.planner import ghost
-from launch.planner.allocator import Use
-from launch.planner.hardware import Hardware
-from launch.planner.ledger import GPU, Peak, Phase, locked_bytes
+from launch.planner.cost.allocator import Use
+from launch.planner.cost.timing import PhaseTime, replay
+from launch.planner.hardware.profile import Hardware
 from launch.planner.plan import Reserved, assemble, peaks_by_phase, reserve
-from launch.planner.timing import PhaseTime, replay
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation.recorder import GPU, Peak, Phase, locked_bytes
 from launch.planner.unrolled import Pool, Step, blocks_of, steps, unrolled
 
 #: What configs of language models call their number of layers.

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from launch.planner import ghost
-from launch.planner.hardware import load_hardware
+from launch import ROOT
+from launch.planner.hardware.profile import load_hardware
 from launch.planner.plan import assemble, make_job
 from launch.planner.report import seconds
+from launch.planner.simulation import run as ghost
 
 GB = 1e9
-CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+CONFIGS = ROOT / "ds_configs"
 HEADING = ("| model | ds_config | fits | each card | host | NVMe | NVMe in a step, read / written | step | tokens/s | "
            "bound by |\n|---|---|---|---|---|---|---|---|---|---|")
 #: Host memory of machines that are often rented, in bytes.

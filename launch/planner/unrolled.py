@@ -9,7 +9,7 @@ told from such a complete sequence.
 import itertools
 from collections import Counter, defaultdict
 
-from launch.planner.allocator import GRANULE, SMALL
+from launch.planner.cost.allocator import GRANULE, SMALL
 
 #: The bytes of a block that is taken, and -1; those of one that is returned, and how many blocks of the same size have
 #: been taken after it and are still there; or what begins, as in the blocks of a ghost run, and 0.
@@ -115,7 +115,7 @@ def _possible(steps: list[Step]) -> bool:
 
 
 def blocks_of(steps: list[Step], pool: Pool) -> list[tuple]:
-    """The steps in a pool as blocks of a ghost run, for `launch.planner.allocator.CachingAllocator.replay`."""
+    """The steps in a pool as blocks of a ghost run, for `launch.planner.cost.allocator.CachingAllocator.replay`."""
     alive: dict[int, list[int]] = defaultdict(list)
     blocks: list[tuple] = []
     for number, (size, age) in enumerate(steps):

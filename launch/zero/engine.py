@@ -6,9 +6,9 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import StackConfig
 from astrobio.stack import AstrobioStack
+from launch.ds_config.strategy import strategy
 from launch.zero.accelerator import keep_freed_activations
 from launch.zero.activation import apply_activation_checkpointing
-from launch.zero.ds_config import strategy
 from launch.zero.nvme import mend_prefetch
 from launch.zero.weights import PutOff, load_whole, shard
 

@@ -8,8 +8,8 @@ from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAE
 from torch.utils.cpp_extension import CUDA_HOME
 
 from astrobio.config import ConfigError
+from launch.ds_config.strategy import strategy
 from launch.zero.accelerator import on_cpu, prepare_accelerator
-from launch.zero.ds_config import strategy
 
 #: Builders of all that a CPU machine may need.
 CPU_MACHINE = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder", "ShareMemCommBuilder")

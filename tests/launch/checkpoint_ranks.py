@@ -21,7 +21,9 @@ from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.manifest import Manifest, verify
 from launch.checkpoints.save import SaveFailed
 from launch.checkpoints.universal import convert
-from launch.zero.ds_config import load_ds_config, resolve, strategy
+from launch.ds_config.auto import resolve
+from launch.ds_config.read import read_ds_config
+from launch.ds_config.strategy import strategy
 from launch.zero.state import EngineState
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -58,7 +60,7 @@ class Small(nn.Module):
 def small_engine(config: str, changes: dict, lr: float = 1e-2):
     """`Small` with a param group for its matrices and another for its biases; no scheduler, which would give both the
     same learning rate."""
-    raw = load_ds_config(ROOT / f"ds_configs/{config}.json", changes)
+    raw = read_ds_config(ROOT / f"ds_configs/{config}.json", changes)
     raw.pop("scheduler")
     ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=ranks.OUT / "nvme", total_steps=100,
                         largest_parameter=1 << 20)

@@ -31,10 +31,11 @@ from astrobio.config import StackConfig, load_preset  # noqa: E402
 from astrobio.dataset import AstrobioDataset  # noqa: E402
 from astrobio.sampler import SampleOrder  # noqa: E402
 from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
+from launch.ds_config.auto import resolve  # noqa: E402
+from launch.ds_config.read import read_ds_config  # noqa: E402
 from launch.planner.advice import LAYERS  # noqa: E402
 from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
 from launch.zero.activation import checkpoint  # noqa: E402
-from launch.zero.ds_config import load_ds_config, resolve  # noqa: E402
 from launch.zero.engine import build_engine, build_stack, device  # noqa: E402
 from launch.zero.nvme import mend_prefetch  # noqa: E402
 
@@ -75,7 +76,7 @@ class LiveBytes(TorchDispatchMode):
 
 def make_engine(config: str, changes: dict | None = None, without: tuple[str, ...] = (),
                 stack: StackConfig | None = None, seed: int = 0):
-    raw = load_ds_config(ROOT / "ds_configs" / f"{config}.json",
+    raw = read_ds_config(ROOT / "ds_configs" / f"{config}.json",
                          {"gradient_accumulation_steps": 2, **(changes or {})})
     for block in without:
         raw.pop(block, None)
@@ -284,7 +285,7 @@ def pretrained() -> dict:
     found = {"whole_bytes": sum(shards), "shard_bytes": max(shards), "shards": len(shards)}
     batch, ran = batch_of([0, 1]), {}
     for name in ("zero3_offload", "zero2_offload"):
-        ds_config = resolve(load_ds_config(ROOT / f"ds_configs/{name}.json", {"fp16": {"enabled": False}}),
+        ds_config = resolve(read_ds_config(ROOT / f"ds_configs/{name}.json", {"fp16": {"enabled": False}}),
                             world_size=2, nvme_folder=OUT, total_steps=10, largest_parameter=1 << 20)
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
@@ -397,7 +398,7 @@ def upstream() -> dict:
     found = {}
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1,
                                   num_attention_heads=2, vocab_size=2000)
-    ds_config = load_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json",
+    ds_config = read_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json",
                                {f"scheduler.params.cycle_{which}_step_size": 10 for which in ("first", "second")})
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         embedding = AutoModelForCausalLM.from_config(config).get_input_embeddings().weight

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import launch
-from launch.zero import machine
+from launch.ds_config import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Run a script up to its import of torch, and tell what torch would read.

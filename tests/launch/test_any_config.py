@@ -14,11 +14,11 @@ from test_field_inputs import config_of
 from test_fuzz import mutated
 
 from astrobio.config import load_preset, set_dotted
-from launch.check import check
+from launch.ds_config.check import check
+from launch.ds_config.facts import model_facts
+from launch.ds_config.keys import _model_of, _parts
+from launch.ds_config.schema import DsConfig
 from launch.zero.accelerator import prepare_accelerator
-from launch.zero.ds_keys import _model_of, _parts
-from launch.zero.ds_schema import DsConfig
-from launch.zero.facts import model_facts
 
 Z = "zero_optimization"
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))

@@ -14,13 +14,16 @@ from launching import ROOT
 from public_configs import CLEAN, OUTDATED
 
 from astrobio.config import ConfigError, LoraConfig, load_preset, set_dotted
-from launch.check import check
 from launch.cli import main
-from launch.zero import ds_config as ds
-from launch.zero import facts, machine, ops
+from launch.ds_config import facts, machine
+from launch.ds_config.auto import resolve
+from launch.ds_config.check import check
+from launch.ds_config.facts import ModelFacts
+from launch.ds_config.keys import key_findings
+from launch.ds_config.read import read_ds_config
+from launch.ds_config.strategy import batch_sizes, strategy
+from launch.zero import ops
 from launch.zero.accelerator import prepare_accelerator
-from launch.zero.ds_config import read_ds_config
-from launch.zero.facts import ModelFacts
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 Z = "zero_optimization"
@@ -195,9 +198,9 @@ def test_configs_of_others_are_clean_or_truly_remarked_upon(name):
     found = check(config, world_size=2, machine=False)
     assert not [str(finding) for finding in found if finding.problem]
     assert {finding.key for finding in found} == remarks
-    resolved = ds.resolve(config, world_size=2, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
+    resolved = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
                           hidden_size=64)
-    assert not [finding for finding in ds.key_findings(resolved) if finding.problem]
+    assert not [finding for finding in key_findings(resolved) if finding.problem]
     assert "auto" not in json.dumps(resolved)
 
 
@@ -211,29 +214,29 @@ def test_deepspeed_takes_what_is_resolved():
     """Its own parser, on the configs of others: nothing that passed the check is refused there."""
     from deepspeed.runtime.config import DeepSpeedConfig
     for config, _ in CLEAN.values():
-        resolved = ds.resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
+        resolved = resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
                               hidden_size=64)
         DeepSpeedConfig(resolved)
 
 
 def test_auto_becomes_what_the_integration_of_hugging_face_makes_of_it():
     config, _ = CLEAN["llava_zero3_offload"]
-    found = ds.resolve(config, world_size=2, nvme_folder=ROOT, total_steps=1000, largest_parameter=10**6,
+    found = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=1000, largest_parameter=10**6,
                        hidden_size=64)
     zero = found[Z]
     assert (zero["reduce_bucket_size"], zero["stage3_prefetch_bucket_size"],
             zero["stage3_param_persistence_threshold"]) == (4096, 3686, 640)
     assert found["scheduler"]["params"] == {"warmup_min_lr": 0, "warmup_max_lr": 1e-4, "warmup_num_steps": 30}
-    assert ds.batch_sizes(found, 2) == (1, 32) and found["train_batch_size"] == 64
+    assert batch_sizes(found, 2) == (1, 32) and found["train_batch_size"] == 64
     assert (found["bf16"]["enabled"], found["fp16"]["enabled"]) == (True, False)
-    assert ds.strategy(config).precision == "bf16"
+    assert strategy(config).precision == "bf16"
 
 
 def test_a_key_that_is_there_twice(tmp_path):
     path = tmp_path / "twice.json"
     path.write_text('{"fp16": {"enabled": true, "enabled": false}}')
     with pytest.raises(ConfigError, match="'enabled' is there twice"):
-        ds.read_ds_config(path)
+        read_ds_config(path)
 
 
 def test_remarks_leave_the_status_at_0(tmp_path, capsys):
@@ -255,7 +258,7 @@ def test_a_hugging_face_folder_is_a_model_too(tmp_path, capsys):
 
 
 def test_what_matches_nothing_in_the_model_is_remarked_upon():
-    from launch.planner.parameters import load_model
+    from launch.planner.model import load_model
     stack = load_model("tiny")
     stack.language.lora = LoraConfig(rank=4, target_modules=["q_proj", "nonexistent"])
     config = changed({f"{Z}.leaf_module.classes": ["Blok"], f"{Z}.stage3_param_persistence_threshold": 10**9})
@@ -455,7 +458,7 @@ def test_buckets_that_a_card_cannot_hold():
 
 def every_key(model, above=""):
     """Dotted keys of all blocks that have names of their own."""
-    from launch.zero.ds_keys import _model_of
+    from launch.ds_config.keys import _model_of
     for key, field in model.model_fields.items():
         dotted = f"{above}.{field.alias or key}" if above else key
         yield dotted
@@ -471,7 +474,7 @@ def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
 
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    from launch.zero.ds_schema import DsConfig
+    from launch.ds_config.schema import DsConfig
     logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)
     missed = []
     for key in every_key(DsConfig):
@@ -479,7 +482,7 @@ def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
         set_dotted(config, key, value)
         if [finding for finding in check(config, world_size=1, facts=MODEL, machine=False) if finding.problem]:
             continue
-        resolved = ds.resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
+        resolved = resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
                               hidden_size=64)
         try:
             DeepSpeedConfig(resolved)

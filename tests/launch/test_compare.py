@@ -178,7 +178,7 @@ def test_a_config_that_is_refused_tells_its_mistake(mini_dataset, tmp_path):
 
 
 def test_a_status_after_all_was_done_costs_no_row(tmp_path):
-    from launch.blackbox import BlackBox
+    from launch.postmortem.blackbox import BlackBox
     for rank, error in ((0, None), (1, None)):
         BlackBox(tmp_path, rank, []).end(error)
     assert module._finished(tmp_path) and not module._finished(tmp_path / "elsewhere")

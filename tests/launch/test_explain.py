@@ -13,11 +13,11 @@ import psutil
 import pytest
 from launching import FAST, ROOT, finish, ranks_of, start_training, wait_for_step
 
-from launch import blackbox
-from launch.blackbox import BlackBox, box_of, read_box
 from launch.cli import main
-from launch.explain import explain
-from launch.zero.machine import CgroupMemory
+from launch.ds_config.machine import CgroupMemory
+from launch.postmortem import blackbox
+from launch.postmortem.blackbox import BlackBox, box_of, read_box
+from launch.postmortem.explain import explain
 
 QUIET = {"WANDB_MODE": "disabled"}
 LIVELY = "ds_config.fp16.initial_scale_power=8"
@@ -25,7 +25,7 @@ LIVELY = "ds_config.fp16.initial_scale_power=8"
 RECORDER = """
 import os, signal, sys, time
 from pathlib import Path
-from launch import blackbox
+from launch.postmortem import blackbox
 with blackbox.recording(Path(sys.argv[1]), []):
     blackbox.watch(lambda: {"step": 7, "loss_scale": 256.0})
     blackbox.phase("backward")

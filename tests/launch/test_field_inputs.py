@@ -7,10 +7,10 @@ import pytest
 from launching import last_line, try_all
 
 from astrobio.config import ConfigError, load_preset, set_dotted
-from launch.check import check
+from launch.ds_config.check import check
+from launch.ds_config.facts import model_facts
+from launch.ds_config.read import read_ds_config
 from launch.zero.accelerator import prepare_accelerator
-from launch.zero.ds_config import read_ds_config
-from launch.zero.facts import model_facts
 
 Z = "zero_optimization"
 CPU, NVME = {"device": "cpu"}, {"device": "nvme", "nvme_path": "auto"}

@@ -12,8 +12,8 @@ import yaml
 from launching import ROOT
 
 from astrobio.config import ConfigError, load_preset, preset_names
-from launch.planner.parameters import load_model
-from launch.zero.facts import model_facts
+from launch.ds_config.facts import model_facts
+from launch.planner.model import load_model
 
 FOLDERS = {
     "llama": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -11,10 +11,10 @@ import torch.utils.cpp_extension
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from launching import ROOT
 
-from launch import blackbox
 from launch.checkpoints import random_state as states
 from launch.experiments import full_size
 from launch.loop import Trainer
+from launch.postmortem import blackbox
 from launch.zero import accelerator, compiled
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from launch.callbacks import CheckpointPolicy, EarlyStop, TimeLimit
 from launch.monitor import MetricsFile, duration
+from launch.stopping import CheckpointPolicy, EarlyStop, TimeLimit
 
 FULL_DISK = """
 import resource, signal, sys

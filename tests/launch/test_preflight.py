@@ -17,10 +17,12 @@ from astrobio.config import ConfigError, load_preset
 from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.folder import path_of
 from launch.checkpoints.manifest import MANIFEST, Manifest, SavedTensor
+from launch.ds_config.auto import resolve
+from launch.ds_config.read import read_ds_config
+from launch.ds_config.strategy import batch_sizes
 from launch.options import parse_arguments
 from launch.preflight import preflight, user_errors
 from launch.zero import compiled
-from launch.zero import ds_config as ds
 from launch.zero.accelerator import prepare_accelerator
 from launch.zero.engine import meta_stack
 
@@ -266,9 +268,9 @@ def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
 def test_shipped_configs_have_no_unknown_key(path):
-    config = ds.resolve(ds.load_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10,
+    config = resolve(read_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10,
                         largest_parameter=5000)
-    assert ds.batch_sizes(config, 2) == (1, 32)
+    assert batch_sizes(config, 2) == (1, 32)
     assert config["gradient_clipping"] == 1.0
     assert config["optimizer"] == {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8,
                                                                "weight_decay": 1e-5}}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from launch.planner import this_machine
-from launch.planner.allocator import MIB, CachingAllocator, ExpandableSegments, OutOfMemory
-from launch.planner.hardware import load_hardware, profile_names
-from launch.planner.ledger import HOST, Ledger
-from launch.planner.timing import replay
+from launch.planner.cost.allocator import MIB, CachingAllocator, ExpandableSegments, OutOfMemory
+from launch.planner.cost.timing import replay
+from launch.planner.hardware.profile import load_hardware, profile_names
+from launch.planner.hardware.profile import measure as this_machine
+from launch.planner.simulation.recorder import HOST, Ledger
 
 
 def reserved(*events) -> int:

@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from astrobio.config import load_preset, preset_names
 from astrobio.language import language_config
-from launch.planner import ghost
-from launch.planner.hardware import load_hardware
-from launch.planner.ledger import GPU
+from launch.planner.hardware.profile import load_hardware
 from launch.planner.plan import make_job
-from launch.planner.stand_ins import attend
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation.backends import attend
+from launch.planner.simulation.recorder import GPU
 
 AMPERE, VOLTA, TURING = (8, 6), (7, 0), (7, 5)
 FLASH, EFFICIENT, FORMULA = "flash", "efficient", "formula"

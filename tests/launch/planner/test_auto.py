@@ -5,12 +5,12 @@ import os
 import pytest
 
 from astrobio.config import SIZES, ConfigError
+from launch import ROOT
+from launch.ds_config.read import read_ds_config
 from launch.planner import auto
-from launch.preflight import ROOT
 from launch.zero.accelerator import prepare_accelerator
-from launch.zero.ds_config import load_ds_config
 
-CONFIG = load_ds_config(ROOT / "ds_configs/zero3_offload.json")
+CONFIG = read_ds_config(ROOT / "ds_configs/zero3_offload.json")
 
 
 @pytest.fixture

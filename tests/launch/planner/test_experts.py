@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.planner import ghost
-from launch.planner.experts import GROUPED_MM, grouped_mm
-from launch.planner.hardware import load_hardware
-from launch.planner.parameters import count, load_model
+from launch.planner.hardware.profile import load_hardware
+from launch.planner.model import count, load_model
 from launch.planner.plan import make_job
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation.experts import GROUPED_MM, grouped_mm
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKENS, LAYERS, HIDDEN, INTERMEDIATE, EXPERTS = 48, 2, 64, 96, 4

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launch.planner.fakes import Attributes, Mode, fresh, view
+from launch.planner.simulation.tensors import Attributes, Mode, fresh, view
 
 CPU = torch.device("cpu")
 

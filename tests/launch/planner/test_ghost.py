@@ -14,14 +14,27 @@ import psutil
 import pytest
 
 from astrobio.config import ConfigError, StackConfig, load_preset
-from launch.planner import ghost, largest, remembered
+from launch import ROOT
+from launch.planner import largest
 from launch.planner.advice import LAYERS, candidates
-from launch.planner.hardware import Hardware, load_hardware
-from launch.planner.ledger import ACTIVATIONS, BOTH, GATHERED, GPU, GRADIENTS, HOST, LOGITS, OPTIMIZER, PARAMETERS, SWAP
-from launch.planner.parameters import load_model
+from launch.planner.hardware.profile import Hardware, load_hardware
+from launch.planner.model import load_model
 from launch.planner.plan import assemble, make_job, plan, recipe
+from launch.planner.simulation import cache as remembered
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation.recorder import (
+    ACTIVATIONS,
+    BOTH,
+    GATHERED,
+    GPU,
+    GRADIENTS,
+    HOST,
+    LOGITS,
+    OPTIMIZER,
+    PARAMETERS,
+    SWAP,
+)
 from launch.planner.table import fastest
-from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 ACCUMULATED = "zero3_offload_nvme"
@@ -142,7 +155,9 @@ def test_a_tensor_left_on_the_host_fails(tmp_path):
 CARELESS = """
 import torch
 from astrobio.planet import PlanetEncoder
-from launch.planner import ghost, largest, remembered
+from launch.planner import largest
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation import cache as remembered
 from launch.planner.advice import candidates
 
 forward = PlanetEncoder.forward
@@ -208,12 +223,12 @@ def test_a_run_is_remembered_until_something_changes(tmp_path, monkeypatch):
 
 FORKED = """
 import os, signal
-from launch.planner import ghost
+from launch.planner.simulation import run as ghost
 
 ghost.prepare()
 medium, = ghost._ready
 
-from launch.planner.hardware import load_hardware
+from launch.planner.hardware.profile import load_hardware
 from launch.planner.plan import make_job
 from astrobio.config import ConfigError
 

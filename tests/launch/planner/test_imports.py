@@ -6,12 +6,12 @@ import pickle
 import subprocess
 import sys
 
-from launch.planner.imports import NOT_NEEDED
-from launch.preflight import ROOT
+from launch import ROOT
+from launch.planner.simulation.imports import NOT_NEEDED
 
 SCRIPT = """
 import json, sys
-from launch.planner.imports import import_libraries
+from launch.planner.simulation.imports import import_libraries
 import_libraries()
 import torch, transformers, pandas, torch._dynamo
 from transformers import AutoModelForCausalLM, LlamaForCausalLM

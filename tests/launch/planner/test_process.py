@@ -9,10 +9,12 @@ import torch
 
 from astrobio.config import ConfigError
 from benchmarks import predicted
-from launch.planner import ghost, process, workers
-from launch.planner.hardware import load_hardware
-from launch.planner.ledger import BOTH, HOST, KEPT, Ledger, Peak, Phase
+from launch.planner.cost import overhead as process
+from launch.planner.cost import workers
+from launch.planner.hardware.profile import load_hardware
 from launch.planner.plan import CUDA, PROCESS, WORKERS, _host
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation.recorder import BOTH, HOST, KEPT, Ledger, Peak, Phase
 from launch.zero.accelerator import LARGE_BLOCK
 
 CPU = load_hardware("cpu")
@@ -121,7 +123,7 @@ class Watch(importlib.abc.MetaPathFinder):
             print(name, repr(os.environ.get("CUDA_VISIBLE_DEVICES")))
 
 sys.meta_path.insert(0, Watch())
-from launch.planner import ghost
+from launch.planner.simulation import run as ghost
 ghost.prepare()
 print("measured with", ghost.environment(with_cards=True)["CUDA_VISIBLE_DEVICES"])
 """

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 from astrobio.config import ConfigError, load_preset
-from launch import cli
-from launch.planner import ghost, quick
-from launch.planner.hardware import load_hardware
-from launch.planner.ledger import BOTH, GPU, HOST, Peak, Phase, locked_bytes
-from launch.planner.parameters import load_model
+from launch import ROOT, cli
+from launch.planner import quick
+from launch.planner.hardware.profile import load_hardware
+from launch.planner.model import load_model
 from launch.planner.plan import make_job, plan
+from launch.planner.simulation import run as ghost
+from launch.planner.simulation.recorder import BOTH, GPU, HOST, Peak, Phase, locked_bytes
 from launch.planner.unrolled import steps
-from launch.preflight import ROOT
 
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 DEEP = load_preset("tiny", {"language.config.num_hidden_layers": 16, "climate.depth": 8, "metabolism.depth": 9})

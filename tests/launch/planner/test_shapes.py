@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launch.planner import remembered
-from launch.planner.fakes import Mode
-from launch.planner.shapes import VIEWS, Shapes, lasting
+from launch.planner.simulation import cache as remembered
+from launch.planner.simulation.shapes import VIEWS, Shapes, lasting
+from launch.planner.simulation.tensors import Mode
 
 OPERATORS = {
     "view": lambda x, w: x.view(8, -1),

@@ -4,17 +4,17 @@ import json
 import subprocess
 import sys
 
-from launch.planner import ghost
+from launch.planner.simulation import run as ghost
 
 BOTH_WAYS = """
 import json, sys
-from launch.planner.imports import import_libraries
+from launch.planner.simulation.imports import import_libraries
 import_libraries()
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
-from launch.planner.simulated import simulate
-from launch.planner.ledger import Ledger
+from launch.planner.simulation.device import simulate
+from launch.planner.simulation.recorder import Ledger
 
 mode, ledger = simulate(2, (8, 6), 24 << 30, 0)
 dispatched, dispatch = 0, Ledger.__torch_dispatch__

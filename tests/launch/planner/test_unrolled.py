@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from launch.planner.allocator import MIB, CachingAllocator
+from launch.planner.cost.allocator import MIB, CachingAllocator
 from launch.planner.unrolled import blocks_of, steps, unrolled
 
 POOL = (False, 0)

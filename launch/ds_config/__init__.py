@@ -1,0 +1,1 @@
+"""What a ds_config says, and everything that is wrong with it."""

@@ -1,0 +1,1 @@
+"""What a simulated run costs on given hardware: memory reserved, seconds, and the process around the tensors."""

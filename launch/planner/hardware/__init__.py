@@ -1,0 +1,1 @@
+"""Hardware profiles: the shipped ones and the one of this machine."""

@@ -1,0 +1,1 @@
+"""DeepSpeed's real engine on a simulated GPU, on tensors without data."""

@@ -1,0 +1,469 @@
+"""Counts what a ghost run allocates and does: live bytes by device and part, and a trace of all work.
+
+A storage belongs to the part of the code that made it (`PARTS`). Bytes on the simulated GPU are counted in the CUDA
+caching allocator's granules of 512 B; page-locked host memory as torch's pinned allocator takes it, in powers of two up
+to the size that `launch.locked_rounding` tells.
+Pageable blocks below `launch.zero.accelerator.LARGE_BLOCK`, or `LARGE_ACTIVATION` once a CPU trains, come from glibc's
+heap, which is taken to grow only: it can shrink from its end alone, where some small object always lies. What is freed
+within it waits for the next small block. Larger ones are mapped: they take memory up to the last byte that was written.
+"""
+
+import bisect
+import itertools
+import sys
+import types
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.flop_counter import flop_registry
+
+from launch.planner.simulation import experts, values
+from launch.planner.simulation.cache import recall_answers
+from launch.planner.simulation.shapes import VIEWS, Shapes
+from launch.zero.accelerator import IN_FP32, LARGE_ACTIVATION, LARGE_BLOCK
+
+aten = torch.ops.aten
+numbers = itertools.count(1)  # of streams, events, collectives and disk handles
+GPU = "gpusim"  # the simulated GPU's device type
+HOST = "cpu"
+BOTH = "both"  # what a CPU accelerator holds, whose device is the host
+
+#: c10/cuda/CUDACachingAllocator.h: kMinBlockSize.
+GRANULE = 512
+
+PARAMETERS, GATHERED, GRADIENTS = "partitioned parameters", "gathered parameters", "gradients and buckets"
+ACTIVATIONS, LOGITS, TEMPORARIES = "activations", "logits", "operator temporaries"
+OPTIMIZER, SWAP, WORKSPACE, OTHER = "optimizer state", "swap buffers", "library workspace", "other"
+KEPT = "freed, kept by glibc"
+PARTS = (PARAMETERS, GATHERED, GRADIENTS, ACTIVATIONS, LOGITS, TEMPORARIES, OPTIMIZER, SWAP, WORKSPACE, KEPT, OTHER)
+
+#: Part of what a function of DeepSpeed 0.19.8 allocates, by (file, function); the innermost one on the stack counts.
+MAKERS: dict[tuple[str, str], str] = {
+    **{("partition_parameters.py", name): PARAMETERS for name in ("_partition_param", "_partition_param_sec")},
+    **{("partition_parameters.py", name): GATHERED for name in (
+        "_all_gather_dtype", "_all_gather_sequential", "_all_gather_coalesced", "_all_gather", "all_gather_coalesced",
+        "_allgather_param", "_allgather_param_coalesced", "_allgather_params", "wait")},
+    **{("stage3.py", name): PARAMETERS for name in (
+        "_create_param_groups_fp16_flat_cpu_memory", "_create_fp16_partitions_with_defragmentation",
+        "_move_to_flat_buffer")},
+    ("utils.py", "defragment"): PARAMETERS,
+    **{("stage3.py", name): OPTIMIZER for name in ("_create_fp32_partitions", "_optimizer_step", "_prepare_sub_group")},
+    **{("stage3.py", name): GRADIENTS for name in (
+        "_setup_for_real_optimizer", "initialize_optimizer_states", "__avg_scatter_grads", "partition_grads",
+        "__avg_scatter_contiguous_grads", "_offload_grad_partition_at_boundary", "_prepare_fp32_grad_for_sub_group",
+        "__add_grad_to_ipg_bucket", "__reduce_and_partition_ipg_grads", "reduce_scatter_coalesced")},
+    ("coalesced_collectives.py", "reduce_scatter_coalesced"): GRADIENTS,
+    **{("stage_1_and_2.py", name): GRADIENTS for name in (
+        "initialize_optimizer_states", "setup_buckets", "average_tensor", "get_flat_partition",
+        "_setup_cpu_offload_buffers", "async_accumulate_grad_in_cpu_via_gpu", "copy_grads_in_partition",
+        "update_overflow_tracker_for_param_grad", "reduce_ipg_grads", "reduce_independent_p_g_buckets_and_remove_grads",
+        "create_param_mapping", "setup_grad_accumulation", "buffered_reduce_fallback", "get_grad_position")},
+    **{("cpu_adam.py", name): OPTIMIZER for name in ("step", "step_subgroup")},
+    ("fused_adam.py", "step"): OPTIMIZER, ("cpu_adagrad.py", "step"): OPTIMIZER, ("cpu_lion.py", "step"): OPTIMIZER,
+    ("fused_lion.py", "step"): OPTIMIZER,
+}
+_SWAP_FILES = ("partitioned_param_swapper.py", "partitioned_optimizer_swapper.py", "pipelined_optimizer_swapper.py",
+               "optimizer_utils.py", "async_swapper.py")
+#: Smaller storages are not asked who made them: the stack walk costs more than they matter.
+_ASK_FROM = 1 << 16
+_parts: dict[int, tuple[str | None, types.CodeType]] = {}
+
+
+@dataclass
+class Peak:
+    """The most bytes that one device held in one phase: when, of what, and where the run was; of the host also the
+    blocks that were ``locked``, each with the place in DeepSpeed that made it, its part, and its bytes unrounded."""
+
+    bytes: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    module: str = ""
+    locked: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass
+class Phase:
+    """What a phase left: `peaks` and bytes at its end by device, and NVMe traffic."""
+
+    name: str
+    peaks: dict[str, Peak]
+    end: dict[str, int]
+    nvme_read: int = 0
+    nvme_written: int = 0
+
+
+def locked_bytes(size: int, rounding: int | None = None) -> int:
+    """What page-locked memory of ``size`` bytes takes, where it is rounded up to ``rounding`` bytes, or always if None
+    (`CachingHostAllocatorImpl::allocate` in ATen/core/CachingHostAllocator.h)."""
+    if rounding is not None and size > rounding:
+        return size
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _maker() -> str:
+    """The line of DeepSpeed that the running code was called from."""
+    frame = sys._getframe(2)
+    while frame is not None and ("/deepspeed/" not in frame.f_code.co_filename
+                                 or "/deepspeed/accelerator/" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
+def _part_of(code: types.CodeType) -> str | None:
+    """Of what is allocated below that code, if it says."""
+    found = _parts.get(id(code))
+    if found is None:
+        name = code.co_filename.rpartition("/")[2]
+        part = MAKERS.get((name, code.co_name), SWAP if name in _SWAP_FILES else None)
+        found = _parts[id(code)] = part, code  # kept, so that no other takes its number
+    return found[0]
+
+
+class Ledger(TorchDispatchMode):
+    """Watches every operator of a ghost run.
+
+    Attributes:
+        phases: what each phase cost, in the order they were left.
+        trace: the work in program order, tuples that begin with a kind; `launch.planner.cost.timing` explains them.
+        blocks: (storage, +bytes or -bytes, stream) of the simulated GPU's allocations in order, for
+            `launch.planner.cost.allocator`.
+    """
+
+    def __init__(self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6),
+                 rounding: int | None = None):
+        """``device``: where the model computes; ``vocabulary``: the size by which logits are known; ``capability``:
+        the card's; ``rounding``: of page-locked memory, see `locked_bytes`."""
+        super().__init__()
+        self.rounding = rounding
+        self.device, self.capability = device, capability
+        self.live: Counter[str] = Counter()
+        self.parts: dict[str, Counter[str]] = {GPU: Counter(), HOST: Counter()}
+        self.peaks: dict[str, Peak] = {}
+        self.phases: list[Phase] = []
+        self.trace: list[tuple] = []
+        self.blocks: list[tuple[int, int, int]] = []
+        self.files: dict[str, int] = {}  # bytes of each swap file
+        self.stream = 0  # the current one; 0 is the default stream
+        self.vocabulary = vocabulary
+        self.forward_depth = 0  # modules whose forward is running
+        self.operators = 0
+        self._modules: list[str] = []
+        self._latest = ""  # the module last known to run: DeepSpeed's hooks work between modules
+        self._sequence: list[int] = []  # autograd's sequence number when a module was entered or left …
+        self._sequence_module: list[str] = []  # … and the module that ran from then on
+        self._seen: dict[int, Any] = {}
+        self._pinned: set[int] = set()  # storages that CUDA has page-locked …
+        self._locked: set[int] = set()  # … and those that the kernel has (mlock), which CUDA takes for pageable
+        self._rounded: dict[int, tuple[str, str, int]] = {}  # storages that page-locking rounds up, as in `Peak`
+        self._rounded_now: tuple[tuple[str, str, int], ...] | None = ()  # their values; None: not those any more
+        self._heap: set[int] = set()  # storages on glibc's heap …
+        self._large = LARGE_BLOCK  # … which are smaller
+        self._mapped: dict[int, int] = {}  # storages not written to their end yet: their bytes
+        self.shapes = Shapes(recall_answers(device))
+        self._read = self._written = 0
+        self._phase = "init"
+        self._restart()
+
+    # Phases and modules -------------------------------------------------------------------------------------------
+
+    def begin(self, name: str) -> None:
+        """End the current phase and begin another."""
+        self.phases.append(Phase(self._phase, self.peaks, dict(self.live), self._read, self._written))
+        self._read = self._written = 0
+        self._phase = name
+        self._large = LARGE_ACTIVATION if self.device == HOST else LARGE_BLOCK
+        self._restart()
+        self.trace.append(("phase", name))
+        self.blocks.append((name, 0, 0))
+
+    def _restart(self) -> None:
+        self.peaks = {device: Peak() for device in (GPU, HOST, BOTH)}
+        for device in (GPU, HOST, BOTH):
+            self._note_peak(device)
+
+    def enter(self, name: str) -> None:
+        self.forward_depth += 1
+        self._modules.append(name)
+        self._mark(name)
+
+    def leave(self) -> None:
+        self.forward_depth -= 1
+        self._modules.pop()
+        self._mark(self._modules[-1] if self._modules else "")
+
+    def _mark(self, name: str) -> None:
+        if torch.is_grad_enabled():
+            number = torch.autograd._get_sequence_nr()
+            if not self._sequence or number >= self._sequence[-1]:
+                self._sequence.append(number)
+                self._sequence_module.append(name)
+
+    def module(self) -> str:
+        """The module that is running; in a backward pass the one whose forward made the node."""
+        if self._modules:
+            self._latest = self._modules[-1]
+        else:
+            node = torch._C._current_autograd_node()
+            place = bisect.bisect_right(self._sequence, node._sequence_nr()) - 1 if node is not None else -1
+            if place >= 0 and self._sequence_module[place]:
+                self._latest = self._sequence_module[place]
+        return self._latest if self._phase in ("forward", "backward", "evaluate") else ""
+
+    # Memory -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard costs as much as the rest
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in VIEWS and not kwargs:
+            out = self.view(func, *args)
+            if out is not None:
+                return out
+        if func is _DEVICE:
+            return args[0].fake_device if hasattr(args[0], "fake_device") else func(*args)
+        kwargs = kwargs or {}
+        if func.namespace == "profiler":
+            self.operators += 1
+            self._count()
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        pinned = kwargs.pop("pin_memory", False) if "pin_memory" in kwargs else False
+        if func is _ITEM:
+            if args[0].device.type == GPU:
+                self.trace.append(("host_wait_stream", self.stream))
+            return values.scalar(args[0])
+        if func is _ISINF and args[0].is_floating_point():
+            # aten/src/ATen/native/TensorCompare.cpp: abs(x) == inf, with the absolute values held meanwhile.
+            self.add(self.shapes(aten.empty_like.default, args, {})[0])
+        out, answer = values.run(func, args, kwargs, self.shapes)
+        self.operators += 1
+        writes = not func.is_view and func not in _FREE
+        if self.device == HOST and func._overloadpacket in _IN_FP32 and args[0].dtype is torch.float16:
+            wide = [self.shapes(aten.empty_like.default, (t,), {"dtype": torch.float32})[0]
+                    for t in (*args, out) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+            for tensor in wide:
+                self.add(tensor)
+        for tensor in values.tensors_of(out):
+            self.add(tensor, pinned=pinned, written=writes)
+            if writes and self._mapped:
+                self.touch(tensor)
+        self._record(func, args, kwargs, out, answer)
+        return out
+
+    def view(self, func, source: torch.Tensor, *args) -> torch.Tensor | None:
+        """The output of one of `VIEWS`, if it is as easily told as most are."""
+        out = self.shapes.view(func, source, *args) if values.known(source) is None else None
+        return None if out is None else self._made(out)
+
+    def empty(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return self._made(self.shapes.empty(size, dtype, device), written=False)
+
+    def _made(self, out: torch.Tensor, written: bool = True) -> torch.Tensor:
+        """Count the output of an operator without work."""
+        self.operators += 1
+        self.add(out, written=written)
+        self._count()
+        return out
+
+    def add(self, tensor: torch.Tensor, part: str | None = None, pinned: bool = False, written: bool = True) -> None:
+        """Count the tensor's storage, once; ``written``: all of it holds numbers."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._seen:
+            return
+        device = GPU if tensor.device.type == GPU else HOST
+        size = self._size(storage.nbytes(), device, pinned)
+        part = part or self._part(tensor, size)
+        if pinned:
+            self._pinned.add(key)
+            if self.device == GPU:
+                self._rounded[key], self._rounded_now = (_maker(), part, storage.nbytes()), None
+        elif device == HOST and size < self._large:
+            self._heap.add(key)
+        elif device == HOST and not written:
+            self._mapped[key], size = size, 0
+
+        def gone(_, key=key):
+            _, device, size, part = self._seen.pop(key)
+            self._change(device, part, -size, key)
+            self._pinned.discard(key)
+            self._locked.discard(key)
+            self._heap.discard(key)
+            self._mapped.pop(key, None)
+            if self._rounded.pop(key, None):
+                self._rounded_now = None
+
+        self._seen[key] = (weakref.ref(storage, gone), device, size, part)
+        self._change(device, part, size, key)
+
+    def touch(self, tensor: torch.Tensor) -> None:
+        """The tensor's numbers were written."""
+        key = id(tensor.untyped_storage())
+        if key not in self._mapped or not tensor.numel():
+            return
+        last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(),
+                                                                               strict=True))
+        end, (reference, device, size, part) = (last + 1) * tensor.itemsize, self._seen[key]
+        if end > size:
+            self._seen[key] = (reference, device, end, part)
+            self._change(device, part, end - size, key)
+            if end >= self._mapped[key]:
+                del self._mapped[key]
+
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """A storage changed its size in place, to ``size`` bytes."""
+        key = id(storage)
+        if key in self._seen:
+            reference, device, old, part = self._seen[key]
+            self._mapped.pop(key, None)
+            size = self._size(size, device, key in self._pinned)
+            self._seen[key] = (reference, device, size, part)
+            self._change(device, part, -old, key)
+            (self._heap.add if device == HOST and size < self._large else self._heap.discard)(key)
+            self._change(device, part, size, key)
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A page-locked copy of a host tensor."""
+        with torch.no_grad():
+            out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu",
+                                      pin_memory=True)
+        self.trace.append(("host", 2 * tensor.nbytes))
+        return out
+
+    def lock(self, tensor: torch.Tensor) -> None:
+        """The tensor's memory is locked where it is, without rounding. CUDA copies from and to it through buffers of
+        its own, and the host waits."""
+        self.touch(tensor)
+        self._locked.add(id(tensor.untyped_storage()))
+
+    def is_locked(self, tensor: torch.Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._locked or self.is_pinned(tensor)
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._pinned
+
+    def _size(self, size: int, device: str, pinned: bool) -> int:
+        if device == GPU:
+            return -(-size // GRANULE) * GRANULE
+        if pinned and self.device == GPU:  # on a CPU machine pinning does nothing
+            return locked_bytes(size, self.rounding)
+        return size
+
+    def _change(self, device: str, part: str, size: int, key: int) -> None:
+        self.parts[device][part] += size
+        kept = self._kept(size) if device == HOST and key in self._heap else 0
+        self.live[device] += size + kept
+        self.live[BOTH] += size + kept
+        if device == GPU and size:
+            self.blocks.append((key, size, self.stream))
+        if size > 0:
+            if self.live[device] > self.peaks[device].bytes:
+                self._note_peak(device)
+            if self.live[BOTH] > self.peaks[BOTH].bytes:
+                self._note_peak(BOTH)
+
+    def _kept(self, size: int) -> int:
+        """By how much the bytes that glibc keeps change when a small block of ``size`` comes, or goes if negative."""
+        before = self.parts[HOST][KEPT]
+        self.parts[HOST][KEPT] = max(before - size, 0)
+        return self.parts[HOST][KEPT] - before
+
+    def _note_peak(self, device: str) -> None:
+        peak = self.peaks[device]
+        peak.bytes = self.live[device]
+        peak.parts = dict(self.parts[GPU] + self.parts[HOST]) if device == BOTH else dict(self.parts[device])
+        peak.module = self.module()
+        if device == HOST:
+            if self._rounded_now is None:
+                self._rounded_now = tuple(self._rounded.values())
+            peak.locked = self._rounded_now
+
+    def _part(self, tensor: torch.Tensor, size: int) -> str:
+        if size >= _ASK_FROM:
+            frame = sys._getframe(2)
+            while frame is not None:
+                part = _part_of(frame.f_code)
+                if part is not None:
+                    return part
+                frame = frame.f_back
+            if self.vocabulary and tensor.dim() and tensor.shape[-1] == self.vocabulary and self._phase != "init":
+                return LOGITS
+        if self.forward_depth:
+            return ACTIVATIONS if torch.is_grad_enabled() else TEMPORARIES
+        return TEMPORARIES if self._phase in ("forward", "backward") else OTHER
+
+    # Work ---------------------------------------------------------------------------------------------------------
+
+    def _record(self, func, args, kwargs, out, answer) -> None:
+        if answer is None or not answer.known:
+            work = self._work(func, args, kwargs, out)
+            if answer is not None:
+                answer.work, answer.known = work, True
+        else:
+            work = answer.work
+        if work is None:
+            self._count()
+        elif work[0] == "kernel":
+            self.trace.append(("kernel", self.stream, *work[1:]))
+        elif work[0] == "groups":
+            self._record_groups(*work[1:])
+        elif work[0] == "host":
+            self.trace.append(work)
+        else:
+            destination, source = (args[0], args[1]) if func._overloadpacket is aten.copy_ else (out, args[0])
+            pageable = not self.is_pinned(source if work[0] == "up" else destination)
+            waits = pageable or not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2]))
+            self.trace.append((work[0], self.stream, work[1], waits, pageable))
+
+    def _record_groups(self, number: int, flops: int, size: int, dtype: torch.dtype) -> None:
+        if experts.at_once(dtype, self.capability):
+            number = 1
+        elif self.device == GPU:
+            self.trace.append(("down", self.stream, number * torch.int32.itemsize, True, True))
+        self.trace += [("kernel", self.stream, flops // number, size // number, dtype)] * number
+
+    def _count(self) -> None:
+        """An operator without work. Many stand in a row: a trace of their number instead of each keeps it short."""
+        earlier = self.trace.pop()[1] if self.trace and self.trace[-1][0] == "operators" else 0
+        self.trace.append(("operators", earlier + 1))
+
+    def _work(self, func, args, kwargs, out) -> tuple | None:
+        """("kernel", FLOPs, bytes, dtype), ("groups", number of them, FLOPs, bytes, dtype), ("host", bytes), a copy
+        ("up" or "down", bytes), or None for no work."""
+        packet = func._overloadpacket
+        outs = values.tensors_of(out)
+        if func.is_view or func in _FREE or not outs:
+            return None
+        tensors = values.tensors_of(*args, *kwargs.values())
+        if packet in (aten.copy_, aten._to_copy):
+            destination, source = (args[0], args[1]) if packet is aten.copy_ else (out, args[0])
+            if destination.device.type != source.device.type:
+                return ("up" if destination.device.type == GPU else "down"), source.nbytes
+        size = sum(t.nbytes for t in tensors if not any(t is o for o in outs)) + sum(t.nbytes for t in outs)
+        if outs[0].device.type == self.device:
+            count = flop_registry.get(packet)
+            what = ("groups", experts.groups(*args, **kwargs)) if packet is experts.GROUPED_MM else ("kernel",)
+            return *what, count(*args, **kwargs, out_val=out) if count else 0, size, outs[0].dtype
+        return ("host", size) if size > _ASK_FROM else None
+
+    def read(self, path: str, size: int, handle: int) -> None:
+        self._read += size
+        self.trace.append(("read", handle, size))
+
+    def write(self, path: str, size: int, handle: int) -> None:
+        self.files[path] = max(self.files.get(path, 0), size)
+        self._written += size
+        self.trace.append(("write", handle, size))
+
+
+_DEVICE, _ISINF, _ITEM = torch.ops.prim.device.default, aten.isinf.default, aten._local_scalar_dense.default
+_IN_FP32 = {getattr(aten, name) for name in IN_FP32}  # of copies
+#: Operators that do no work on the device, and write nothing.
+_FREE = {getattr(packet, name) for packet in (
+    aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
+    aten.lift_fresh, aten.set_, aten.resize_) for name in packet.overloads()}

@@ -1,0 +1,1 @@
+"""Why a run ended: what its ranks write down, and what that tells afterwards."""
