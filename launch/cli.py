@@ -77,8 +77,6 @@ def main(argv: list[str] | None = None) -> int:
     plan.add_argument("--data", type=Path, metavar="DIR", help="a built dataset: how long training on it takes")
     plan.add_argument("--epochs", type=int, metavar="N", help="of it (default: as launch/train.py)")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    plan.add_argument("--quick", action="store_true",
-                      help="two runs of shortened stacks and a straight line through them, in less than half the time")
     plan.add_argument("--advice", action="store_true",
                       help="also look for changes that fit or are faster; each takes as long as the plan")
     plan.add_argument("--largest", action="store_true",
@@ -148,28 +146,28 @@ def _plan(args) -> int:
     """Predict what a model costs under a ds_config."""
     if args.ds_config is None and not args.table:
         raise ConfigError("--ds_config is missing: give one of ds_configs/, or your own")
-    if args.quick and args.table:
-        raise ConfigError("--quick tells of one plan, not of a --table, whose runs are whole")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the ghost runs too
-    from launch.planner.simulation import run as ghost
-    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed's remarks go, from its import on
-        ghost.prepare()
-        gc.disable()  # results are tuples by the hundred thousand, none of which is garbage
+    if args.table and (args.ds_config or args.data or args.advice or args.largest):
+        raise ConfigError("--table shows every ds_config: not with --ds_config, --data, --advice or --largest")
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed's remarks, from its import on
+        from launch.planner.simulation import pool
+        pool.start()  # imports libraries while this process does
+        gc.disable()  # a trace has events by the hundred thousand, none of which is garbage
+        from launch.planner.job import make_job
         from launch.planner.plan import plan
-        from launch.planner.report import print_plan
-        from launch.planner.table import table
+        from launch.planner.report import print_plan, table
+        options = {"seq_length": args.seq_length, "micro_batch": args.micro_batch, "ranks": args.ranks}
         if args.table:
-            text = table(args.model.split(","), args.hardware)
+            text = table(args.model.split(","), args.hardware, **options)
         else:
-            found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks,
-                         advice=args.advice, largest=args.largest, data=args.data, epochs=args.epochs,
-                         quick=args.quick)
+            answer = plan(make_job(args.model, args.ds_config, args.hardware, **options), advice=args.advice,
+                          largest=args.largest, data=args.data, epochs=args.epochs)
     if args.table:
         print(text)
     elif args.json:
-        print(json.dumps(found))
+        print(json.dumps(answer.to_dict()))
     else:
-        print_plan(found)
+        print_plan(answer)
     return 0
 
 

@@ -35,6 +35,7 @@ from launch.ds_config.finding import raise_problems
 from launch.ds_config.read import read_ds_config
 from launch.ds_config.strategy import batch_sizes, nvme_blocks, nvme_paths, strategy
 from launch.options import Options
+from launch.planner.auto import choose_model
 from launch.run_plan import RunPlan
 from launch.zero import ops
 
@@ -54,7 +55,6 @@ def preflight(options: Options) -> RunPlan:
     name, reason = options.model, "as asked for"
     if options.model == "auto":
         raise_problems(check(raw, world_size=world_size), named)  # the choice needs a config that is sound by itself
-        from launch.planner.auto import choose_model  # its imports take a second that only this needs
         name, reason = choose_model(raw, world_size, Path(os.environ.get("ASTROBIO_NVME", RUNS)))
     stack = load_preset(name, options.changes["model"])
     network = network_of(stack, name)
@@ -98,8 +98,8 @@ def preflight(options: Options) -> RunPlan:
         parent = Path(block["nvme_path"])
         block["nvme_path"] = str(own_folder(parent, run))
         claim(Path(block["nvme_path"]), f"{key}.nvme_path = {parent}", emptied=True)
-    for name in ("tensorboard", "csv_monitor"):  # DeepSpeed's own place is the working directory, which runs share
-        block = ds_config.get(name) or {}
+    for monitor in ("tensorboard", "csv_monitor"):  # DeepSpeed's own place is the working directory, which runs share
+        block = ds_config.get(monitor) or {}
         if block.get("enabled") and not block.get("output_path"):
             block["output_path"] = str(run)
     return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=facts.parameters,

@@ -39,8 +39,8 @@ from launch.experiments.device_checks import Truth
 from launch.experiments.full_size import measure_disk
 from launch.experiments.page import write_acceptance
 from launch.planner.hardware.measure import card_names
-from launch.planner.simulation.run import environment
 from launch.preflight import DEFAULT_DATA
+from launch.subprocesses import environment
 
 DS_CONFIGS = ROOT / "ds_configs"
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets")
@@ -158,7 +158,7 @@ class Acceptance:
         """What ``python -m command`` prints; it is killed with all it started when its time, or all, is over."""
         limit = min(seconds, self.need(1))
         process = subprocess.Popen([sys.executable, "-m", *map(str, command)], cwd=ROOT, text=True,
-                                   env=environment(with_cards=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    start_new_session=True)
         try:
             out, error = process.communicate(timeout=limit)

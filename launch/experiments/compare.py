@@ -27,8 +27,8 @@ from launch import ROOT
 from launch.ds_config.read import read_ds_config
 from launch.experiments.page import write_page
 from launch.options import parse_changes
+from launch.planner.assemble import WORKERS
 from launch.planner.hardware.measure import card_names
-from launch.planner.plan import WORKERS
 from launch.postmortem.blackbox import TRACE, read_box
 from launch.postmortem.explain import explain
 

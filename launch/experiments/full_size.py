@@ -34,7 +34,7 @@ from astrobio.dataset import AstrobioDataset
 from astrobio.files import write_whole
 from launch.stopping import ignore_stop_signals
 from launch.options import parse_arguments
-from launch.planner.simulation.run import environment
+from launch.subprocesses import environment
 from launch.preflight import preflight, user_errors, write_config
 from launch.run_plan import RunPlan
 from launch.train import quiet_libraries, removed_at_end

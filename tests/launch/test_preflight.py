@@ -150,6 +150,7 @@ def test_deepspeed_s_monitors_write_into_the_run_s_folder(check, tmp_path):
     enabled = ["--set", "ds_config.csv_monitor.enabled=true"]
     plan = check(*enabled)
     assert plan.ds_config["csv_monitor"]["output_path"] == str(plan.run)
+    assert plan.model_reason.startswith("tiny (")
     plan = check(*enabled, f"ds_config.csv_monitor.output_path={tmp_path}")
     assert plan.ds_config["csv_monitor"]["output_path"] == str(tmp_path)
 

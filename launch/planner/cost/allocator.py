@@ -8,8 +8,9 @@ card's memory is mapped page by page where it is needed.
 """
 
 import bisect
-from collections import Counter, defaultdict
 from dataclasses import dataclass
+
+from launch.planner.simulation.trace import Allocated, AllocationEvent, CacheEmptied, Freed, PhaseBegins
 
 MIB = 1 << 20
 SMALL, SMALL_SEGMENT = MIB, 2 * MIB
@@ -54,61 +55,38 @@ class Block:
             self.after.before = self
 
 
-@dataclass
-class Use:
-    """The most bytes of a pool in one phase."""
-
-    allocated: int = 0
-    reserved: int = 0
-
-
 class CachingAllocator:
     """Replays allocations; ``peak_reserved`` is what `torch.cuda.max_memory_reserved` would say."""
 
     def __init__(self, limit: int | None = None):
         self.limit = limit  # bytes that torch may take; None: no end
         self.reserved = self.peak_reserved = 0
+        self.allocated = 0
         self.by_phase: dict[str, int] = {}  # largest reserved in each
-        #: By phase, and by size and stream.
-        self.pools: dict[str, dict[tuple[bool, int], Use]] = defaultdict(lambda: defaultdict(Use))
-        self._allocated_in: Counter[tuple[bool, int]] = Counter()
-        self._reserved_in: Counter[tuple[bool, int]] = Counter()
         self._end = 0  # of the last segment
         self._free: dict[tuple[bool, int], list[tuple[int, int, Block]]] = {}
         self._blocks: dict[int, Block] = {}
 
-    @property
-    def allocated(self) -> int:
-        return self._allocated_in.total()
-
-    def replay(self, events: list[tuple]) -> "CachingAllocator":
-        """(storage, +bytes or -bytes, stream) in order; with 0 bytes the first is the name of a phase that begins, or
-        empty for `torch.cuda.empty_cache`.
+    def replay(self, events: list[AllocationEvent]) -> "CachingAllocator":
+        """Go through the allocations of a simulated run, in order.
 
         Raises:
             OutOfMemory: with a ``limit``, a block that does not fit even after all cached segments were given back.
         """
         phase = "init"
-        for key, size, stream in events:
-            if size > 0:
-                self._blocks[key] = block = self._take(size, stream)
-                self.by_phase[phase] = max(self.by_phase.get(phase, 0), self.reserved)
-                self._note(phase, block.pool)
-            elif size < 0:
-                if key in self._blocks:
-                    self._give(self._blocks.pop(key))
-            elif key:
-                phase = key
-                for pool in self._reserved_in:
-                    self._note(phase, pool)
-            else:
-                self._give_back()
+        for event in events:
+            match event:
+                case Allocated(storage, size, stream):
+                    self._blocks[storage] = self._take(size, stream)
+                    self.by_phase[phase] = max(self.by_phase.get(phase, 0), self.reserved)
+                case Freed(storage):
+                    if storage in self._blocks:
+                        self._give(self._blocks.pop(storage))
+                case PhaseBegins(phase):
+                    pass
+                case CacheEmptied():
+                    self._give_back()
         return self
-
-    def _note(self, phase: str, pool: tuple[bool, int]) -> None:
-        use = self.pools[phase][pool]
-        use.allocated = max(use.allocated, self._allocated_in[pool])
-        use.reserved = max(use.reserved, self._reserved_in[pool])
 
     def _take(self, size: int, stream: int) -> Block:
         size = -(-size // GRANULE) * GRANULE
@@ -122,7 +100,7 @@ class CachingAllocator:
         if self._splits(pool, block.size - size):
             self._wait(block.split(size))
         block.free = False
-        self._allocated_in[pool] += block.size
+        self.allocated += block.size
         return block
 
     def _best_fit(self, pool: tuple[bool, int], size: int) -> Block | None:
@@ -134,17 +112,16 @@ class CachingAllocator:
     def _more(self, pool: tuple[bool, int], size: int) -> Block | None:
         """A new segment, or None where the card is full."""
         segment = _segment(size)
-        if not self._reserve(pool, segment):
+        if not self._reserve(segment):
             return None
         self._end += segment
         return Block(segment, pool, self._end - segment)
 
-    def _reserve(self, pool: tuple[bool, int], size: int) -> bool:
+    def _reserve(self, size: int) -> bool:
         """Whether the card had so many bytes, or took them back if negative."""
         if self.limit is not None and self.reserved + size > self.limit:
             return False
         self.reserved += size
-        self._reserved_in[pool] += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return True
 
@@ -160,7 +137,7 @@ class CachingAllocator:
         waiting.pop(bisect.bisect_left(waiting, (block.size, block.address)))
 
     def _give(self, block: Block) -> None:
-        self._allocated_in[block.pool] -= block.size
+        self.allocated -= block.size
         self._merge(block)
 
     def _merge(self, block: Block) -> Block:
@@ -181,7 +158,7 @@ class CachingAllocator:
             kept = []
             for item in waiting:
                 if item[2].before is None and item[2].after is None:
-                    self._reserve(pool, -item[0])
+                    self._reserve(-item[0])
                 else:
                     kept.append(item)
             self._free[pool] = kept
@@ -224,7 +201,7 @@ class ExpandableSegments(CachingAllocator):
         """Put memory behind the first ``size`` unmapped bytes; returns the free block that they are then part of."""
         page = SMALL_SEGMENT if gap.pool[0] else LARGE_SEGMENT
         size = min(-(-size // page) * page, gap.size)
-        if not self._reserve(gap.pool, size):
+        if not self._reserve(size):
             return None
         gaps = self._unmapped[gap.pool]
         place = gaps.index(gap)
@@ -247,7 +224,7 @@ class ExpandableSegments(CachingAllocator):
 
     def _unmap(self, block: Block, first: int, last: int) -> None:
         self._unwait(block)
-        self._reserve(block.pool, first - last)
+        self._reserve(first - last)
         if last < block.address + block.size:
             self._wait(block.split(last - block.address))
         if first > block.address:

@@ -4,22 +4,14 @@ Streams, the links between cards, PCIe in each direction, the disk and the host 
 on every operator, view or not, on every call to the card's driver and on ZeRO-3's hooks: small work is bound by it. A
 kernel starts when the host has launched it and its stream is free, and takes what the roofline says (Williams, Waterman
 & Patterson 2009): the longer of its arithmetic at the card's matrix rate and its bytes at the memory rate. Streams wait
-for each other, and the host for them, where DeepSpeed makes them. Kinds of work in a trace:
-
-    ("phase", name)                                   ("host", bytes of memory traffic)
-    ("kernel", stream, FLOPs, bytes, dtype)           ("cpu_adam", parameters)
-    ("up" | "down", stream, bytes, host waits, of or to pageable memory)      ("read" | "write", handle, bytes)
-    ("collective", stream, number, name, bytes of the whole message, ranks)
-    ("wait_collective", stream, number)               ("host_wait_disk", handle)
-    ("record" | "wait_event", stream, event)          ("host_wait_event", event)
-    ("wait_stream", stream, other)                    ("host_wait_stream", stream)      ("host_wait_all",)
-    ("operators", number): that launch nothing           ("hook",): one of ZeRO-3's
+for each other, and the host for them, where DeepSpeed makes them.
 """
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from launch.planner.hardware.profile import Hardware
+from launch.planner.simulation import trace
 
 #: Bytes that each rank sends over its link in a ring, as a multiple of the message: NCCL's "bus bandwidth" convention
 #: (nccl-tests, doc/PERFORMANCE.md). Those not named here move (n - 1) / n of it.
@@ -45,22 +37,22 @@ class PhaseTime:
         return max(self.busy, key=self.busy.get) if self.busy else "nothing"
 
 
-def replay(trace: list[tuple], hardware: Hardware, ranks: int) -> list[PhaseTime]:
-    """The phases of the trace, timed; the first has what came before any ``phase``."""
+def replay(events: list[trace.WorkEvent], hardware: Hardware, ranks: int) -> list[PhaseTime]:
+    """The time of each phase of a trace; the first has what comes before any `PhaseBegins`."""
     clock = _Clock(hardware, ranks)
     phases = [PhaseTime("init")]
     clock.phase = phases[0]
     began = 0.0
-    for event in trace:
-        if event[0] == "phase":
-            clock.host_wait_all()  # as DeepSpeed's wall_clock_breakdown does, so that a phase has its own work
+    for event in events:
+        if type(event) is trace.PhaseBegins:
+            clock.host_waits_for_all()  # as DeepSpeed's wall_clock_breakdown does, so that a phase has its own work
             phases[-1].seconds = clock.now - began
             began = clock.now
-            phases.append(PhaseTime(event[1]))
+            phases.append(PhaseTime(event.name))
             clock.phase = phases[-1]
         else:
-            getattr(clock, event[0])(*event[1:])
-    clock.host_wait_all()
+            _METHODS[type(event)](clock, *event)
+    clock.host_waits_for_all()
     phases[-1].seconds = clock.now - began
     return phases
 
@@ -93,13 +85,7 @@ class _Clock:
         if self.hardware.is_cpu:  # the host is the device: nothing runs beside it
             self.now = self.streams[stream]
 
-    def up(self, stream, size, waits, pageable):
-        self._copy("up", stream, size, waits, pageable)
-
-    def down(self, stream, size, waits, pageable):
-        self._copy("down", stream, size, waits, pageable)
-
-    def _copy(self, direction, stream, size, waits, pageable):
+    def copy(self, direction, stream, size, waits, pageable):
         seconds = size / (self.hardware.pcie_bytes_per_s * (_PAGEABLE if pageable else 1))
         self.operators(1)
         self._call_driver()
@@ -120,36 +106,36 @@ class _Clock:
         self.links = self.collectives[number] = start + seconds
         self.phase.busy["links between cards"] += seconds
 
-    def wait_collective(self, stream, number):
+    def stream_waits_for_collective(self, stream, number):
         self._call_driver()
         self.streams[stream] = max(self.streams[stream], self.collectives.pop(number, 0.0))
 
-    def record(self, stream, event):
+    def record_event(self, stream, event):
         self._call_driver()
         self.events[event] = max(self.streams[stream], self.now)
 
-    def wait_event(self, stream, event):
+    def stream_waits_for_event(self, stream, event):
         self._call_driver()
         self.streams[stream] = max(self.streams[stream], self.events.get(event, 0.0))
 
-    def wait_stream(self, stream, other):
+    def stream_waits_for_stream(self, stream, other):
         self._call_driver(2)  # an event, and to wait for it
         self.streams[stream] = max(self.streams[stream], self.streams[other])
 
-    def host_wait_event(self, event):
+    def host_waits_for_event(self, event):
         self.now = max(self.now, self.events.get(event, 0.0))
 
-    def host_wait_stream(self, stream):
+    def host_waits_for_stream(self, stream):
         self.now = max(self.now, self.streams[stream])
 
-    def host_wait_all(self):
+    def host_waits_for_all(self):
         self.now = max(self.now, self.links, *self.streams.values(), *self.pcie.values())
 
     def _on_host(self, seconds, resource):
         self.now += seconds
         self.phase.busy[resource] += seconds
 
-    def host(self, size):
+    def host_work(self, size):
         self._on_host(size * self.share / self.hardware.host_memory_bytes_per_s, "host memory")
 
     def operators(self, number):
@@ -161,7 +147,7 @@ class _Clock:
     def hook(self):
         self._on_host(self.hardware.hook_s, "DeepSpeed's hooks")
 
-    def cpu_adam(self, parameters):
+    def cpu_optimizer(self, parameters):
         self._on_host(parameters * self.share / self.hardware.cpu_adam_parameters_per_s, "CPU Adam")
 
     def read(self, handle, size):
@@ -175,6 +161,17 @@ class _Clock:
         self.disk_free = self.disk[handle] = start + seconds
         self.phase.busy["NVMe"] += seconds
 
-    def host_wait_disk(self, handle):
+    def host_waits_for_disk(self, handle):
         self.now = max(self.now, self.disk.get(handle, 0.0))
 
+
+_METHODS = {
+    trace.Kernel: _Clock.kernel, trace.Copy: _Clock.copy, trace.Collective: _Clock.collective,
+    trace.HostWork: _Clock.host_work, trace.CpuOptimizer: _Clock.cpu_optimizer, trace.DiskRead: _Clock.read,
+    trace.DiskWrite: _Clock.write, trace.Operators: _Clock.operators, trace.Hook: _Clock.hook,
+    trace.RecordEvent: _Clock.record_event, trace.StreamWaitsForEvent: _Clock.stream_waits_for_event,
+    trace.StreamWaitsForStream: _Clock.stream_waits_for_stream,
+    trace.StreamWaitsForCollective: _Clock.stream_waits_for_collective,
+    trace.HostWaitsForEvent: _Clock.host_waits_for_event, trace.HostWaitsForStream: _Clock.host_waits_for_stream,
+    trace.HostWaitsForDisk: _Clock.host_waits_for_disk, trace.HostWaitsForAll: _Clock.host_waits_for_all,
+}

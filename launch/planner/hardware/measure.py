@@ -19,8 +19,9 @@ import torch
 
 from astrobio.config import ConfigError
 from astrobio.files import cache_root, write_whole
-from launch.planner.hardware.profile import NUMBERS, Hardware, load_hardware, parse_hardware
-from launch.planner.simulation.run import CARDS, ROOT, environment
+from launch import ROOT
+from launch.planner.hardware.profile import NUMBERS, Hardware, load_profile, parse_hardware
+from launch.subprocesses import environment
 
 MIB = 1 << 20
 #: Seconds of a small addition on the core that the profile cpu has its `operator_s` and `hook_s` from.
@@ -52,7 +53,7 @@ def card_names(cards: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
 def _parts(cards: list[str]) -> str:
     """A hash of what the rates depend on: torch's build, the cards and which of them may be used. Machines of one name
     differ in it: containers, rented boxes, one that got a new card."""
-    known = [torch.__version__, cards, os.environ.get(CARDS)]
+    known = [torch.__version__, cards, os.environ.get("CUDA_VISIBLE_DEVICES")]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]
 
 
@@ -60,7 +61,7 @@ def _measure_apart(folder: Path) -> dict[str, dict]:
     """`measure` in a process of its own: the context on card 0 that it opens is gone with it, and whoever asked can
     still fork."""
     done = subprocess.run([sys.executable, "-m", "launch.planner.hardware.measure", str(folder)], text=True,
-                          stdout=subprocess.PIPE, env=environment(with_cards=True), cwd=ROOT)
+                          stdout=subprocess.PIPE, env=environment(), cwd=ROOT)
     if done.returncode:
         raise ConfigError(f"--hardware this: measuring failed with status {done.returncode}; see above")
     return json.loads(done.stdout.splitlines()[-1])
@@ -70,7 +71,7 @@ def measure(folder: Path) -> dict[str, dict]:
     """Every field of `Hardware` as ``{value, source}``; the disk is the one that ``folder`` is on. Links between cards
     and latencies are those of a shipped profile: measuring them takes a job of several ranks."""
     cards = torch.cuda.device_count()
-    like = load_hardware("a5000x2" if cards else "cpu")
+    like = load_profile("a5000x2" if cards else "cpu")
     host = _host()
     measured = {**host, **_disk(folder), **(_card() if cards else _as_device(host))}
     shipped = {key: {"value": getattr(like, key), "source": f"profile {like.name}: {like.sources[key]}"}
@@ -107,7 +108,7 @@ def _host() -> dict[str, float]:
     data = torch.ones(64 * MIB // 4)
     other = data.clone()  # a new one each time would measure how fast the system hands out pages
     traffic = _rate(2 * data.nbytes, lambda: other.copy_(data))
-    few, core = torch.ones(16), load_hardware("cpu")
+    few, core = torch.ones(16), load_profile("cpu")
     slower = 1 / _rate(1000, lambda: [few + 1 for _ in range(1000)]) / _ADDITION_S  # than that core
     # DeepSpeed's CPU Adam moves 28 bytes a parameter: it reads four numbers and writes three.
     return {"host_memory_bytes": psutil.virtual_memory().total, "host_cores": len(os.sched_getaffinity(0)),

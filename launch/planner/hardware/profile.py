@@ -1,7 +1,7 @@
 """Hardware profiles: what a plan needs to know of cards, links, host and disk, each number with its source.
 
 A profile is a YAML file: every field of `Hardware` but ``name`` is ``{value: …, source: …}``. Shipped ones stand in
-hardware/; `measure` makes one of this machine.
+profiles/; `launch.planner.hardware.measure` makes one of this machine.
 """
 
 import dataclasses
@@ -68,15 +68,12 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def load_hardware(name: str) -> Hardware:
-    """A shipped profile, a YAML file, or ``this``: the machine this runs on.
+def load_profile(name: str) -> Hardware:
+    """A shipped profile or a YAML file.
 
     Raises:
         ConfigError: no such profile; a field that is missing, unknown, of the wrong type or without a source.
     """
-    if name == "this":
-        from launch.planner.hardware.measure import this_machine
-        return this_machine()
     path = PROFILES / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)

@@ -1,32 +1,32 @@
-"""What stands in a ghost run for NCCL, libaio, DeepSpeed's compiled optimizers and CUDA's attention kernels: each
-writes into the `Ledger` what it would have done.
+"""NCCL, libaio, DeepSpeed's compiled optimizers and CUDA's attention kernels in a simulation: nothing moves, and the
+`Recorder` writes down what they would do.
 """
 
 import functools
 from types import SimpleNamespace
 
 import torch
-from transformers import masking_utils
 
-from launch.planner.simulation.recorder import SWAP, Ledger, numbers
+from launch.planner.simulation import trace
+from launch.planner.simulation.recorder import SWAP, Recorder
 
 
 class Handle:
     """A collective on its way; `wait` makes the current stream wait for it, as NCCL's does."""
 
-    def __init__(self, ledger: Ledger, number: int):
-        self.ledger, self.number = ledger, number
+    def __init__(self, recorder: Recorder, number: int):
+        self.recorder, self.number = recorder, number
 
     def wait(self, *args, **kwargs):
-        self.ledger.trace.append(("wait_collective", self.ledger.stream, self.number))
+        self.recorder.trace.append(trace.StreamWaitsForCollective(self.recorder.stream, self.number))
         return True
 
     def is_completed(self):
         return True
 
 
-class Links:
-    """Stands before DeepSpeed's communication backend and answers its collectives without moving anything."""
+class Collectives:
+    """DeepSpeed's communication backend, whose collectives are recorded and move nothing."""
 
     #: Collective → which argument's bytes are the whole message of one rank, gathered or yet to be scattered.
     WHOLE = {"all_reduce": ("tensor", 0), "inference_all_reduce": ("tensor", 0), "broadcast": ("tensor", 0),
@@ -34,8 +34,8 @@ class Links:
              ("output_tensor", 0), "reduce_scatter_tensor": ("input_tensor", 1), "all_gather": ("tensor_list", 0),
              "reduce_scatter": ("input_list", 1), "all_to_all_single": ("output", 0)}
 
-    def __init__(self, backend, ledger: Ledger):
-        self._backend, self._ledger = backend, ledger
+    def __init__(self, backend, recorder: Recorder):
+        self._backend, self._recorder = backend, recorder
         self._sizes: dict[object, int] = {}  # of each group
 
     def __getattr__(self, name):
@@ -61,17 +61,17 @@ class Links:
         return functools.partial(self._collective, "reduce_scatter_tensor")
 
     def barrier(self, *args, **kwargs):
-        self._ledger.trace.append(("host_wait_all",))
+        self._recorder.trace.append(trace.HostWaitsForAll())
 
     def _collective(self, name, *args, group=None, async_op=False, **kwargs):
         key, place = self.WHOLE[name]
         message = kwargs[key] if key in kwargs else args[place]
         size = sum(t.nbytes for t in message) if isinstance(message, (list, tuple)) else message.nbytes
         for tensor in message if isinstance(message, (list, tuple)) else (message,):
-            self._ledger.touch(tensor)
-        handle = Handle(self._ledger, next(numbers))
+            self._recorder.touch(tensor)
+        handle = Handle(self._recorder, trace.next_number())
         ranks = self.get_world_size(group)
-        self._ledger.trace.append(("collective", self._ledger.stream, handle.number, name, size, ranks))
+        self._recorder.trace.append(trace.Collective(self._recorder.stream, handle.number, name, size, ranks))
         if not async_op:
             handle.wait()
             return None
@@ -79,24 +79,24 @@ class Links:
 
 
 class AioHandle:
-    """libaio by name only: what is read and written is counted, and nothing moves."""
+    """libaio: reads and writes are recorded, and nothing moves."""
 
-    ledger: Ledger
+    recorder: Recorder
 
     def __init__(self, block_size=1 << 20, queue_depth=8, single_submit=False, overlap_events=True,
                  intra_op_parallelism=1):
         self.block_size, self.queue_depth = block_size, queue_depth
         self.intra_op_parallelism = intra_op_parallelism
-        self.number, self.pending = next(numbers), 0
+        self.number, self.pending = trace.next_number(), 0
 
     def async_pread(self, buffer, path, offset=0):
-        self.ledger.read(str(path), buffer.nbytes, self.number)
-        self.ledger.touch(buffer)
+        self.recorder.read(str(path), buffer.nbytes, self.number)
+        self.recorder.touch(buffer)
         self.pending += 1
         return 0
 
     def async_pwrite(self, buffer, path, offset=0):
-        self.ledger.write(str(path), buffer.nbytes, self.number)
+        self.recorder.write(str(path), buffer.nbytes, self.number)
         self.pending += 1
         return 0
 
@@ -112,41 +112,41 @@ class AioHandle:
     pwrite = write = sync_pwrite
 
     def wait(self):
-        self.ledger.trace.append(("host_wait_disk", self.number))
+        self.recorder.trace.append(trace.HostWaitsForDisk(self.number))
         done, self.pending = self.pending, 0
         return done
 
     def new_cpu_locked_tensor(self, count, example):
         """csrc/aio/py_lib/deepspeed_pin_tensor.cpp: posix_memalign and mlock, no rounding to powers of two."""
         tensor = torch.empty(int(count), dtype=example.dtype, device="cpu")
-        self.ledger.add(tensor, SWAP)
-        self.ledger.lock(tensor)
+        self.recorder.add(tensor, SWAP)
+        self.recorder.lock(tensor)
         return tensor
 
     def free_cpu_locked_tensor(self, tensor):
         return True
 
     def is_pinned(self, tensor):
-        return self.ledger.is_locked(tensor)
+        return self.recorder.is_locked(tensor)
 
     def get_block_size(self):
         return self.block_size
 
 
-def op_libraries(ledger: Ledger) -> dict[str, object]:
-    """What the compiled ops of DeepSpeed are replaced with, by the name of their builder."""
+def op_libraries(recorder: Recorder) -> dict[str, object]:
+    """Replacements of DeepSpeed's compiled ops, by the name of their builder."""
     def on_host(*args):
         tensors = [t for t in args if isinstance(t, torch.Tensor)]
-        ledger.trace.append(("cpu_adam", tensors[0].numel()))
+        recorder.trace.append(trace.CpuOptimizer(tensors[0].numel()))
 
     def on_card(chunk, overflow, lists, *args):
         tensors = [t for group in lists for t in group]
-        ledger.trace.append(("kernel", ledger.stream, 0, 2 * sum(t.nbytes for t in tensors), torch.float32))
+        recorder.trace.append(trace.Kernel(recorder.stream, 0, 2 * sum(t.nbytes for t in tensors), torch.float32))
 
     def nothing(*args):
         return None
 
-    AioHandle.ledger = ledger
+    AioHandle.recorder = recorder
     host = SimpleNamespace(create_adam=nothing, destroy_adam=nothing, adam_update=on_host, adam_rollback=on_host,
                            create_adagrad=nothing, destroy_adagrad=nothing, adagrad_update=on_host,
                            create_lion=nothing, destroy_lion=nothing, lion_update=on_host)
@@ -154,11 +154,6 @@ def op_libraries(ledger: Ledger) -> dict[str, object]:
     return {"CPUAdamBuilder": host, "CPUAdagradBuilder": host, "CPULionBuilder": host,
             "FusedAdamBuilder": card, "FusedLionBuilder": card, "FusedLambBuilder": card,
             "AsyncIOBuilder": SimpleNamespace(aio_handle=AioHandle)}
-
-
-def _multi_tensor_apply(chunk):
-    """`MultiTensorApply` hands on the lists of tensors; a multi-tensor kernel makes no temporaries."""
-    return lambda op, overflow, lists, *args: op(chunk, overflow, lists, *args)
 
 
 def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, *,
@@ -188,55 +183,9 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
                                                              scale=scale, enable_gqa=enable_gqa)[0]
 
 
-def read_unpacked(ledger: Ledger) -> None:
-    """Let transformers find what it finds in training: each text is a row of its own, so that no mask is needed.
-
-    It looks at the positions for that, which the host waits for. Of tensors without data it assumes that several texts
-    share a row, and makes a mask, with which no card would take FlashAttention.
-    """
-    def find_packed_sequence_indices(position_ids):
-        ledger.trace.append(("host_wait_stream", ledger.stream))
-
-    masking_utils.find_packed_sequence_indices = find_packed_sequence_indices
-
-
 def head_alignment(dtype: torch.dtype, capability: tuple[int, int]) -> int:
     """What the memory-efficient kernel's head sizes must be a multiple of: 16 bytes where it uses tensor cores
     (`minimum_gemm_alignment`, ibid.)."""
     half = dtype in (torch.float16, torch.bfloat16)
     in_tensor_cores = capability >= ((7, 0) if half else (8, 0))
     return max(4 if capability >= (8, 0) else 1, 16 // dtype.itemsize if in_tensor_cores else 1)
-
-
-def count_hooks(note) -> None:
-    """Call ``note()`` at each of ZeRO-3's hooks: before and after a module's forward and backward pass, and for each
-    gradient. They take host time that no operator accounts for (benchmarks/hooks.py)."""
-    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
-    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-
-    def noted(function):
-        @functools.wraps(function)
-        def run(*args, **kwargs):
-            note()
-            return function(*args, **kwargs)
-        return run
-
-    for owner, names in ((DeepSpeedZeRoOffload, ("pre_sub_module_forward_function", "post_sub_module_forward_function",
-                                                 "pre_sub_module_backward_function",
-                                                 "post_sub_module_backward_function")),
-                         (DeepSpeedZeroOptimizer_Stage3, ("reduce_ready_partitions_and_remove_grads",))):
-        for name in names:
-            setattr(owner, name, noted(getattr(owner, name)))
-
-
-def replace_ops(libraries: dict[str, object]) -> None:
-    """Let DeepSpeed's builders of compiled ops load the stand-ins."""
-    import deepspeed.ops.adam.fused_adam as fused_adam
-    from deepspeed.accelerator import get_accelerator
-    from deepspeed.ops import op_builder
-    accelerator = get_accelerator()
-    for name, library in libraries.items():
-        for builder in {getattr(op_builder, name, None), accelerator.get_op_builder(name)} - {None}:
-            builder.load = lambda self, verbose=True, library=library: library
-            builder.is_compatible = lambda self, verbose=False: True
-    fused_adam.multi_tensor_applier = _multi_tensor_apply(2048 * 32)

@@ -3,7 +3,8 @@
 import torch
 
 from launch.checkpoints.fingerprint import pieces
-from launch.planner.simulation.recorder import Ledger, numbers
+from launch.planner.simulation import trace
+from launch.planner.simulation.recorder import Recorder
 from launch.zero.state import EngineState
 
 
@@ -16,34 +17,35 @@ def validate(engine, loss_of) -> None:
     engine.train()
 
 
-def save(engine, ledger: Ledger) -> int:
+def save(engine, recorder: Recorder) -> int:
     """What `launch.checkpoints.save` brings to the host and writes, piece by piece; returns this rank's bytes."""
-    state, file, total = EngineState(engine), next(numbers), 0
+    state, file, total = EngineState(engine), trace.next_number(), 0
     for flat in _flats(state, write=False):
         for piece, _ in pieces(flat):
             on_host = piece.cpu()
-            ledger.trace.append(("host_wait_disk", file))
-            ledger.trace.append(("host", 2 * on_host.nbytes))  # its fingerprint and the file's hash
-            ledger.trace.append(("write", file, on_host.nbytes))
+            recorder.trace.append(trace.HostWaitsForDisk(file))
+            recorder.trace.append(trace.HostWork(2 * on_host.nbytes))  # its fingerprint and the file's hash
+            recorder.trace.append(trace.DiskWrite(file, on_host.nbytes))
             total += on_host.nbytes
-        ledger.trace.append(("host_wait_disk", file))
+        recorder.trace.append(trace.HostWaitsForDisk(file))
     return total
 
 
-def load(engine, ledger: Ledger) -> None:
+def load(engine, recorder: Recorder) -> None:
     """What `launch.checkpoints.load` reads, piece by piece, and puts into the engine, and its second look."""
-    state, file = EngineState(engine), next(numbers)
+    state, file = EngineState(engine), trace.next_number()
     state.begin_loading()
     for flat in _flats(state, write=True):
         for piece, _ in pieces(flat):
             values = torch.empty(piece.shape, dtype=piece.dtype, device="cpu")
-            ledger.touch(values)
-            ledger.trace += [("read", file, values.nbytes), ("host_wait_disk", file), ("host", values.nbytes)]
+            recorder.touch(values)
+            recorder.trace += [trace.DiskRead(file, values.nbytes), trace.HostWaitsForDisk(file),
+                               trace.HostWork(values.nbytes)]
             piece.copy_(values)
     state.end_loading()
     for flat in _flats(state, write=False):
         for piece, _ in pieces(flat):
-            ledger.trace.append(("host", piece.nbytes))
+            recorder.trace.append(trace.HostWork(piece.nbytes))
 
 
 def _flats(state: EngineState, write: bool):

@@ -9,26 +9,23 @@ within it waits for the next small block. Larger ones are mapped: they take memo
 """
 
 import bisect
-import itertools
 import sys
 import types
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
-from launch.planner.simulation import experts, values
-from launch.planner.simulation.cache import recall_answers
+from launch.planner.simulation import experts, trace, values
 from launch.planner.simulation.shapes import VIEWS, Shapes
+from launch.planner.simulation.spec import Peak, Phase
 from launch.zero.accelerator import IN_FP32, LARGE_ACTIVATION, LARGE_BLOCK
 
 aten = torch.ops.aten
-numbers = itertools.count(1)  # of streams, events, collectives and disk handles
 GPU = "gpusim"  # the simulated GPU's device type
 HOST = "cpu"
 BOTH = "both"  # what a CPU accelerator holds, whose device is the host
@@ -74,43 +71,12 @@ _ASK_FROM = 1 << 16
 _parts: dict[int, tuple[str | None, types.CodeType]] = {}
 
 
-@dataclass
-class Peak:
-    """The most bytes that one device held in one phase: when, of what, and where the run was; of the host also the
-    blocks that were ``locked``, each with the place in DeepSpeed that made it, its part, and its bytes unrounded."""
-
-    bytes: int = 0
-    parts: dict[str, int] = field(default_factory=dict)
-    module: str = ""
-    locked: tuple[tuple[str, str, int], ...] = ()
-
-
-@dataclass
-class Phase:
-    """What a phase left: `peaks` and bytes at its end by device, and NVMe traffic."""
-
-    name: str
-    peaks: dict[str, Peak]
-    end: dict[str, int]
-    nvme_read: int = 0
-    nvme_written: int = 0
-
-
 def locked_bytes(size: int, rounding: int | None = None) -> int:
     """What page-locked memory of ``size`` bytes takes, where it is rounded up to ``rounding`` bytes, or always if None
     (`CachingHostAllocatorImpl::allocate` in ATen/core/CachingHostAllocator.h)."""
     if rounding is not None and size > rounding:
         return size
     return 1 << (size - 1).bit_length() if size else 0
-
-
-def _maker() -> str:
-    """The line of DeepSpeed that the running code was called from."""
-    frame = sys._getframe(2)
-    while frame is not None and ("/deepspeed/" not in frame.f_code.co_filename
-                                 or "/deepspeed/accelerator/" in frame.f_code.co_filename):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 
 
 def _part_of(code: types.CodeType) -> str | None:
@@ -123,14 +89,13 @@ def _part_of(code: types.CodeType) -> str | None:
     return found[0]
 
 
-class Ledger(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Watches every operator of a ghost run.
 
     Attributes:
         phases: what each phase cost, in the order they were left.
-        trace: the work in program order, tuples that begin with a kind; `launch.planner.cost.timing` explains them.
-        blocks: (storage, +bytes or -bytes, stream) of the simulated GPU's allocations in order, for
-            `launch.planner.cost.allocator`.
+        trace: the work in program order.
+        allocations: of the simulated GPU, in program order.
     """
 
     def __init__(self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6),
@@ -144,8 +109,8 @@ class Ledger(TorchDispatchMode):
         self.parts: dict[str, Counter[str]] = {GPU: Counter(), HOST: Counter()}
         self.peaks: dict[str, Peak] = {}
         self.phases: list[Phase] = []
-        self.trace: list[tuple] = []
-        self.blocks: list[tuple[int, int, int]] = []
+        self.trace: list[trace.WorkEvent] = []
+        self.allocations: list[trace.AllocationEvent] = []
         self.files: dict[str, int] = {}  # bytes of each swap file
         self.stream = 0  # the current one; 0 is the default stream
         self.vocabulary = vocabulary
@@ -158,12 +123,10 @@ class Ledger(TorchDispatchMode):
         self._seen: dict[int, Any] = {}
         self._pinned: set[int] = set()  # storages that CUDA has page-locked …
         self._locked: set[int] = set()  # … and those that the kernel has (mlock), which CUDA takes for pageable
-        self._rounded: dict[int, tuple[str, str, int]] = {}  # storages that page-locking rounds up, as in `Peak`
-        self._rounded_now: tuple[tuple[str, str, int], ...] | None = ()  # their values; None: not those any more
         self._heap: set[int] = set()  # storages on glibc's heap …
         self._large = LARGE_BLOCK  # … which are smaller
         self._mapped: dict[int, int] = {}  # storages not written to their end yet: their bytes
-        self.shapes = Shapes(recall_answers(device))
+        self.shapes = Shapes()
         self._read = self._written = 0
         self._phase = "init"
         self._restart()
@@ -177,8 +140,8 @@ class Ledger(TorchDispatchMode):
         self._phase = name
         self._large = LARGE_ACTIVATION if self.device == HOST else LARGE_BLOCK
         self._restart()
-        self.trace.append(("phase", name))
-        self.blocks.append((name, 0, 0))
+        self.trace.append(trace.PhaseBegins(name))
+        self.allocations.append(trace.PhaseBegins(name))
 
     def _restart(self) -> None:
         self.peaks = {device: Peak() for device in (GPU, HOST, BOTH)}
@@ -235,7 +198,7 @@ class Ledger(TorchDispatchMode):
         pinned = kwargs.pop("pin_memory", False) if "pin_memory" in kwargs else False
         if func is _ITEM:
             if args[0].device.type == GPU:
-                self.trace.append(("host_wait_stream", self.stream))
+                self.trace.append(trace.HostWaitsForStream(self.stream))
             return values.scalar(args[0])
         if func is _ISINF and args[0].is_floating_point():
             # aten/src/ATen/native/TensorCompare.cpp: abs(x) == inf, with the absolute values held meanwhile.
@@ -281,8 +244,6 @@ class Ledger(TorchDispatchMode):
         part = part or self._part(tensor, size)
         if pinned:
             self._pinned.add(key)
-            if self.device == GPU:
-                self._rounded[key], self._rounded_now = (_maker(), part, storage.nbytes()), None
         elif device == HOST and size < self._large:
             self._heap.add(key)
         elif device == HOST and not written:
@@ -295,8 +256,6 @@ class Ledger(TorchDispatchMode):
             self._locked.discard(key)
             self._heap.discard(key)
             self._mapped.pop(key, None)
-            if self._rounded.pop(key, None):
-                self._rounded_now = None
 
         self._seen[key] = (weakref.ref(storage, gone), device, size, part)
         self._change(device, part, size, key)
@@ -332,7 +291,7 @@ class Ledger(TorchDispatchMode):
         with torch.no_grad():
             out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu",
                                       pin_memory=True)
-        self.trace.append(("host", 2 * tensor.nbytes))
+        self.trace.append(trace.HostWork(2 * tensor.nbytes))
         return out
 
     def lock(self, tensor: torch.Tensor) -> None:
@@ -360,7 +319,7 @@ class Ledger(TorchDispatchMode):
         self.live[device] += size + kept
         self.live[BOTH] += size + kept
         if device == GPU and size:
-            self.blocks.append((key, size, self.stream))
+            self.allocations.append(trace.Allocated(key, size, self.stream) if size > 0 else trace.Freed(key))
         if size > 0:
             if self.live[device] > self.peaks[device].bytes:
                 self._note_peak(device)
@@ -378,10 +337,6 @@ class Ledger(TorchDispatchMode):
         peak.bytes = self.live[device]
         peak.parts = dict(self.parts[GPU] + self.parts[HOST]) if device == BOTH else dict(self.parts[device])
         peak.module = self.module()
-        if device == HOST:
-            if self._rounded_now is None:
-                self._rounded_now = tuple(self._rounded.values())
-            peak.locked = self._rounded_now
 
     def _part(self, tensor: torch.Tensor, size: int) -> str:
         if size >= _ASK_FROM:
@@ -409,28 +364,28 @@ class Ledger(TorchDispatchMode):
         if work is None:
             self._count()
         elif work[0] == "kernel":
-            self.trace.append(("kernel", self.stream, *work[1:]))
+            self.trace.append(trace.Kernel(self.stream, *work[1:]))
         elif work[0] == "groups":
             self._record_groups(*work[1:])
         elif work[0] == "host":
-            self.trace.append(work)
+            self.trace.append(trace.HostWork(work[1]))
         else:
             destination, source = (args[0], args[1]) if func._overloadpacket is aten.copy_ else (out, args[0])
             pageable = not self.is_pinned(source if work[0] == "up" else destination)
             waits = pageable or not (kwargs.get("non_blocking", False) or (len(args) > 2 and args[2]))
-            self.trace.append((work[0], self.stream, work[1], waits, pageable))
+            self.trace.append(trace.Copy(work[0], self.stream, work[1], waits, pageable))
 
     def _record_groups(self, number: int, flops: int, size: int, dtype: torch.dtype) -> None:
         if experts.at_once(dtype, self.capability):
             number = 1
         elif self.device == GPU:
-            self.trace.append(("down", self.stream, number * torch.int32.itemsize, True, True))
-        self.trace += [("kernel", self.stream, flops // number, size // number, dtype)] * number
+            self.trace.append(trace.Copy("down", self.stream, number * torch.int32.itemsize, True, True))
+        self.trace += [trace.Kernel(self.stream, flops // number, size // number, dtype)] * number
 
     def _count(self) -> None:
         """An operator without work. Many stand in a row: a trace of their number instead of each keeps it short."""
-        earlier = self.trace.pop()[1] if self.trace and self.trace[-1][0] == "operators" else 0
-        self.trace.append(("operators", earlier + 1))
+        earlier = self.trace.pop().count if self.trace and type(self.trace[-1]) is trace.Operators else 0
+        self.trace.append(trace.Operators(earlier + 1))
 
     def _work(self, func, args, kwargs, out) -> tuple | None:
         """("kernel", FLOPs, bytes, dtype), ("groups", number of them, FLOPs, bytes, dtype), ("host", bytes), a copy
@@ -453,12 +408,12 @@ class Ledger(TorchDispatchMode):
 
     def read(self, path: str, size: int, handle: int) -> None:
         self._read += size
-        self.trace.append(("read", handle, size))
+        self.trace.append(trace.DiskRead(handle, size))
 
     def write(self, path: str, size: int, handle: int) -> None:
         self.files[path] = max(self.files.get(path, 0), size)
         self._written += size
-        self.trace.append(("write", handle, size))
+        self.trace.append(trace.DiskWrite(handle, size))
 
 
 _DEVICE, _ISINF, _ITEM = torch.ops.prim.device.default, aten.isinf.default, aten._local_scalar_dense.default

@@ -1,16 +1,13 @@
-"""What an operator makes of shapes, found out once.
+"""The outputs of operators on fake tensors, worked out once.
 
 A large model asks the same few thousand questions a hundred times each, and `FakeTensorMode` takes about 0.2 ms for an
-answer. Here it is remembered with the operator, shapes, strides, dtypes, devices and other arguments; `dumps` lets
-answers be carried from one ghost run to the next.
+answer. Here an answer is cached with the operator, shapes, strides, dtypes, devices and other arguments.
 """
 
 import functools
-import io
 import itertools
 import math
 import operator
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
 from launch.planner.simulation.experts import GROUPED_MM, grouped_mm
-from launch.planner.simulation.imports import meta_kernels
 from launch.planner.simulation.tensors import Attributes, Metas, fresh, view
 
 aten = torch.ops.aten
@@ -36,7 +32,7 @@ class Answer:
 
     single: bool
     outputs: list[tuple]
-    work: Any = field(default=None)  # what the ledger remembers of it
+    work: Any = field(default=None)  # what the recorder remembers of it
     known: bool = False  # whether ``work`` is set
 
 
@@ -52,9 +48,8 @@ class Shapes:
     """Runs operators on fake tensors; `__call__` gives the output and its `Answer`, or None where it is not one to
     remember."""
 
-    def __init__(self, answers: dict[tuple, Answer | None] | None = None):
-        """``answers``: those of earlier runs."""
-        self.answers = dict(answers or {})
+    def __init__(self):
+        self.answers: dict[tuple, Answer | None] = {}
         self._attributes = Attributes()
 
     def __call__(self, func, args: tuple, kwargs: dict) -> tuple[Any, Answer | None]:
@@ -63,8 +58,6 @@ class Shapes:
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
         answer = self.answers.get(key, ...) if key is not None else None
-        if answer is ... or answer is None:
-            meta_kernels()
         if answer is ...:
             answer = self.answers[key] = self._of_meta(func, args, kwargs, tensors)
             if answer is None:
@@ -214,26 +207,3 @@ def _describe(values: Iterable, parts: list, tensors: list) -> bool:
         else:
             return False
     return True
-
-
-def lasting(answers: dict[tuple, Answer | None]) -> dict[tuple, Answer | None]:
-    """Those about torch's own operators, which every process has."""
-    return {key: answer for key, answer in answers.items() if key[0].namespace == "aten"}
-
-
-def dumps(answers: dict[tuple, Answer | None]) -> bytes:
-    """`lasting` answers, for `pickle.loads`."""
-    content = io.BytesIO()
-    _Pickler(content, pickle.HIGHEST_PROTOCOL).dump(answers)
-    return content.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value: Any):
-        if isinstance(value, torch._ops.OpOverload):
-            return _overload, (value._overloadpacket.__name__, value._overloadname)
-        return NotImplemented
-
-
-def _overload(name: str, overload: str):
-    return getattr(getattr(aten, name), overload)

@@ -1,12 +1,22 @@
-"""What the processes that read ahead hold: `torch.utils.data.DataLoader` forks them from the rank.
+"""What a training process and its data workers hold before the first step.
 
-    python -m launch.planner.cost.workers    # bytes of such a process and of its rank before the first step, as JSON
+    python -m launch.experiments.idle_process    # bytes of both, as JSON
+
+`torch.utils.data.DataLoader` forks the workers, which read ahead, from the rank.
 """
 
+import gc
 import json
 import os
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
 import psutil
+import transformers.models.llama.modeling_llama  # noqa: F401
+from torch.utils.data import DataLoader
+
+import launch.train  # noqa: F401  a training process imports all of it
+from astrobio.config import load_preset
+from launch.planner.model import nominal_batch
 
 #: After so many batches a worker holds what it will: measured, 15 MB after the first and 18 after ten.
 _BATCHES = 10
@@ -32,10 +42,6 @@ def worker_bytes() -> int:
 
 
 def _measure() -> int:
-    from torch.utils.data import DataLoader
-
-    from astrobio.config import load_preset
-    from launch.planner.model import nominal_batch
     config = load_preset("tiny", {})
     batches = iter(DataLoader(range(2 * _BATCHES), collate_fn=lambda _: nominal_batch(config), num_workers=1))
     for _ in range(_BATCHES):
@@ -46,12 +52,6 @@ def _measure() -> int:
 
 
 if __name__ == "__main__":
-    import gc
-
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import launch.train  # noqa: F401
     gc.collect()
     gc.freeze()
     print("\n" + json.dumps({"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}), flush=True)

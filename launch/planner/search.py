@@ -1,0 +1,135 @@
+"""Several jobs compared: the nearest changes that help, the largest micro-batch and the longest text that fit."""
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from astrobio.blocks import Block
+from astrobio.config import ConfigError
+from astrobio.graph_vae import Layer
+from launch.ds_config.strategy import strategy
+from launch.planner.assemble import Plan, assemble
+from launch.planner.job import Job
+from launch.planner.simulation import pool
+from launch.planner.units import gb, seconds
+
+#: A change is called faster from this share of a step on.
+_WORTHWHILE = 0.05
+#: Of the stack's encoders. A layer of the language model is so large that to wait for all of it takes longer.
+LAYERS = [f"{layer.__module__}.{layer.__name__}" for layer in (Layer, Block)]
+_OPTIMIZER, _PARAM = "zero_optimization.offload_optimizer", "zero_optimization.offload_param"
+#: Text lengths are tried in steps of so many tokens, micro-batches one by one.
+TOKENS = 256
+_MOST = 1 << 12  # micro-batches, or steps of tokens, beyond which there is no search
+
+
+def candidates(job: Job) -> dict[str, dict[str, Any]]:
+    """Changes that might help, by their description: dotted keys of the ds_config."""
+    where, zero = strategy(job.ds_config), job.ds_config.get("zero_optimization", {})
+    offload = zero.get("offload_optimizer") or {}
+    found: dict[str, dict[str, Any]] = {}
+    if where.precision == "fp16" and job.hardware.capability[0] >= 8:
+        found["bf16 in place of fp16"] = {"fp16.enabled": False, "bf16.enabled": True}
+    if where.optimizer_device != "none" and offload.get("pin_memory", True):
+        found["gradients and optimizer state not page-locked"] = {f"{_OPTIMIZER}.pin_memory": False}
+    if where.optimizer_device == "cpu" and where.stage == 3:
+        found["the optimizer on NVMe"] = {_OPTIMIZER: {**offload, "device": "nvme", "nvme_path": "/nvme",
+                                                       "pin_memory": False, "buffer_count": 5}}
+    if where.optimizer_device == "nvme":
+        found["the optimizer on the host"] = {f"{_OPTIMIZER}.device": "cpu"}
+    if where.stage == 3 and where.param_device != "none":
+        found["parameters on the cards"] = {_PARAM: {"device": "none"}}
+    if where.stage == 3 and where.param_device == "none" and where.optimizer_device != "none":
+        found["parameters on the host"] = {_PARAM: {"device": "cpu", "pin_memory": False}}
+    if where.stage == 3 and "leaf_module" not in zero and job.stack.modalities:
+        found["each encoder's layers gathered as a whole"] = {"zero_optimization.leaf_module.classes": LAYERS}
+    accumulation = job.ds_config.get("gradient_accumulation_steps", 1)
+    if accumulation % 2 == 0:
+        found["twice the micro-batch, half the accumulation"] = {
+            "train_micro_batch_size_per_gpu": 2 * job.micro_batch, "gradient_accumulation_steps": accumulation // 2}
+    return found
+
+
+def advise(job: Job, plan: Plan) -> list[dict[str, Any]]:
+    """Changes that fit where the job's ``plan`` does not, or that fit and are faster, best first: each with its
+    ``text``, ``changes``, ``step_s`` and the peak bytes of ``gpu``, ``host`` and ``nvme``, all from a ghost run."""
+    advice = []
+    for text, changes in candidates(job).items():
+        try:
+            simulation = job.changed(changes).simulation()
+            other = assemble(pool.run(simulation), simulation, job.hardware)
+        except ConfigError:
+            continue  # it cannot run
+        step = other.time.step_s
+        if not other.fits or plan.fits and step > (1 - _WORTHWHILE) * plan.time.step_s:
+            continue
+        labels = {"gpu": "on each card", "host": "on the host", "nvme": "on NVMe"}
+        sizes = ", ".join(f"{gb(side.peak_bytes)} {labels[name]}" for name, side in other.sides.items()
+                          if side.peak_bytes)
+        settings = " ".join(shlex.quote(f"ds_config.{key}={json.dumps(value)}") for key, value in changes.items())
+        advice.append({"text": f"{text} fits: {sizes}, a step in {seconds(step)} (--set {settings})",
+                       "changes": changes, "step_s": step,
+                       **{name: side.peak_bytes for name, side in other.sides.items()}})
+    return sorted(advice, key=lambda item: item["step_s"])
+
+
+def largest(job: Job) -> dict[str, int]:
+    """The largest ``micro_batch`` of texts as long as the job's, and the longest ``seq_length`` in tokens of a
+    micro-batch of one; 0 where not even the smallest fits the cards. A sequence does not become longer than the
+    language model has positions for, beside the modalities' tokens.
+
+    Raises:
+        ConfigError: a machine without cards.
+    """
+    if job.hardware.is_cpu:
+        raise ConfigError(f"--largest: {job.hardware.name} has no card whose memory could be the limit")
+    positions = job.stack.language.config.get("max_position_embeddings", TOKENS * _MOST) - job.stack.prefix_tokens
+    same = {"gradient_accumulation_steps": job.ds_config["gradient_accumulation_steps"]}
+    return {"micro_batch": _most_that_fits(lambda n: job.changed(same, micro_batch=n), _MOST),
+            "seq_length": TOKENS * _most_that_fits(
+                lambda n: job.changed(same, seq_length=n * TOKENS, micro_batch=1), positions // TOKENS)}
+
+
+def _most_that_fits(job_of: Callable[[int], Job], most: int) -> int:
+    """The largest ``n`` up to ``most`` whose job fits. Memory is close to a straight line in it, so two runs say where
+    to look; the answer itself was run, and so was the next, which does not fit."""
+    sizes: dict[int, int] = {}
+    fitting: dict[int, bool] = {}
+    limit = job_of(1).hardware.gpu_memory_bytes
+
+    def look(*numbers: int) -> None:
+        jobs = {str(n): job_of(n) for n in numbers if n not in sizes}
+        # Neither a validation nor a checkpoint depends on the micro-batch.
+        simulations = {name: job.simulation(beyond_training=False) for name, job in jobs.items()}
+        for name, result in pool.run_all(simulations).items():
+            card = assemble(result, simulations[name], jobs[name].hardware).gpu
+            sizes[int(name)], fitting[int(name)] = card.peak_bytes, card.fits
+
+    def fits(n: int) -> bool:
+        if n not in sizes:
+            look(n)
+        return fitting[n]
+
+    look(1, 2)
+    if not fits(1):
+        return 0
+    low, high = 1, most + 1  # low fits, high does not
+    while high - low > 1:
+        guess = _where_it_ends(sizes, limit) if len(sizes) > 1 else 2
+        guess = min(max(guess, low + 1), high - 1)
+        if guess + 1 < high:
+            look(guess, guess + 1)
+        for n in (guess, guess + 1):
+            if n < high and fits(n):
+                low = max(low, n)
+            else:
+                high = min(high, n)
+    return low
+
+
+def _where_it_ends(sizes: dict[int, int], limit: int) -> int:
+    """By the line through the two sizes that were run nearest to the limit."""
+    (first, a), (second, b) = sorted(sizes.items(), key=lambda item: abs(item[1] - limit))[:2]
+    slope = (b - a) / (second - first)
+    return int(first + (limit - a) / slope) if slope > 0 else 2 * max(sizes)
