@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import installed_cuda_version
@@ -32,12 +30,13 @@ from launch import ROOT
 from launch.checkpoints.folder import path_of
 from launch.ds_config.check import check
 from launch.ds_config.facts import model_facts
-from launch.ds_config.machine import driver_version, file_system, memory_limit
+from launch.ds_config.machine import driver_version, file_system
 from launch.ds_config.read import read_ds_config
 from launch.experiments.compare import Row, launch, line, predict, predicted_figures, run_config, steps_of
 from launch.experiments.device_checks import Truth
 from launch.experiments.full_size import measure_disk
 from launch.experiments.page import write_acceptance
+from launch.memory import GB, free_bytes, locked_limit, memory_limit
 from launch.planner.hardware.measure import card_names
 from launch.planner.simulation.run import environment
 from launch.preflight import DEFAULT_DATA
@@ -45,7 +44,6 @@ from launch.preflight import DEFAULT_DATA
 DS_CONFIGS = ROOT / "ds_configs"
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets")
 DEVICE_CHECKS = ("attention", "precision", "randomness", "copies", "waits")
-GB = 1e9
 #: How far a prediction may be off, as a share of what is measured. Times are only told: other work slows a machine.
 TOLERATED = {"device_allocated_bytes": 0.10, "device_reserved_bytes": 0.10, "device_peak_bytes": 0.10,
              "host_peak_bytes": 0.10, "nvme_bytes": 0.01}
@@ -223,10 +221,10 @@ def machine(box: Acceptance) -> Iterator[Truth]:
                     f"{driver // 1000}.{driver % 1000 // 10}, toolkit {_toolkit()}" if driver else
                     f"torch is built for {torch.version.cuda}, and there is no driver")
     memory, what = memory_limit()
-    yield Truth("host memory", None, f"{memory / GB:.1f} GB ({what}), {psutil.virtual_memory().available / GB:.1f} "
+    yield Truth("host memory", None, f"{memory / GB:.1f} GB ({what}), {free_bytes() / GB:.1f} "
                 f"free; {len(os.sched_getaffinity(0))} cores")
-    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    yield Truth("ulimit -l", None, "unlimited" if locked == resource.RLIM_INFINITY else f"{locked / 1e6:.0f} MB")
+    locked = locked_limit()
+    yield Truth("ulimit -l", None, "unlimited" if locked is None else f"{locked / 1e6:.0f} MB")
     yield Truth("disk", None, f"{box.out}: {shutil.disk_usage(box.out).free / GB:.0f} GB free, {file_system(box.out)}")
     facts = model_facts(load_preset(box.model))
     for path in sorted(DS_CONFIGS.glob("*.json")):

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from astrobio.config import SIZES, ConfigError
 from astrobio.files import write_whole
-from launch.ds_config.machine import cgroup_memory
+from launch.memory import cgroup_memory
 from launch.planner.hardware.profile import Hardware, load_hardware
 from launch.planner.plan import plan
 

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 
 from astrobio.config import ConfigError
-from launch.postmortem.blackbox import boot_id, fault_of, oom_kills, read_box
+from launch.memory import GB, oom_kills
+from launch.postmortem.blackbox import boot_id, fault_of, read_box
 
-GIB = 2**30
 #: A rank is behind the others if its last sign of life is older than theirs by so many seconds; the launcher notices
 #: a death, and tells the other ranks, within the second.
 SILENT_S, NOTICED_S = 5.0, 5.0
@@ -212,11 +212,11 @@ def _memory_kill(box: dict) -> list[str]:
         told.append(f"the kernel has killed {now - box['oom_kills_at_start']} process(es) for want of memory since the "
                     "run began (/proc/vmstat)")
     if near:
-        told.append(f"its control group used {used / GIB:.2f} of the {limit / GIB:.2f} GiB that it may")
+        told.append(f"its control group used {used / GB:.2f} of the {limit / GB:.2f} GB that it may")
     if scarce:
-        told.append(f"only {box['peaks']['available'] / GIB:.2f} of {last['total'] / GIB:.2f} GiB of memory were left")
+        told.append(f"only {box['peaks']['available'] / GB:.2f} of {last['total'] / GB:.2f} GB of memory were left")
     if killed and limit is not None and not near:
-        told.append(f"its control group may use {limit / GIB:.2f} GiB; {used / GIB:.2f} when last seen, up to a second "
+        told.append(f"its control group may use {limit / GB:.2f} GB; {used / GB:.2f} when last seen, up to a second "
                     "before")
     # A kill of something else, with memory to spare here, explains nothing.
     return told if near or scarce or killed and limit is not None else []
@@ -285,12 +285,12 @@ def _full_disk(box: dict) -> str | None:
 def _of_the_limits(box: dict, kind: str) -> list[str]:
     last, told = box["last"], []
     if kind == "disk full":
-        told += [f"{free / 1e9:.3f} of {total / 1e9:.3f} GB free in {path}"
+        told += [f"{free / GB:.3f} of {total / GB:.3f} GB free in {path}"
                  for path, (free, total) in last["disks"].items()]
     if kind == "host memory":
         limit = last.get("address_space_limit")
         if limit is not None:
-            told.append(f"its address space was {last['address_space'] / GIB:.2f} of the {limit / GIB:.2f} GiB that "
+            told.append(f"its address space was {last['address_space'] / GB:.2f} of the {limit / GB:.2f} GB that "
                         "ulimit -v allows")
         told += _memory_kill(box)
     if kind == "minimum loss scale":
@@ -306,12 +306,12 @@ def _marks(boxes: list[dict], found: Explanation) -> list[str]:
     box = next((box for box in boxes if box["rank"] == found.rank), boxes[0])
     last, peaks = box["last"], box["peaks"]
     limit, what = box["memory_limit"]
-    told = [f"rank {box['rank']} used up to {peaks['rss'] / GIB:.2f} GiB of memory; {what} is {limit / GIB:.2f} GiB, "
-            f"{peaks['available'] / GIB:.2f} were free at the least"]
+    told = [f"rank {box['rank']} used up to {peaks['rss'] / GB:.2f} GB of memory; {what} is {limit / GB:.2f} GB, "
+            f"{peaks['available'] / GB:.2f} were free at the least"]
     if "device_total" in last:
-        told.append(f"its device held up to {peaks['device_bytes'] / GIB:.2f} of {last['device_total'] / GIB:.2f} GiB")
+        told.append(f"its device held up to {peaks['device_bytes'] / GB:.2f} of {last['device_total'] / GB:.2f} GB")
     if found.cause != "disk full":
-        told += [f"{free / 1e9:.1f} GB were free in {path}" for path, (free, _) in last["disks"].items()]
+        told += [f"{free / GB:.1f} GB were free in {path}" for path, (free, _) in last["disks"].items()]
     return told
 
 
