@@ -36,6 +36,12 @@ def machine_findings(config: dict, world_size: int, facts: ModelFacts | None = N
     return found + cuda_findings(torch.version.cuda, driver_version())
 
 
+def usual_ranks() -> int:
+    """One for each of this machine's devices; two on a CPU."""
+    accelerator = get_accelerator()
+    return 2 if accelerator.device_name() == "cpu" else max(1, accelerator.device_count())
+
+
 def _devices(config: dict, world_size: int) -> list[Finding]:
     accelerator, found, local = get_accelerator(), without_builder(config), _local_ranks(world_size)
     if accelerator.device_name() == "cpu":

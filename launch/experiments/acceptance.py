@@ -20,11 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import installed_cuda_version
 
 from astrobio.config import ConfigError, load_preset, set_dotted
-from astrobio.dataset import dataset_problems
 from astrobio.files import write_whole
 from launch import ROOT
 from launch.checkpoints.folder import path_of
@@ -39,7 +37,6 @@ from launch.experiments.page import write_acceptance
 from launch.memory import GB, free_bytes, locked_limit, memory_limit
 from launch.planner.hardware.measure import card_names
 from launch.planner.simulation.run import environment
-from launch.preflight import DEFAULT_DATA
 
 DS_CONFIGS = ROOT / "ds_configs"
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets")
@@ -363,39 +360,3 @@ def whole_stack(box: Acceptance) -> Iterator[Truth]:
 
 LADDER = {"the machine": machine, "the device": device, "the disk": disk, "every ds_config": ds_configs,
           "a forced overflow": overflow, "save, resume, export": resume, "17b_frozen": whole_stack}
-
-
-def run_command(args) -> int:
-    """`astrobio acceptance`: 0, or 1 where something that must hold does not.
-
-    Raises:
-        ConfigError: no such model, or no dataset.
-    """
-    load_preset(args.model)
-    data = (args.data or DEFAULT_DATA).resolve()
-    if problems := dataset_problems(data, hash_files=False):
-        raise ConfigError("\n".join(f"--data {problem}" for problem in problems))
-    accelerator, cards = get_accelerator(), card_names()
-    on_cpu = accelerator.device_name() == "cpu"
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    box = Acceptance(out, args.model, data, 2 if on_cpu else accelerator.device_count(),
-                     "cpu" if on_cpu else cards[0] if cards else accelerator.device_name(), args.minutes)
-    box.climb(LADDER, lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True))
-    if args.json:
-        print(json.dumps(box.to_dict()))
-        return 1 if box.failed else 0
-    print(f"\n{summary(box)}\npage         {args.out / 'acceptance.html'}")
-    return 1 if box.failed else 0
-
-
-def summary(box: Acceptance) -> str:
-    """In a few lines."""
-    truths = [truth for rung in box.rungs for truth in rung.truths if truth.holds is not None]
-    lines = [f"{sum(truth.holds for truth in truths)} of {len(truths)} hold, in {box.seconds / 60:.1f} minutes on "
-             f"{'the CPU' if box.device == 'cpu' else box.device}, {box.ranks} rank(s)"]
-    lines += [f"FAILS        {truth.what}: {truth.seen}" for truth in box.failed]
-    lines += [f"{rung.status:12s} {rung.name}: {rung.reason}" for rung in box.rungs if rung.reason]
-    return "\n".join(lines)
-
-

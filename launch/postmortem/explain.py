@@ -5,8 +5,7 @@ import json
 import os
 import re
 import signal
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -369,25 +368,3 @@ def _line(box: dict) -> dict[str, Any]:
             "last_sign_of_life": box["last_sign_of_life"], "process": box["alive"],
             "end": "none" if ended is None else ended["error"] or "clean",
             "peak_rss_bytes": box["peaks"]["rss"], "peak_device_bytes": box["peaks"].get("device_bytes")}
-
-
-def run_command(run: Path, as_json: bool) -> int:
-    """`astrobio explain`."""
-    found = explain(run)
-    if as_json:
-        print(json.dumps(asdict(found)))
-        return 0
-    print(f"{found.cause}: {found.summary}")
-    for line in found.evidence:
-        print(f"  - {line}")
-    if found.cure:
-        print(f"cure: {found.cure}")
-    now = time.time()
-    print(f"{'rank':>4s} {'phase':10s} {'step':>6s} {'collectives':>11s}  {'in':22s} {'last sign of life':>18s}  end")
-    for rank in found.ranks:
-        step = "-" if rank["step"] is None else str(rank["step"])
-        inside = rank["collective"] if rank["inside"] else "-"
-        end = rank["process"] and f"process {rank['process']}" or rank["end"]
-        print(f"{rank['rank']:4d} {rank['phase']:10s} {step:>6s} {rank['collectives']:11d}  {inside:22s} "
-              f"{now - rank['last_sign_of_life']:14.0f} s ago  {end}")
-    return 0
