@@ -75,7 +75,7 @@ class Monitor:
     def _start_wandb(self, run: Path, config: dict[str, Any], project: str) -> None:
         if os.environ.get("WANDB_MODE") == "disabled":
             return
-        import wandb
+        import wandb  # takes seconds, which a run without it saves
         if not os.environ.get("WANDB_API_KEY"):
             os.environ.setdefault("WANDB_MODE", "offline")
         self._wandb = wandb.init(project=project, id=self.wandb_id, name=run.name, dir=run, resume="allow",
