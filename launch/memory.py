@@ -22,7 +22,7 @@ class CgroupMemory:
 
 def cgroup_memory(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> CgroupMemory:
     """The tightest limit on the way up from this process's own group, by cgroup v1 or v2; use is of that group."""
-    found = CgroupMemory(None, None)
+    tightest = CgroupMemory(None, None)
     for folder, use, limit in _memory_files(proc, root):
         try:
             used, most = int((folder / use).read_text()), (folder / limit).read_text().strip()
@@ -30,9 +30,9 @@ def cgroup_memory(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
         except (OSError, ValueError):
             continue
         most = None if most == "max" or int(most) >= 1 << 60 else int(most)
-        if found.used is None or most is not None and (found.limit is None or most < found.limit):
-            found = CgroupMemory(used, most)
-    return found
+        if tightest.used is None or most is not None and (tightest.limit is None or most < tightest.limit):
+            tightest = CgroupMemory(used, most)
+    return tightest
 
 
 def _inactive_cache(folder: Path) -> int:

@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
         if args.table:
             text = table(args.model.split(","), args.hardware)
         else:
-            found = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks,
-                         advice=args.advice, largest=args.largest, data=args.data, epochs=args.epochs)
+            result = plan(args.model, args.ds_config, args.hardware, args.seq_length, args.micro_batch, args.ranks,
+                          advice=args.advice, largest=args.largest, data=args.data, epochs=args.epochs)
     if args.table:
         print(text)
     elif args.json:
-        print(json.dumps(found))
+        print(json.dumps(result))
     else:
-        print_plan(found)
+        print_plan(result)
     return 0
