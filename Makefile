@@ -31,7 +31,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
 	$(BIN)/python -m data_build fetch sample
 	$(BIN)/python -m launch.ds_config.facts
-	-$(BIN)/astrobio plan --quick --model 17b --ds_config ds_configs/zero3_nvme.json > /dev/null
+	-$(BIN)/astrobio plan --model 17b --ds_config ds_configs/zero3_nvme.json > /dev/null
 	@touch $@
 
 # What pip cannot install: the headers that DeepSpeed compiles its CPU Adam and its NVMe offload against.

@@ -172,8 +172,13 @@ def told(error: BaseException) -> str:
 
 def suggestion(word: str, known) -> str:
     """``; did you mean 'x'?`` for the nearest of the known words, or their list where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def nearest(word: str, known, alike: float = 0.6) -> str | None:
+    """The known word that is most like this one, and at least so much alike, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(word, list(known), 1, alike)), None)
 
 
 def parse(cls: type[T], data: Any, where: str) -> T:

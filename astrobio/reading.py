@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from astrobio import schema
 from astrobio.config import ConfigError
-from astrobio.files import cache_root
+from astrobio.files import cache_root, write_whole
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")  # pathlib turns s3://bucket into s3:/bucket
 
@@ -128,5 +128,5 @@ def local_copy(folder: str | Path) -> Path:
                 raise ConfigError(f"{url}/{name}: its sha256 is not the one in manifest.json: the dataset there was "
                                   "changed or is damaged")
             os.replace(part, path)
-        (copy / "manifest.json").write_bytes(content)
+        write_whole(copy / "manifest.json", content)
     return copy

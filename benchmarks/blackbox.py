@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.postmortem.blackbox import BlackBox  # noqa: E402
+from launch.postmortem.blackbox import BlackBox
 
 
 def microseconds(function: Callable[[], object], repeats: int) -> float:

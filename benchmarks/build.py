@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import deepspeed  # noqa: E402
-import deepspeed.comm as dist  # noqa: E402
+import deepspeed
+import deepspeed.comm as dist
 
-from astrobio.config import load_preset  # noqa: E402
-from astrobio.stack import AstrobioStack  # noqa: E402
-from launch.ds_config.auto import resolve  # noqa: E402
-from launch.ds_config.read import read_ds_config  # noqa: E402
-from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
-from launch.zero.engine import build_stack  # noqa: E402
+from astrobio.config import load_preset
+from astrobio.stack import AstrobioStack
+from launch import ROOT
+from launch.ds_config.auto import resolve
+from launch.ds_config.read import read_ds_config
+from launch.zero.accelerator import join_ranks, prepare_accelerator
+from launch.zero.engine import build_stack
 
 
 def seconds(build: Callable[[], AstrobioStack]) -> float:

@@ -16,23 +16,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import deepspeed.comm as dist  # noqa: E402
-import torch  # noqa: E402
-import xxhash  # noqa: E402
+import deepspeed.comm as dist
+import torch
+import xxhash
 
-from astrobio.config import load_preset  # noqa: E402
-from astrobio.files import sync  # noqa: E402
-from launch.checkpoints.keeper import Checkpoints  # noqa: E402
-from launch.checkpoints.load import fingerprints  # noqa: E402
-from launch.ds_config.auto import resolve  # noqa: E402
-from launch.ds_config.read import read_ds_config  # noqa: E402
-from launch.ds_config.strategy import strategy  # noqa: E402
-from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
-from launch.zero.engine import build_engine  # noqa: E402
-from launch.zero.state import EngineState  # noqa: E402
+from astrobio.config import load_preset
+from astrobio.files import sync
+from launch import ROOT
+from launch.checkpoints.keeper import Checkpoints
+from launch.checkpoints.load import fingerprints
+from launch.ds_config.auto import resolve
+from launch.ds_config.read import read_ds_config
+from launch.ds_config.strategy import strategy
+from launch.zero.accelerator import join_ranks, prepare_accelerator
+from launch.zero.engine import build_engine
+from launch.zero.state import EngineState
 
 
 def seconds(do: Callable[[], object]) -> float:

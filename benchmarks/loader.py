@@ -27,9 +27,9 @@ from astrobio.config import load_preset
 from astrobio.dataset import AstrobioDataset
 from astrobio.sampler import SampleOrder
 from astrobio.stack import AstrobioStack
+from launch import ROOT
 
 BATCH, TURNS = 8, 5
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class NpzFiles(torch.utils.data.Dataset):

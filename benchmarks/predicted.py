@@ -18,12 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from astrobio.config import load_preset
+from launch import ROOT
 from launch.planner.cost import overhead as process
 from launch.planner.hardware.profile import load_hardware
 from launch.planner.plan import WORKERS, assemble, make_job
 from launch.planner.simulation import run as ghost
 
-ROOT = Path(__file__).resolve().parents[1]
 #: Three sizes: 1 M, 10 M and 110 M parameters.
 MODELS = {"tiny": ("tiny", {}), "small": ("small", {}),
           "wide": ("small", {"language.config.hidden_size": 768, "language.config.intermediate_size": 2048,

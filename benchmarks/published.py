@@ -20,7 +20,7 @@ with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed goes on logging to the
     from launch.planner.plan import TRAINING, assemble
     from launch.planner.simulation import run as ghost
 
-GIB, MIB, GB = 1 << 30, 1 << 20, 1e9
+GIB, MIB, GB = 1 << 30, 1 << 20, 1e9  # each source has its own
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}}
 #: Where a figure stands in a plan.
 PLACES = {"gpu_allocated": ("gpu", "resident_bytes"), "gpu_peak_allocated": ("gpu", "allocated_bytes"),
@@ -202,7 +202,7 @@ def line(case: str, key: str, figure: dict) -> str:
     def show(value: float | None) -> str:
         if value is None:
             return "-"
-        return f"{value:.2f} s" if key.endswith("_s") else f"{value / GIB:.2f} GiB"
+        return f"{value:.2f} s" if key.endswith("_s") else f"{value / GB:.2f} GB"
     mark = {True: "holds", False: "does not hold", None: ""}[figure["holds"]]
     return (f"{case:16s} {key:20s} {show(figure['predicted']):>12s} {show(figure['published']):>12s} "
             f"{100 * figure['error']:+8.1f}% {show(figure['estimator']):>12s}   {mark}")

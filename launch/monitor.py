@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from deepspeed.accelerator import get_accelerator
 from tqdm import tqdm
 
 from launch.ds_config.strategy import nvme_paths
-from launch.zero.accelerator import memory_bytes
+from launch.memory import available_bytes, resident_bytes
+from launch.zero.accelerator import on_cpu
 
 log = logging.getLogger("astrobio")
 
@@ -73,7 +75,7 @@ class Monitor:
     def _start_wandb(self, run: Path, config: dict[str, Any], project: str) -> None:
         if os.environ.get("WANDB_MODE") == "disabled":
             return
-        import wandb
+        import wandb  # takes seconds, which a run without it saves
         if not os.environ.get("WANDB_API_KEY"):
             os.environ.setdefault("WANDB_MODE", "offline")
         self._wandb = wandb.init(project=project, id=self.wandb_id, name=run.name, dir=run, resume="allow",
@@ -142,10 +144,13 @@ class Monitor:
 
 
 def usage(ds_config: dict) -> dict[str, int]:
-    """Bytes of the device at its peak, of the host, of the NVMe swap files of this machine, and read and written."""
-    device, resident = memory_bytes()
-    record = {"device_peak_bytes": device, "host_rss_bytes": resident,
-              "host_available_bytes": psutil.virtual_memory().available}
+    """Bytes of the device at its peak, of the host, of the NVMe swap files of this machine, and read and written.
+
+    On a CPU the device is the host, and its bytes are those resident now.
+    """
+    resident = resident_bytes()
+    record = {"device_peak_bytes": resident if on_cpu() else get_accelerator().max_memory_allocated(),
+              "host_rss_bytes": resident, "host_available_bytes": available_bytes()}
     folders = {path for _, path in nvme_paths(ds_config)}
     if folders:
         record["nvme_bytes"] = sum(file.stat().st_size for folder in folders for file in Path(folder).rglob("*")

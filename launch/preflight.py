@@ -13,8 +13,11 @@ from datetime import datetime
 from pathlib import Path
 
 import datasets
+import deepspeed
 import psutil
 import torch
+import transformers
+import yaml
 from filelock import FileLock
 
 from astrobio.config import ConfigError, StackConfig, load_preset
@@ -247,10 +250,6 @@ def _keep_global_batch(resume: Path, saved: Manifest, micro: int, world_size: in
 
 def write_config(plan: RunPlan) -> None:
     """``config.yaml`` of the run's folder: all that was resolved, and what it ran with."""
-    import deepspeed
-    import transformers
-    import yaml
-
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     content = {
         "model": dataclasses.asdict(plan.stack), "ds_config": plan.ds_config, "train": dataclasses.asdict(plan.train),

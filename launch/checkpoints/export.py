@@ -19,7 +19,6 @@ from launch.checkpoints.manifest import Damaged, Manifest, SavedTensor, check_si
 from launch.checkpoints.tensors import Entry, TensorReader, TensorWriter
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PARTS = ("whole", "language")
 LANGUAGE = "language.model."
 
 

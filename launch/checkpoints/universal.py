@@ -1,6 +1,5 @@
 """A checkpoint in DeepSpeed's universal format, with what bare DeepSpeed needs to go on from it."""
 
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from astrobio.config import ConfigError
-from astrobio.files import sync, write_whole
+from astrobio.files import sync, whole_folder, write_whole
 from launch.checkpoints.export import Source
-from launch.checkpoints.manifest import check_sizes
+from launch.checkpoints.manifest import Manifest, check_sizes
 from launch.ds_config.strategy import strategy
 
 TAG = "universal"
@@ -35,10 +34,14 @@ def convert(checkpoint: Path, out: Path, progress: Callable[[list], Iterable] = 
     if manifest.moments != ["exp_avg", "exp_avg_sq"]:
         raise ConfigError(f"{checkpoint}: the universal format knows Adam's moments only, this one has "
                           f"{', '.join(manifest.moments) or 'none'}")
-    source = Source(checkpoint, manifest)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    folder, files = partial / TAG, []
+    with whole_folder(out) as partial:
+        files = _write(Source(checkpoint, manifest), manifest, partial / TAG, progress)
+        write_whole(partial / "latest_universal", TAG)
+    return [out / path.relative_to(partial) for path in files]
+
+
+def _write(source: Source, manifest: Manifest, folder: Path, progress: Callable[[list], Iterable]) -> list[Path]:
+    files = []
     for name, key in progress(list(source.parameters.items())):
         where = folder / "zero" / name
         where.mkdir(parents=True)
@@ -67,10 +70,7 @@ def convert(checkpoint: Path, out: Path, progress: Callable[[list], Iterable] = 
              **{name: manifest.counters[name] for name in ("global_steps", "global_samples", "skipped_steps")}}
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         _save(folder / name, model)
-    write_whole(partial / "latest_universal", TAG)
-    partial.rename(out)
-    sync(out.parent)
-    return [out / path.relative_to(partial) for path in files]
+    return files
 
 
 def _save(path: Path, content) -> list[Path]:

@@ -45,7 +45,7 @@ class ModelFacts:
 
 
 def facts_of(network: "AstrobioStack") -> ModelFacts:
-    from torch import nn
+    from torch import nn  # here, as below, a remembered count saves the seconds
     sizes = [p.numel() for p in network.parameters()]
     layers = {tuple(sorted(p.numel() for p in layer.parameters())) for module in network.modules()
               if isinstance(module, nn.ModuleList) for layer in module}

@@ -1,7 +1,6 @@
 """Which keys of a ds_config DeepSpeed does not know, and which values it cannot take."""
 
 import copy
-import difflib
 import enum
 import functools
 import inspect
@@ -16,7 +15,7 @@ from typing import Any
 from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, _REMOVED_ZERO_CONFIG_KEYS
 from pydantic import BaseModel, ValidationError
 
-from astrobio.config import suggestion
+from astrobio.config import nearest, suggestion
 from launch.ds_config.finding import Finding, remark
 from launch.ds_config.optimizers import optimizer_findings, scheduler_findings
 from launch.ds_config.schema import STALE, TRANSLATED, Block, DsConfig
@@ -84,7 +83,7 @@ def _unknown(model: type[BaseModel], key: str, value: Any, above: tuple[str, ...
     homes = _homes().get(key, [])
     if above and key == above[-1]:
         cure = f"put what is in it into {'.'.join(above)} itself"
-    elif len(homes) == 1 and not difflib.get_close_matches(key, fields, n=1, cutoff=0.8):
+    elif len(homes) == 1 and nearest(key, fields, alike=0.8) is None:
         cure = f"it belongs in {homes[0] or 'the top level'}"
     else:
         cure = suggestion(key, fields).removeprefix("; ")

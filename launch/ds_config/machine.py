@@ -3,14 +3,11 @@
 import contextlib
 import ctypes
 import os
-import resource
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
-import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
@@ -21,8 +18,8 @@ from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import Finding, remark
 from launch.ds_config.strategy import AUTO, nvme_paths, strategy
 from launch.ds_config.unsupported import unsupported_on_cpu, without_builder
+from launch.memory import GB, free_bytes, locked_limit, memory_limit, swap_bytes, total_bytes
 
-GIB, GB = 2**30, 1e9
 #: Bytes of each parameter that trains, at the least: the fp32 master copy and Adam's two moments; its fp32 gradient.
 OPTIMIZER_STATE, GRADIENT = 12, 4
 CAP_IPC_LOCK = 14  # linux/capability.h
@@ -39,64 +36,10 @@ def machine_findings(config: dict, world_size: int, facts: ModelFacts | None = N
     return found + cuda_findings(torch.version.cuda, driver_version())
 
 
-def memory_limit() -> tuple[int, str]:
-    """Bytes of memory that the processes of this machine may take, and what limits them."""
-    total, limit = psutil.virtual_memory().total, cgroup_memory().limit
-    return (limit, "the cgroup's limit") if limit is not None and limit < total else (total, "the machine's memory")
-
-
-@dataclass(frozen=True)
-class CgroupMemory:
-    """Bytes that this process's control group uses, without the file cache that the kernel would give up first, and
-    may use; None where there is no such group or no limit."""
-
-    used: int | None
-    limit: int | None
-
-
-def cgroup_memory(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> CgroupMemory:
-    """The tightest limit on the way up from this process's own group, by cgroup v1 or v2; use is of that group."""
-    found = CgroupMemory(None, None)
-    for folder, use, limit in _memory_files(proc, root):
-        try:
-            used, most = int((folder / use).read_text()), (folder / limit).read_text().strip()
-            used -= _inactive_cache(folder)
-        except (OSError, ValueError):
-            continue
-        most = None if most == "max" or int(most) >= 1 << 60 else int(most)
-        if found.used is None or most is not None and (found.limit is None or most < found.limit):
-            found = CgroupMemory(used, most)
-    return found
-
-
-def _inactive_cache(folder: Path) -> int:
-    try:
-        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return 0
-    return int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))
-
-
-def _memory_files(proc: Path, root: Path):
-    """(folder, file of use, file of limit) of each group that this process is in."""
-    try:
-        lines = proc.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            base, names = root / "memory", ("memory.usage_in_bytes", "memory.limit_in_bytes")
-        elif number == "0":
-            base, names = root, ("memory.current", "memory.max")
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        # Inside a container the path is often the host's; its own group is then mounted at the base.
-        for place in (folder, *folder.parents) if folder.is_dir() else (base,):
-            yield place, *names
-            if place == base:
-                break
+def usual_ranks() -> int:
+    """One for each of this machine's devices; two on a CPU."""
+    accelerator = get_accelerator()
+    return 2 if accelerator.device_name() == "cpu" else max(1, accelerator.device_count())
 
 
 def _devices(config: dict, world_size: int) -> list[Finding]:
@@ -129,8 +72,8 @@ def bucket_findings(zero: dict, card: int, width: int) -> list[Finding]:
         copies = 2 if key == "reduce_bucket_size" and zero.get("overlap_comm", zero.get("stage") == 3) else 1
         takes = int(size * width * copies)
         if takes > card:
-            found.append(Finding(f"zero_optimization.{key}", size, f"takes {takes / GIB:.1f} GiB in elements of "
-                                 f"{width} bytes, a card has {card / GIB:.1f}", "5e7 is usual"))
+            found.append(Finding(f"zero_optimization.{key}", size, f"takes {takes / GB:.1f} GB in elements of "
+                                 f"{width} bytes, a card has {card / GB:.1f}", "5e7 is usual"))
     return found
 
 
@@ -270,29 +213,28 @@ def _memory(config: dict, world_size: int, facts: ModelFacts | None) -> list[Fin
     limit, what = memory_limit()
     found = []
     if what.startswith("the cgroup"):
-        found.append(remark("host memory", f"{limit / GIB:.1f} GiB", f"is what the cgroup allows of the machine's "
-                            f"{psutil.virtual_memory().total / GIB:.1f}: past it the kernel kills without a word"))
+        found.append(remark("host memory", f"{limit / GB:.1f} GB", f"is what the cgroup allows of the machine's "
+                            f"{total_bytes() / GB:.1f}: past it the kernel kills without a word"))
     if facts is None:
         return found
     share = min(1.0, _local_ranks(world_size) / world_size)  # of the ranks, on this machine
     parts = {name: int(share * size) for name, size in host_bytes(config, facts, world_size).items()}
-    need, free = sum(parts.values()), psutil.virtual_memory().available
-    told = " + ".join(f"{size / GIB:.1f} {name}" for name, size in parts.items())
-    swap = 0 if what.startswith("the cgroup") else psutil.swap_memory().total
+    need, free = sum(parts.values()), free_bytes()
+    told = " + ".join(f"{size / GB:.1f} {name}" for name, size in parts.items())
+    swap = 0 if what.startswith("the cgroup") else swap_bytes()
     if need > limit + swap:
-        found.append(Finding("host memory", f"{limit / GIB:.1f} GiB", f"{what}; the run keeps at least "
-                             f"{need / GIB:.1f} GiB there ({told})", "take a smaller --model, or a ds_config "
+        found.append(Finding("host memory", f"{limit / GB:.1f} GB", f"{what}; the run keeps at least "
+                             f"{need / GB:.1f} GB there ({told})", "take a smaller --model, or a ds_config "
                              "that keeps more on NVMe"))
     elif need > free:
-        found.append(remark("host memory", f"{free / GIB:.1f} GiB free", f"the run keeps at least {need / GIB:.1f} GiB "
+        found.append(remark("host memory", f"{free / GB:.1f} GB free", f"the run keeps at least {need / GB:.1f} GB "
                             f"there ({told})", "end what else takes memory"))
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    zero = config.get("zero_optimization") or {}
+    locked, zero = locked_limit(), config.get("zero_optimization") or {}
     pins = [block for block in ("offload_optimizer", "offload_param") if (zero.get(block) or {}).get("pin_memory", True)
             and (zero.get(block) or {}).get("device", "none") != "none"]
-    if pins and os.environ.get("DS_PIN_MEMORY_BACKEND") == "native" and soft != resource.RLIM_INFINITY \
-            and soft < need and os.geteuid() != 0:
-        found.append(remark("ulimit -l", f"{soft / GIB:.2f} GiB", f"{', '.join(pins)} lock more memory than that",
+    if pins and os.environ.get("DS_PIN_MEMORY_BACKEND") == "native" and locked is not None \
+            and locked < need and os.geteuid() != 0:
+        found.append(remark("ulimit -l", f"{locked / GB:.2f} GB", f"{', '.join(pins)} lock more memory than that",
                             "ulimit -l unlimited, or pin_memory: false"))
     return found
 
@@ -314,8 +256,8 @@ def locked_bytes(config: dict, facts: ModelFacts, world_size: int) -> dict[str, 
 
 def _locked_memory(config: dict, world_size: int, facts: ModelFacts | None) -> list[Finding]:
     """Where a rank may lock less, DeepSpeed 0.19.8 gets no buffer and aborts."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if facts is None or limit == resource.RLIM_INFINITY or _may_lock_all():
+    limit = locked_limit()
+    if facts is None or limit is None or _may_lock_all():
         return []
     parts = locked_bytes(config, facts, world_size)
     need = sum(parts.values())

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,32 +19,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
 import torch
-from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import installed_cuda_version
 
 from astrobio.config import ConfigError, load_preset, set_dotted
-from astrobio.dataset import dataset_problems
 from astrobio.files import write_whole
 from launch import ROOT
 from launch.checkpoints.folder import path_of
 from launch.ds_config.check import check
 from launch.ds_config.facts import model_facts
-from launch.ds_config.machine import driver_version, file_system, memory_limit
+from launch.ds_config.machine import driver_version, file_system
 from launch.ds_config.read import read_ds_config
 from launch.experiments.compare import Row, launch, line, predict, predicted_figures, run_config, steps_of
 from launch.experiments.device_checks import Truth
 from launch.experiments.full_size import measure_disk
 from launch.experiments.page import write_acceptance
+from launch.memory import GB, free_bytes, locked_limit, memory_limit
 from launch.planner.hardware.measure import card_names
-from launch.preflight import DEFAULT_DATA
 from launch.subprocesses import environment
 
 DS_CONFIGS = ROOT / "ds_configs"
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets")
 DEVICE_CHECKS = ("attention", "precision", "randomness", "copies", "waits")
-GB = 1e9
 #: How far a prediction may be off, as a share of what is measured. Times are only told: other work slows a machine.
 TOLERATED = {"device_allocated_bytes": 0.10, "device_reserved_bytes": 0.10, "device_peak_bytes": 0.10,
              "host_peak_bytes": 0.10, "nvme_bytes": 0.01}
@@ -223,10 +218,10 @@ def machine(box: Acceptance) -> Iterator[Truth]:
                     f"{driver // 1000}.{driver % 1000 // 10}, toolkit {_toolkit()}" if driver else
                     f"torch is built for {torch.version.cuda}, and there is no driver")
     memory, what = memory_limit()
-    yield Truth("host memory", None, f"{memory / GB:.1f} GB ({what}), {psutil.virtual_memory().available / GB:.1f} "
+    yield Truth("host memory", None, f"{memory / GB:.1f} GB ({what}), {free_bytes() / GB:.1f} "
                 f"free; {len(os.sched_getaffinity(0))} cores")
-    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    yield Truth("ulimit -l", None, "unlimited" if locked == resource.RLIM_INFINITY else f"{locked / 1e6:.0f} MB")
+    locked = locked_limit()
+    yield Truth("ulimit -l", None, "unlimited" if locked is None else f"{locked / 1e6:.0f} MB")
     yield Truth("disk", None, f"{box.out}: {shutil.disk_usage(box.out).free / GB:.0f} GB free, {file_system(box.out)}")
     facts = model_facts(load_preset(box.model))
     for path in sorted(DS_CONFIGS.glob("*.json")):
@@ -365,39 +360,3 @@ def whole_stack(box: Acceptance) -> Iterator[Truth]:
 
 LADDER = {"the machine": machine, "the device": device, "the disk": disk, "every ds_config": ds_configs,
           "a forced overflow": overflow, "save, resume, export": resume, "17b_frozen": whole_stack}
-
-
-def run_command(args) -> int:
-    """`astrobio acceptance`: 0, or 1 where something that must hold does not.
-
-    Raises:
-        ConfigError: no such model, or no dataset.
-    """
-    load_preset(args.model)
-    data = (args.data or DEFAULT_DATA).resolve()
-    if problems := dataset_problems(data, hash_files=False):
-        raise ConfigError("\n".join(f"--data {problem}" for problem in problems))
-    accelerator, cards = get_accelerator(), card_names()
-    on_cpu = accelerator.device_name() == "cpu"
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    box = Acceptance(out, args.model, data, 2 if on_cpu else accelerator.device_count(),
-                     "cpu" if on_cpu else cards[0] if cards else accelerator.device_name(), args.minutes)
-    box.climb(LADDER, lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True))
-    if args.json:
-        print(json.dumps(box.to_dict()))
-        return 1 if box.failed else 0
-    print(f"\n{summary(box)}\npage         {args.out / 'acceptance.html'}")
-    return 1 if box.failed else 0
-
-
-def summary(box: Acceptance) -> str:
-    """In a few lines."""
-    truths = [truth for rung in box.rungs for truth in rung.truths if truth.holds is not None]
-    lines = [f"{sum(truth.holds for truth in truths)} of {len(truths)} hold, in {box.seconds / 60:.1f} minutes on "
-             f"{'the CPU' if box.device == 'cpu' else box.device}, {box.ranks} rank(s)"]
-    lines += [f"FAILS        {truth.what}: {truth.seen}" for truth in box.failed]
-    lines += [f"{rung.status:12s} {rung.name}: {rung.reason}" for rung in box.rungs if rung.reason]
-    return "\n".join(lines)
-
-

@@ -21,6 +21,7 @@ from packaging.version import Version
 
 from astrobio.config import ConfigError
 from astrobio.files import whole_folder
+from data_build.excerpt import excerpt, shares
 from launch import ROOT
 
 PROJECT = ("astrobio", "launch", "data_build", "ds_configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
@@ -30,7 +31,6 @@ LEFT_OUT = {"wandb": "runs are not recorded by Weights & Biases"}
 OWN = "torch"
 #: glibc's versions that a wheel may ask for, as manylinux names them; 2.28 is that of the distributions of 2019.
 GLIBC = range(5, 29)
-MIB = 1 << 20
 
 RUN = """\
 #!/bin/sh
@@ -101,17 +101,16 @@ def missing(box: dict[str, Version | None], python: str) -> dict[str, str]:
     return dict(sorted(taken.items()))
 
 
-def carry(box: Path, out: Path, data: Path, records: int, python: str, limit_mib: float) -> str:
-    """Fill ``out``, and say what is in it.
+def carry(box: Path, out: Path, data: Path, records: int, python: str, limit_mib: float
+          ) -> tuple[dict[str, str], dict[str, int]]:
+    """Fill ``out``; returns the wheels in it, names and versions, and the bytes of each of its entries.
 
     Raises:
         ConfigError: see `read_box` and `missing`; there is no such wheel, or the folder is over the limit.
     """
-    from data_build.excerpt import excerpt, shares
-
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: is there already; remove it, or name another folder")
-    names = missing(read_box(box), python)
+    wheels = missing(read_box(box), python)
     with whole_folder(out) as folder:
         for name in PROJECT:
             source = ROOT / name
@@ -120,20 +119,18 @@ def carry(box: Path, out: Path, data: Path, records: int, python: str, limit_mib
             else:
                 shutil.copy2(source, folder / "project" / name)
         excerpt(data, folder / "data", shares(records))
-        _wheels([f"{name}=={version}" for name, version in names.items()], folder / "wheels", python)
+        _wheels([f"{name}=={version}" for name, version in wheels.items()], folder / "wheels", python)
         (folder / "run.sh").write_text(RUN)
         (folder / "run.sh").chmod(0o755)
         sizes = {path.name: _bytes(path) for path in folder.iterdir()}
         largest = sorted((folder / "wheels").iterdir(), key=_bytes, reverse=True)[:3]
-        if sum(sizes.values()) > limit_mib * MIB:
-            raise ConfigError(f"--limit_mib {limit_mib:g}: {out} would have {sum(sizes.values()) / MIB:.1f} MiB; the "
-                              "largest wheels are " + ", ".join(f"{path.name} ({_bytes(path) / MIB:.1f} MiB)"
-                                                                for path in largest)
+        limit = int(limit_mib * 2**20)
+        if sum(sizes.values()) > limit:
+            raise ConfigError(f"--limit_mib {limit_mib:g}: {out} would take {sum(sizes.values()) / 1e6:.1f} MB, and "
+                              f"{limit / 1e6:.1f} are allowed; the largest wheels are "
+                              + ", ".join(f"{path.name} ({_bytes(path) / 1e6:.1f} MB)" for path in largest)
                               + "; install these there, or allow more")
-    lines = [f"{name:10s} {size / MIB:5.1f} MiB" for name, size in sizes.items()]
-    return "\n".join([f"{len(names)} wheels: {', '.join(f'{name} {version}' for name, version in names.items())}",
-                      *lines, *(f"without {name}: {what}" for name, what in LEFT_OUT.items()),
-                      f"there:     sh {out.name}/run.sh"])
+    return wheels, sizes
 
 
 def _wheels(wanted: Iterable[str], into: Path, python: str) -> None:
@@ -166,13 +163,3 @@ def _pip(*options: str, environment: dict[str, str] | None = None) -> str:
 def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else \
         path.stat().st_size
-
-
-def run_command(args) -> int:
-    """`astrobio carry`.
-
-    Raises:
-        ConfigError: as `carry`.
-    """
-    print(carry(args.box, args.out, args.data, args.records, args.python, args.limit_mib))
-    return 0

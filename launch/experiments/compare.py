@@ -5,6 +5,7 @@ its row and nothing else. Beside what is measured stands what `astrobio plan` pr
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -15,11 +16,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import ConfigError, load_preset
 from astrobio.files import write_whole
@@ -78,13 +81,15 @@ class Comparison:
 
 
 def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks: int, data: Path | None = None,
-            changes: list[str] | None = None, timeout_s: float = 3600.0, device: str = "cpu") -> Comparison:
+            changes: list[str] | None = None, timeout_s: float = 3600.0, device: str = "cpu",
+            report: Callable[[str], None] = print) -> Comparison:
     """Run them all; writes compare.json, compare.csv and compare.html into ``out``.
 
     Args:
         steps: optimizer steps of each; the first one, in which ops are compiled and traces recorded, is not counted.
         changes: ``--set`` options for all of them.
         timeout_s: after which a run is killed.
+        report: prints a line: what they differ in, and each run.
 
     Raises:
         ConfigError: a file that cannot be read, or two of the same content.
@@ -97,7 +102,7 @@ def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks:
         write_whole(out / "configs" / f"{name}.json", json.dumps(config, indent=2) + "\n")
     different = differences(configs)
     found = Comparison(model, ranks, steps, device, different, headline(list(configs), different), [])
-    print(found.headline, flush=True)
+    report(found.headline)
     others = [f"{section}.{key}={json.dumps(value)}" for section in ("model", "train")
               for key, value in parsed[section].items()]
     planned = model
@@ -110,7 +115,7 @@ def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks:
         row.predicted, row.no_prediction = predict(planned, path, ranks)
         run_config(row, path, out / "runs" / name, model, steps, ranks, data, others, timeout_s, device)
         found.rows.append(row)
-        print(line(row), flush=True)
+        report(line(row))
         _write(found, out)  # after each, so that what was measured stays whatever comes
     return found
 
@@ -312,15 +317,16 @@ def timeline(samples: list[dict], device: str) -> list[tuple[float, int, str]]:
 
 def _write(found: Comparison, out: Path) -> None:
     write_whole(out / "compare.json", json.dumps(asdict(found), indent=1) + "\n")
-    with (out / "compare.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["config", "status", "reason", "steps", "loss", *FIGURES,
-                        *(f"predicted_{key}" for key in FIGURES), "no_prediction"])
-        for row in found.rows:
-            predicted = predicted_figures(row)
-            table.writerow([row.name, row.status, row.reason or "", row.steps, row.losses[-1] if row.losses else "",
-                            *(row.measured.get(key, "") for key in FIGURES),
-                            *(predicted.get(key, "") for key in FIGURES), row.no_prediction or ""])
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["config", "status", "reason", "steps", "loss", *FIGURES, *(f"predicted_{key}" for key in FIGURES),
+                    "no_prediction"])
+    for row in found.rows:
+        predicted = predicted_figures(row)
+        table.writerow([row.name, row.status, row.reason or "", row.steps, row.losses[-1] if row.losses else "",
+                        *(row.measured.get(key, "") for key in FIGURES), *(predicted.get(key, "") for key in FIGURES),
+                        row.no_prediction or ""])
+    write_whole(out / "compare.csv", text.getvalue())
     write_page(found, out / "compare.html", {row.name: predicted_figures(row) for row in found.rows})
 
 
@@ -360,14 +366,7 @@ def line(row: Row) -> str:
             + f"; loss {row.losses[-1]:.4f}")
 
 
-def run_command(args) -> int:
-    """`astrobio compare`: 0 where at least one config ran, else 1."""
-    from deepspeed.accelerator import get_accelerator
-    accelerator, cards = get_accelerator(), card_names()  # to ask torch opens a context, beside those of the runs
-    on_cpu = accelerator.device_name() == "cpu"
-    ranks = args.ranks or (2 if on_cpu else accelerator.device_count())
-    device = "cpu" if on_cpu else cards[0] if cards else "an accelerator"
-    found = compare(args.model, args.ds_configs, args.steps, args.out.resolve(), ranks=ranks,
-                    data=args.data and args.data.resolve(), changes=args.set, timeout_s=args.timeout_s, device=device)
-    print(f"page         {args.out / 'compare.html'}")
-    return 0 if any(row.status == "done" for row in found.rows) else 1
+def device_name() -> str:
+    """``cpu``, or the name of this machine's card; torch would open a context on it, beside those of the runs."""
+    kind = get_accelerator().device_name()
+    return kind if kind == "cpu" else next(iter(card_names()), kind)

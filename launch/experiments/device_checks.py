@@ -31,11 +31,12 @@ from astrobio.config import load_preset
 from astrobio.dataset import AstrobioDataset, Batch
 from astrobio.stack import AstrobioStack
 from launch import ROOT
+from launch.checkpoints.random_state import random_state, set_random_state
 from launch.experiments.precision import ALLOWED, deviation, parts_of, shallow
 from launch.planner.model import WithoutData, nominal_batch
+from launch.zero.accelerator import prepare_accelerator, same_randomness_after
 from launch.zero.engine import meta_stack
 
-MIB = 1 << 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = (torch.float16, torch.bfloat16)
 #: `torch.nn.attention.SDPBackend`
@@ -164,8 +165,6 @@ def whole_batch(data: Path, tokens: int, size: int = 2) -> Batch:
 
 def randomness(model: str, data: Path) -> list[Truth]:
     """The device's generator goes on where a checkpoint left it, and an evaluation leaves it where it was."""
-    from launch.checkpoints.random_state import random_state, set_random_state
-    from launch.zero.accelerator import prepare_accelerator, same_randomness_after
     prepare_accelerator()
 
     def draw() -> Tensor:
@@ -189,7 +188,7 @@ def randomness(model: str, data: Path) -> list[Truth]:
 def copies(model: str, data: Path) -> list[Truth]:
     """Rates between host and device, from memory that is pageable, locked by the kernel (mlock) as DeepSpeed's swap
     buffers are, and page-locked by CUDA; only the last can be copied while the host does something else."""
-    size = 256 * MIB
+    size = 256 << 20
     target = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     kinds = {"pageable": torch.ones(size, dtype=torch.uint8), "locked by mlock": torch.ones(size, dtype=torch.uint8)}
     locked = not ctypes.CDLL(None, use_errno=True).mlock(ctypes.c_void_p(kinds["locked by mlock"].data_ptr()),

@@ -32,17 +32,17 @@ from deepspeed.accelerator import get_accelerator
 from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
 from astrobio.files import write_whole
-from launch.stopping import ignore_stop_signals
+from launch.ds_config.strategy import nvme_paths, strategy
+from launch.memory import GB, available_bytes, peak_resident_bytes
 from launch.options import parse_arguments
 from launch.subprocesses import environment
 from launch.preflight import preflight, user_errors, write_config
 from launch.run_plan import RunPlan
+from launch.stopping import ignore_stop_signals
 from launch.train import quiet_libraries, removed_at_end
 from launch.zero.accelerator import join_ranks, prepare_accelerator
-from launch.ds_config.strategy import nvme_paths, strategy
 from launch.zero.engine import build_engine, device
 
-GB = 1e9
 _LONGEST_MEASUREMENT_S = 300  # three times 512 MB
 
 
@@ -90,7 +90,7 @@ def check_room(plan: RunPlan, parameters: int, trainable: int) -> dict[str, int]
                                 + optimizer["buffer_count"] * min(zero["sub_group_size"], trainable) * 4
                                 ) + 2 * min(param.get("max_in_cpu", 1_000_000_000), trainable)
     folder = Path(nvme_paths(plan.ds_config)[0][1])
-    free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    free, available = shutil.disk_usage(folder).free, available_bytes()
     if free < 1.02 * disk:
         raise ConfigError(f"{folder}: {free / GB:.1f} GB free, {1.02 * disk / GB:.1f} GB needed for the parameters and "
                           "the optimizer: set ASTROBIO_NVME to a folder on a larger disk")
@@ -226,11 +226,6 @@ def fingerprint(parameter: torch.nn.Parameter) -> str:
     """sha256 of all its bytes."""
     with deepspeed.zero.GatheredParameters([parameter]):
         return hashlib.sha256(parameter.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident memory this rank has had so far."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def over_ranks(number: float, operation=dist.ReduceOp.SUM) -> float:

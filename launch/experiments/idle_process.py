@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import launch.train  # noqa: F401  a training process imports all of it
 from astrobio.config import load_preset
+from launch.memory import resident_bytes
 from launch.planner.model import nominal_batch
 
 #: After so many batches a worker holds what it will: measured, 15 MB after the first and 18 after ten.
@@ -54,4 +55,4 @@ def _measure() -> int:
 if __name__ == "__main__":
     gc.collect()
     gc.freeze()
-    print("\n" + json.dumps({"worker": worker_bytes(), "imported": psutil.Process().memory_info().rss}), flush=True)
+    print("\n" + json.dumps({"worker": worker_bytes(), "imported": resident_bytes()}), flush=True)

@@ -5,10 +5,8 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -16,6 +14,7 @@ import psutil
 
 import launch.train  # noqa: F401  a training process imports all of it
 from astrobio.config import StackConfig, parse
+from launch.memory import peak_resident_bytes
 from launch.planner.model import nominal_batch
 from launch.planner.simulation.spec import MICRO_STEPS, Simulation
 from launch.zero.accelerator import prepare_accelerator
@@ -41,12 +40,7 @@ def run(simulation: Simulation, watch: Callable[[Any], None] = lambda engine: No
         after = psutil.Process().io_counters()
         micro_steps.append({"read": after.read_bytes - before.read_bytes,
                             "written": after.write_bytes - before.write_bytes})
-    return {"micro_steps": micro_steps, "host_peak": largest_resident()}
-
-
-def largest_resident() -> int:
-    """The most bytes that this process has held (VmHWM)."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return {"micro_steps": micro_steps, "host_peak": peak_resident_bytes()}
 
 
 def main(run: Callable[[Simulation], dict] = run) -> None:

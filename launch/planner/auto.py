@@ -21,6 +21,7 @@ from filelock import FileLock
 from astrobio.config import SIZES, ConfigError
 from astrobio.files import write_whole
 from launch import ROOT
+from launch.memory import free_bytes
 from launch.subprocesses import environment
 
 #: On a machine without a GPU nothing larger is taken: a CPU computes it in hours, not years.
@@ -86,13 +87,10 @@ def choose(ds_config: dict, world_size: int, disk: Path) -> tuple[str, str]:
 
 def free_of(machine, ranks: int, disk: Path):
     """The `launch.planner.hardware.Hardware` of a machine as far as nobody else uses it."""
-    from launch.ds_config.machine import cgroup_memory
-    free, group = psutil.virtual_memory().available, cgroup_memory()
-    if group.limit is not None:
-        free = min(free, group.limit - (group.used or 0))
     while not disk.exists():
         disk = disk.parent
-    return dataclasses.replace(machine, gpus=ranks, host_memory_bytes=free, nvme_bytes=shutil.disk_usage(disk).free)
+    return dataclasses.replace(machine, gpus=ranks, host_memory_bytes=free_bytes(),
+                               nvme_bytes=shutil.disk_usage(disk).free)
 
 
 def main() -> None:

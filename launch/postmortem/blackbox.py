@@ -11,8 +11,8 @@ import functools
 import json
 import mmap
 import os
-import resource
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from launch.ds_config.machine import cgroup_memory, memory_limit
+from launch.memory import host_sample, memory_limit, oom_kills, resident_bytes
 
 MAGIC = b"astrobx1"
 #: Behind the magic: phase, when it began; number of collectives, when the last one began, its name, whether in it.
@@ -72,7 +72,7 @@ class BlackBox:
         self._fixed = {
             "pid": os.getpid(), "started": psutil.Process().create_time(), "rank": rank,
             "world_size": int(os.environ.get("WORLD_SIZE", 1)), "boot": boot_id(), "host": os.uname().nodename,
-            "memory_limit": memory_limit(), "rss_at_start": psutil.Process().memory_info().rss,
+            "memory_limit": memory_limit(), "rss_at_start": resident_bytes(),
             "oom_kills_at_start": oom_kills()}
         every = os.environ.get(TRACE)
         self._every = float(every) if every else EVERY_S
@@ -159,17 +159,11 @@ PEAKS = {"rss": max, "cgroup_used": max, "device_bytes": max, "device_reserved":
 
 
 def _usage(disks: list[Path]) -> dict[str, Any]:
-    process = psutil.Process()
-    cgroup, machine = cgroup_memory(), psutil.virtual_memory()
-    memory = process.memory_info()
-    found = {"rss": memory.rss, "address_space": memory.vms,
-             "address_space_limit": _limit(resource.RLIMIT_AS), "available": machine.available, "total": machine.total,
-             "cgroup_used": cgroup.used, "cgroup_limit": cgroup.limit, "oom_kills": oom_kills(),
-             "disks": {str(path): free for path in disks if (free := _free(path)) is not None}}
+    usage = {**host_sample(), "disks": {str(path): free for path in disks if (free := _free(path)) is not None}}
     with contextlib.suppress(OSError, psutil.Error, NotImplementedError):
-        io = process.io_counters()
-        found |= {"read_bytes": io.read_bytes, "written_bytes": io.write_bytes}
-    return found | _device()
+        io = psutil.Process().io_counters()
+        usage |= {"read_bytes": io.read_bytes, "written_bytes": io.write_bytes}
+    return usage | _device()
 
 
 def _free(path: Path) -> tuple[int, int] | None:
@@ -182,8 +176,8 @@ def _free(path: Path) -> tuple[int, int] | None:
 
 
 def _device() -> dict[str, int]:
-    import torch
-    if not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # who has not imported it uses no card
+    if torch is None or not torch.cuda.is_initialized():
         return {}
     # This is asked in a thread, whose own device is card 0: to ask that one would open a context there in every rank.
     card = int(os.environ.get("LOCAL_RANK", 0))
@@ -195,22 +189,10 @@ def _device() -> dict[str, int]:
     return {}
 
 
-def oom_kills() -> int | None:
-    """How often the kernel has killed for want of memory since this machine started."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0])
-    return None
-
-
 def boot_id() -> str | None:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return None
-
-
-def _limit(number: int) -> int | None:
-    soft, _ = resource.getrlimit(number)
-    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def read_box(path: Path) -> dict[str, Any] | None:
@@ -273,7 +255,7 @@ def recording(run: Path, disks: list[Path]) -> Iterator[None]:
 
 def record_collectives() -> None:
     """Note each collective that DeepSpeed starts; call after `deepspeed.init_distributed`."""
-    from deepspeed.comm import comm
+    from deepspeed.comm import comm  # not above: `astrobio explain`, which reads boxes, would wait for it
     for name in COLLECTIVES:
         function = getattr(comm.cdb, name, None)
         if function is not None and not hasattr(function, "__wrapped__"):

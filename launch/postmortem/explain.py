@@ -5,17 +5,16 @@ import json
 import os
 import re
 import signal
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from astrobio.config import ConfigError
-from launch.postmortem.blackbox import boot_id, fault_of, oom_kills, read_box
+from launch.memory import GB, oom_kills
+from launch.postmortem.blackbox import boot_id, fault_of, read_box
 
-GIB = 2**30
 #: A rank is behind the others if its last sign of life is older than theirs by so many seconds; the launcher notices
 #: a death, and tells the other ranks, within the second.
 SILENT_S, NOTICED_S = 5.0, 5.0
@@ -212,11 +211,11 @@ def _memory_kill(box: dict) -> list[str]:
         told.append(f"the kernel has killed {now - box['oom_kills_at_start']} process(es) for want of memory since the "
                     "run began (/proc/vmstat)")
     if near:
-        told.append(f"its control group used {used / GIB:.2f} of the {limit / GIB:.2f} GiB that it may")
+        told.append(f"its control group used {used / GB:.2f} of the {limit / GB:.2f} GB that it may")
     if scarce:
-        told.append(f"only {box['peaks']['available'] / GIB:.2f} of {last['total'] / GIB:.2f} GiB of memory were left")
+        told.append(f"only {box['peaks']['available'] / GB:.2f} of {last['total'] / GB:.2f} GB of memory were left")
     if killed and limit is not None and not near:
-        told.append(f"its control group may use {limit / GIB:.2f} GiB; {used / GIB:.2f} when last seen, up to a second "
+        told.append(f"its control group may use {limit / GB:.2f} GB; {used / GB:.2f} when last seen, up to a second "
                     "before")
     # A kill of something else, with memory to spare here, explains nothing.
     return told if near or scarce or killed and limit is not None else []
@@ -285,12 +284,12 @@ def _full_disk(box: dict) -> str | None:
 def _of_the_limits(box: dict, kind: str) -> list[str]:
     last, told = box["last"], []
     if kind == "disk full":
-        told += [f"{free / 1e9:.3f} of {total / 1e9:.3f} GB free in {path}"
+        told += [f"{free / GB:.3f} of {total / GB:.3f} GB free in {path}"
                  for path, (free, total) in last["disks"].items()]
     if kind == "host memory":
         limit = last.get("address_space_limit")
         if limit is not None:
-            told.append(f"its address space was {last['address_space'] / GIB:.2f} of the {limit / GIB:.2f} GiB that "
+            told.append(f"its address space was {last['address_space'] / GB:.2f} of the {limit / GB:.2f} GB that "
                         "ulimit -v allows")
         told += _memory_kill(box)
     if kind == "minimum loss scale":
@@ -306,12 +305,12 @@ def _marks(boxes: list[dict], found: Explanation) -> list[str]:
     box = next((box for box in boxes if box["rank"] == found.rank), boxes[0])
     last, peaks = box["last"], box["peaks"]
     limit, what = box["memory_limit"]
-    told = [f"rank {box['rank']} used up to {peaks['rss'] / GIB:.2f} GiB of memory; {what} is {limit / GIB:.2f} GiB, "
-            f"{peaks['available'] / GIB:.2f} were free at the least"]
+    told = [f"rank {box['rank']} used up to {peaks['rss'] / GB:.2f} GB of memory; {what} is {limit / GB:.2f} GB, "
+            f"{peaks['available'] / GB:.2f} were free at the least"]
     if "device_total" in last:
-        told.append(f"its device held up to {peaks['device_bytes'] / GIB:.2f} of {last['device_total'] / GIB:.2f} GiB")
+        told.append(f"its device held up to {peaks['device_bytes'] / GB:.2f} of {last['device_total'] / GB:.2f} GB")
     if found.cause != "disk full":
-        told += [f"{free / 1e9:.1f} GB were free in {path}" for path, (free, _) in last["disks"].items()]
+        told += [f"{free / GB:.1f} GB were free in {path}" for path, (free, _) in last["disks"].items()]
     return told
 
 
@@ -369,25 +368,3 @@ def _line(box: dict) -> dict[str, Any]:
             "last_sign_of_life": box["last_sign_of_life"], "process": box["alive"],
             "end": "none" if ended is None else ended["error"] or "clean",
             "peak_rss_bytes": box["peaks"]["rss"], "peak_device_bytes": box["peaks"].get("device_bytes")}
-
-
-def run_command(run: Path, as_json: bool) -> int:
-    """`astrobio explain`."""
-    found = explain(run)
-    if as_json:
-        print(json.dumps(asdict(found)))
-        return 0
-    print(f"{found.cause}: {found.summary}")
-    for line in found.evidence:
-        print(f"  - {line}")
-    if found.cure:
-        print(f"cure: {found.cure}")
-    now = time.time()
-    print(f"{'rank':>4s} {'phase':10s} {'step':>6s} {'collectives':>11s}  {'in':22s} {'last sign of life':>18s}  end")
-    for rank in found.ranks:
-        step = "-" if rank["step"] is None else str(rank["step"])
-        inside = rank["collective"] if rank["inside"] else "-"
-        end = rank["process"] and f"process {rank['process']}" or rank["end"]
-        print(f"{rank['rank']:4d} {rank['phase']:10s} {step:>6s} {rank['collectives']:11d}  {inside:22s} "
-              f"{now - rank['last_sign_of_life']:14.0f} s ago  {end}")
-    return 0

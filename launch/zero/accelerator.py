@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import deepspeed
-import psutil
 import torch
 from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
@@ -130,12 +129,3 @@ def same_randomness_after():
 
 def on_cpu() -> bool:
     return get_accelerator().device_name() == "cpu"
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Peak bytes of the device since the start, and the resident bytes of this process.
-
-    On the CPU accelerator the device is the host: the first is then the process's resident size too.
-    """
-    resident = psutil.Process().memory_info().rss
-    return (resident if on_cpu() else get_accelerator().max_memory_allocated()), resident

@@ -4,6 +4,7 @@ import functools
 import inspect
 
 import deepspeed
+import torch.utils.checkpoint
 
 from astrobio.stack import AstrobioStack
 from launch.zero.accelerator import on_cpu
@@ -42,7 +43,6 @@ def checkpoint(function, *args, **kwargs):
 
 
 def _torch_options() -> set[str]:
-    import torch.utils.checkpoint
     return set(inspect.signature(torch.utils.checkpoint.checkpoint).parameters) - {"function", "args", "kwargs"}
 
 

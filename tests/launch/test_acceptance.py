@@ -9,8 +9,9 @@ import torch
 from launching import in_browser
 
 from launch.cli import main
+from launch.commands.acceptance import summary
 from launch.experiments import acceptance, device_checks
-from launch.experiments.acceptance import Acceptance, Failed, TimeOver, judged, resumed_as, summary
+from launch.experiments.acceptance import Acceptance, Failed, TimeOver, judged, resumed_as
 from launch.experiments.compare import Row
 from launch.experiments.device_checks import Truth, attention_of
 

@@ -14,6 +14,7 @@ from launching import ROOT
 from public_configs import CLEAN, OUTDATED
 
 from astrobio.config import ConfigError, LoraConfig, load_preset, set_dotted
+from launch import memory
 from launch.cli import main
 from launch.ds_config import facts, machine
 from launch.ds_config.auto import resolve
@@ -350,7 +351,7 @@ def test_limits_of_control_groups_of_both_versions(tmp_path, lines, files, expec
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content + "\n")
     (tmp_path / "proc").write_text(lines)
-    found = machine.cgroup_memory(tmp_path / "proc", root)
+    found = memory.cgroup_memory(tmp_path / "proc", root)
     assert (found.used, found.limit) == expected
 
 
@@ -358,7 +359,7 @@ def test_host_memory_that_cannot_be_enough(monkeypatch):
     monkeypatch.setattr(machine, "memory_limit", lambda: (8 << 30, "the cgroup's limit"))
     large = ModelFacts(10**9, 10**9, 10**8, 64, ())
     found = told(f for f in machine.machine_findings(changed({}), 2, large) if f.problem)
-    assert any("host memory" in line and "16.8 GiB" in line and "cgroup" in line for line in found)
+    assert any("host memory" in line and "18.0 GB" in line and "cgroup" in line for line in found)
     small = ModelFacts(10**8, 10**8, 10**7, 64, ())
     assert not [f for f in machine.machine_findings(changed({}), 2, small) if f.problem]
 
@@ -370,7 +371,7 @@ def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
     5e7 in fp32."""
     of, config = facts.model_facts(load_preset(preset)), read_ds_config(ROOT / "ds_configs/zero3_nvme.json", {})
     limit = 64 << 20
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (limit, limit))
+    monkeypatch.setattr(machine, "locked_limit", lambda: limit)
     monkeypatch.setattr(machine, "_may_lock_all", lambda: False)
     found = [f for f in machine.machine_findings(config, 2, of) if f.key == "ulimit -l"]
     if preset == "17b":
@@ -451,7 +452,7 @@ def test_torch_without_cuda_beside_a_card(tmp_path):
 def test_buckets_that_a_card_cannot_hold():
     found = machine.bucket_findings({"stage": 3, "reduce_bucket_size": 1e10, "allgather_bucket_size": 5e8}, 24 << 30, 2)
     assert [finding.key for finding in found] == [f"{Z}.reduce_bucket_size"]
-    assert "37.3 GiB" in str(found[0]) and "24.0" in str(found[0])
+    assert "40.0 GB" in str(found[0]) and "25.8" in str(found[0])
 
 
 # Values nobody thought of

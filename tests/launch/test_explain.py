@@ -13,8 +13,8 @@ import psutil
 import pytest
 from launching import FAST, ROOT, finish, ranks_of, start_training, wait_for_step
 
+from launch import memory
 from launch.cli import main
-from launch.ds_config.machine import CgroupMemory
 from launch.postmortem import blackbox
 from launch.postmortem.blackbox import BlackBox, box_of, read_box
 from launch.postmortem.explain import explain
@@ -165,10 +165,10 @@ def test_a_watchdog_that_aborts_points_to_the_rank_it_waited_for(tmp_path):
 
 
 def test_memory_near_the_limit_of_the_control_group_explains_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(blackbox, "cgroup_memory", lambda: CgroupMemory(99 << 20, 100 << 20))
+    monkeypatch.setattr(memory, "cgroup_memory", lambda: memory.CgroupMemory(99 << 20, 100 << 20))
     left_behind(tmp_path, 0, _phase="optimizer")
     found = explain(tmp_path)
-    assert found.cause == "host memory" and any("0.10 of the 0.10 GiB" in line for line in found.evidence)
+    assert found.cause == "host memory" and any("0.10 of the 0.10 GB" in line for line in found.evidence)
 
 
 # Real launches, really ended

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 
 from astrobio.config import ConfigError
 from astrobio.files import cache_root, write_whole
 from launch import ROOT
+from launch.memory import total_bytes
 from launch.planner.hardware.profile import NUMBERS, Hardware, load_profile, parse_hardware
 from launch.subprocesses import environment
 
@@ -111,7 +111,7 @@ def _host() -> dict[str, float]:
     few, core = torch.ones(16), load_profile("cpu")
     slower = 1 / _rate(1000, lambda: [few + 1 for _ in range(1000)]) / _ADDITION_S  # than that core
     # DeepSpeed's CPU Adam moves 28 bytes a parameter: it reads four numbers and writes three.
-    return {"host_memory_bytes": psutil.virtual_memory().total, "host_cores": len(os.sched_getaffinity(0)),
+    return {"host_memory_bytes": total_bytes(), "host_cores": len(os.sched_getaffinity(0)),
             "host_memory_bytes_per_s": traffic, "cpu_adam_parameters_per_s": traffic / 28,
             "operator_s": core.operator_s * slower, "hook_s": core.hook_s * slower}
 
