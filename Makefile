@@ -28,7 +28,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "error: '$(PYTHON) -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test,docs]'
 	$(BIN)/python -m data_build fetch sample
 	$(BIN)/python -m launch.ds_config.facts
 	-$(BIN)/astrobio plan --model 17b --ds_config ds_configs/zero3_nvme.json > /dev/null
