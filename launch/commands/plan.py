@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if args.ds_config is None and not args.table:
         raise ConfigError("--ds_config is missing: give one of ds_configs/, or your own")
     if args.table and (args.ds_config or args.data or args.advice or args.largest or args.json):
-        raise ConfigError("--table shows every ds_config as Markdown: not with --ds_config, --data, --advice, --largest "
-                          "or --json")
+        raise ConfigError("--table shows every ds_config as Markdown: not with --ds_config, --data, --advice, "
+                          "--largest or --json")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the ghost runs too
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed's remarks, from its import on
         # torch and DeepSpeed take seconds to import: those who simulate import them while this process does.
