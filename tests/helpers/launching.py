@@ -74,8 +74,8 @@ def try_all(folder, configs: dict[str, dict], data, *options) -> dict[str, int |
     folder.mkdir(exist_ok=True)
     for number, config in enumerate(configs.values()):
         (folder / f"{number:04d}.json").write_text(json.dumps(config))
-    subprocess.run([sys.executable, ROOT / "tests/launch/try_configs.py", folder, data, *options], cwd=ROOT, check=True,
-                   stdout=subprocess.DEVNULL, env={**os.environ, "ASTROBIO_NVME": str(folder / "nvme")})
+    subprocess.run([sys.executable, ROOT / "tests/launch/ds_config/try_configs.py", folder, data, *options], cwd=ROOT,
+                   check=True, stdout=subprocess.DEVNULL, env={**os.environ, "ASTROBIO_NVME": str(folder / "nvme")})
     results = json.loads((folder / "results.json").read_text())
     shutil.rmtree(folder / "runs", ignore_errors=True)
     return dict(zip(configs, [results[f"{number:04d}"] for number in range(len(configs))], strict=True))

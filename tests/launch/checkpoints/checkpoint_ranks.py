@@ -4,16 +4,19 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import deepspeed
 import deepspeed.comm as dist
-import ranks
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-from ranks import ROOT, batch_of, make_engine, step
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "zero"))
+import ranks  # noqa: E402, I001
+from ranks import ROOT, batch_of, make_engine, step  # noqa: E402, I001
 
 from astrobio.config import load_preset
 from launch.checkpoints.folder import valid_checkpoints

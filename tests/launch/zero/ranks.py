@@ -1,4 +1,4 @@
-"""What two ranks do together, many cases in one launch: `deepspeed --num_gpus 2 tests/launch/ranks.py DATA OUT`.
+"""What two ranks do together, many cases in one launch: `deepspeed --num_gpus 2 tests/launch/zero/ranks.py DATA OUT`.
 
 Each case returns what it saw as JSON; test_ranks.py asserts on it.
 """
@@ -24,7 +24,7 @@ from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from astrobio.config import StackConfig, load_preset  # noqa: E402

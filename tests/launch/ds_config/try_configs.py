@@ -1,6 +1,6 @@
 """Train each of many ds_configs for two steps, with a checkpoint, each in a process forked from this one.
 
-    python tests/launch/try_configs.py FOLDER DATA [unchecked]
+    python tests/launch/ds_config/try_configs.py FOLDER DATA [unchecked]
 
 FOLDER holds NAME.json and gets NAME.log and results.json: {NAME: the exit status, "signal N" or "hangs"}.
 ``unchecked``: what `check` says is not heeded, to see what it keeps from happening.
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import launch  # noqa: F401, I001  before torch
 
 import torch
