@@ -22,10 +22,10 @@ from data_build.cache import DataError
 from data_build.checks import record_problems
 from data_build.climates import simulated, to_simulate, write_row
 from data_build.pipeline import build, validate
-from data_build.planets import EARTH, Planet, derive
+from data_build.planets import EARTH, Atmosphere, Planet, derive
 from data_build.recipe import load_recipe
 from data_build.records import make_records
-from data_build.sampling import SAMPLED_SOURCE, Atmosphere
+from data_build.sampling import SAMPLED_SOURCE
 from data_build.selection import Candidate, select_runs
 from data_build.sources import exoplasim_run
 from data_build.sources.clero import area_mean

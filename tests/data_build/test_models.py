@@ -7,9 +7,8 @@ from clero import climate_analysis
 
 from astrobio.schema import CLIMATE_LEVEL_VARIABLES, HABITABILITY_RULE, NODE_FEATURES
 from data_build.habitability import column_water_fraction, habitability
-from data_build.planets import Planet
+from data_build.planets import Atmosphere, Planet
 from data_build.records import models, water_vmr
-from data_build.sampling import Atmosphere
 from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
 from data_build.sources.cobra import growth_factor, maintenance_factor, unbalanced_reactions
 from data_build.sources.taurex import noise, pressures_in_pa

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from astrobio.schema import SPLITS
-from data_build.planets import Planet
+from data_build.planets import Atmosphere, Planet
 from data_build.recipe import load_recipe
-from data_build.sampling import Atmosphere
 from data_build.selection import Candidate, select_runs, signature
 
 RECIPE = load_recipe("sample")
