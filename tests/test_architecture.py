@@ -7,8 +7,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("astrobio", "data_build", "launch")
 #: What each may not import: launch trains on datasets that are there.
 APART = {"astrobio": ("launch", "data_build", "deepspeed"), "data_build": ("launch", "deepspeed"),

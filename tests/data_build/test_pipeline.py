@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from breaking import flip
 
 from astrobio.files import cache_root
 from astrobio.schema import MANIFEST_KEYS, SPLITS, sha256_of
@@ -18,6 +18,7 @@ from data_build.__main__ import main
 from data_build.cache import DataError
 from data_build.pipeline import build, validate
 from data_build.sources import ARCHIVES
+from data_build.validation import read_records
 from data_build.writing import SplitWriter
 
 
@@ -77,11 +78,7 @@ def test_a_folder_that_is_no_dataset_is_refused_and_kept(tmp_path):
 
 def test_a_flipped_byte_is_found_and_its_file_named(copied, small_limit):
     path = copied / "train/data-00000-of-00001.arrow"
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
+    flip(path)
     problems = validate(copied)
     assert len(problems) == 1 and str(path) in problems[0]
     with pytest.raises(DataError, match="damaged"):
@@ -170,7 +167,6 @@ def test_what_another_build_left_is_cleaned_up(small_dataset):
 
 
 def test_nulls_come_back_as_none(small_dataset):
-    from data_build.validation import read_records
 
     records = list(read_records(datasets.load_from_disk(str(small_dataset / "train"))))
     for record in records:

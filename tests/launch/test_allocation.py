@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from project import ROOT
 
 import launch
 from launch.ds_config import machine
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Run a script up to its import of torch, and tell what torch would read.
 AT_IMPORT = """
 import importlib.abc, os, runpy, sys

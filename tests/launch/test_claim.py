@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from launching import ROOT, finish, start_training, wait_for_step
+from launching import finish, start_training, wait_for_step
+from project import ROOT
 
 from astrobio.config import ConfigError
 from launch import claim

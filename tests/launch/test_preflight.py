@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from breaking import cut_short, flip
 from deepspeed.accelerator import get_accelerator
-from launching import ROOT, train
+from launching import train
+from project import DS_CONFIGS
 from torch.utils.file_baton import FileBaton
 
 from astrobio.config import ConfigError, load_preset
@@ -26,8 +28,7 @@ from launch.zero import compiled
 from launch.zero.accelerator import prepare_accelerator
 from launch.zero.engine import meta_stack
 
-OFFLOAD = ROOT / "ds_configs/zero3_offload.json"
-NVME = ROOT / "ds_configs/zero3_nvme.json"
+OFFLOAD, NVME = DS_CONFIGS["zero3_offload"], DS_CONFIGS["zero3_nvme"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,9 +118,7 @@ def test_dataset_with_a_file_missing(check, broken_dataset, name):
 
 def test_dataset_with_a_flipped_byte(check, broken_dataset):
     path = broken_dataset / "train/data-00000-of-00001.arrow"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path)
     refused(check, path.name, "sha256", data=broken_dataset)
 
 
@@ -266,7 +265,7 @@ def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
     assert capsys.readouterr().err == "error: first\nerror: second\n"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DS_CONFIGS.values(), ids=DS_CONFIGS)
 def test_shipped_configs_have_no_unknown_key(path):
     config = resolve(read_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10,
                         largest_parameter=5000)
@@ -362,7 +361,7 @@ def test_a_damaged_checkpoint_is_named_before_the_ranks_meet(check, checkpoint, 
     refused(check, "hidden_size = 96", "64", arguments=from_checkpoint(checkpoint, '{"hidden_size": 96}'))
     refused(check, "no such folder", arguments=from_checkpoint(tmp_path / "nowhere"))
     path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+    cut_short(path)
     refused(check, path, "damaged or cut short", arguments=from_checkpoint(checkpoint))
 
 

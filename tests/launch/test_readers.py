@@ -6,7 +6,7 @@ import sys
 
 import psutil
 import torch
-from launching import ROOT
+from project import ROOT
 
 from astrobio.dataset import AstrobioDataset
 from launch.readers import Readers, end_readers

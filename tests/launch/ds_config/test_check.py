@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
-from launching import ROOT
+from project import DS_CONFIGS, ROOT
 from public_configs import CLEAN, OUTDATED
 
 from astrobio.config import ConfigError, LoraConfig, load_preset, set_dotted
@@ -25,7 +25,6 @@ from launch.ds_config.strategy import batch_sizes, strategy
 from launch.zero import ops
 from launch.zero.accelerator import prepare_accelerator
 
-SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 Z = "zero_optimization"
 #: A model of one repeated layer of seven matrices, most of it frozen.
 MODEL = ModelFacts(parameters=10**9, trainable=10**7, largest=2 * 10**8, hidden_size=4096, layers=((10**6,) * 7,))
@@ -165,7 +164,7 @@ def accelerator():
 
 
 def changed(changes, name="zero3_offload"):
-    config = json.loads((ROOT / f"ds_configs/{name}.json").read_text())
+    config = json.loads((DS_CONFIGS[name]).read_text())
     for key, value in changes.items():
         set_dotted(config, key, value)
     return config
@@ -186,7 +185,7 @@ def test_all_mistakes_of_a_file_are_named_at_once():
         "gradient_cliping", "fp16.enabld", f"{Z}.stage", "train_batch_size", "optimizer.type"}
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DS_CONFIGS.values(), ids=DS_CONFIGS)
 @pytest.mark.parametrize("ranks", [1, 2, 8])
 def test_shipped_configs_are_clean(path, ranks):
     assert not check(json.loads(path.read_text()), world_size=ranks, facts=MODEL, machine=False)
@@ -326,7 +325,7 @@ def test_libaio_is_found_where_stderr_is_no_file(capsys):
     """DeepSpeed's own answer is then that there is none, as in a notebook."""
     with pytest.raises(io.UnsupportedOperation):
         sys.stderr.fileno()
-    config = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    config = json.loads(DS_CONFIGS["zero3_nvme"].read_text())
     assert not [finding for finding in machine.machine_findings(config, 2) if finding.key == "libaio"]
 
 
@@ -368,7 +367,7 @@ def test_host_memory_that_cannot_be_enough(monkeypatch):
 def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
     """DeepSpeed would abort, after building. 17b: ten buffers of half an embedding in fp16, five of a sub-group of
     5e7 in fp32."""
-    of, config = facts.model_facts(load_preset(preset)), read_ds_config(ROOT / "ds_configs/zero3_nvme.json", {})
+    of, config = facts.model_facts(load_preset(preset)), read_ds_config(DS_CONFIGS["zero3_nvme"], {})
     limit = 64 << 20
     monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (limit, limit))
     monkeypatch.setattr(machine, "_may_lock_all", lambda: False)
@@ -403,7 +402,7 @@ def test_a_missing_cuda_toolkit(config, changes, needs, monkeypatch):
     monkeypatch.setattr(machine, "get_accelerator", lambda: card)
     monkeypatch.setattr(machine, "CUDA_HOME", None)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
-    raw = read_ds_config(ROOT / f"ds_configs/{config}.json", changes)
+    raw = read_ds_config(DS_CONFIGS[config], changes)
     found = [f for f in machine.machine_findings(raw, 2) if f.key == "nvcc"]
     if needs is None:
         assert not found

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import yaml
-from launching import ROOT
+from project import ROOT
 
 from astrobio.config import ConfigError, load_preset, preset_names
 from launch.ds_config.facts import model_facts

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, in_browser
+from launching import in_browser
+from project import ROOT
 
 from launch.cli import main
 from launch.experiments import acceptance, device_checks

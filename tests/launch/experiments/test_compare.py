@@ -6,7 +6,8 @@ import re
 import subprocess
 
 import pytest
-from launching import FAST, ROOT, in_browser
+from launching import FAST, in_browser
+from project import DS_CONFIGS
 
 from astrobio.config import load_preset
 from launch.experiments import compare as module
@@ -22,7 +23,7 @@ from launch.experiments.compare import (
 )
 from launch.experiments.page import memory_bars, write_page
 
-OFFLOAD = json.loads((ROOT / "ds_configs/zero3_offload.json").read_text())
+OFFLOAD = json.loads(DS_CONFIGS["zero3_offload"].read_text())
 PLAN = {"fits": True, "time": {"step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5},
         "host": {"peak_bytes": 6 * 10**9, "limit_bytes": 24 * 10**9, "phase": "evaluate",
                  "phases": {"forward": 4 * 10**9, "optimizer": 5 * 10**9, "evaluate": 6 * 10**9},
@@ -137,7 +138,7 @@ def test_the_page_in_a_browser(page, tmp_path):
 @pytest.mark.nvme
 def test_four_configs_one_of_which_must_fail(mini_dataset, tmp_path, capfd):
     lively = config(fp16={**OFFLOAD["fp16"], "initial_scale_power": 8})
-    nvme = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    nvme = json.loads(DS_CONFIGS["zero3_nvme"].read_text())
     files = {"host": lively, "resident": config(**{**lively, "zero_optimization": {
                  key: value for key, value in OFFLOAD["zero_optimization"].items() if key != "offload_param"}}),
              "nvme": {**nvme, "fp16": lively["fp16"]},

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import FAST, ROOT, finish, ranks_of, start_training, wait_for_step
+from launching import FAST, finish, ranks_of, start_training, wait_for_step
+from project import ROOT
 
 from launch.cli import main
 from launch.ds_config.machine import CgroupMemory
