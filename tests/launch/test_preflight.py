@@ -8,12 +8,17 @@ import threading
 import time
 from pathlib import Path
 
+import deepspeed
 import pytest
+import torch
 from breaking import cut_short, flip
 from deepspeed.accelerator import get_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from launching import train
 from project import DS_CONFIGS
+from safetensors.torch import load_file, save_file
 from torch.utils.file_baton import FileBaton
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from astrobio.config import ConfigError, load_preset
 from launch.checkpoints.compatibility import dataset_hash
@@ -133,7 +138,6 @@ def test_tokenizer_larger_than_the_vocabulary(check):
 
 
 def test_nvme_without_libaio(check, monkeypatch):
-    import deepspeed
     monkeypatch.setattr(deepspeed.ops.op_builder.AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
     refused(check, "libaio", "apt-get install libaio-dev", config=NVME)
 
@@ -318,7 +322,6 @@ def test_what_was_compiled_is_kept_for_every_environment(tmp_path, monkeypatch):
 
 def test_deepspeed_refuses_fp16_on_this_cpu():
     """Why there is a HostAccelerator; once DeepSpeed computes fp16 on any CPU, it can go."""
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     if "avx512_fp16" in open("/proc/cpuinfo").read():
         pytest.skip("this CPU has native fp16 arithmetic")
     assert not CPU_Accelerator().is_fp16_supported()
@@ -326,7 +329,6 @@ def test_deepspeed_refuses_fp16_on_this_cpu():
 
 def test_fp16_on_the_cpu_is_rounded_fp32():
     """Products whose sum fp16 cannot hold step by step: 4096 + 1 is 4096 there."""
-    import torch
     row = torch.tensor([[4096.0] + [1.0] * 8]).half()
     assert (row @ torch.ones(9, 1).half()).item() == 4104
     volume = torch.nn.Conv3d(1, 1, kernel_size=(1, 1, 9), bias=False).half()
@@ -339,7 +341,6 @@ def test_fp16_on_the_cpu_is_rounded_fp32():
 @pytest.fixture
 def checkpoint(tmp_path):
     """A language model to start from, without a tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     AutoModelForCausalLM.from_config(AutoConfig.for_model(
         "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, vocab_size=2048)
     ).save_pretrained(tmp_path / "llama")
@@ -368,7 +369,6 @@ def test_a_damaged_checkpoint_is_named_before_the_ranks_meet(check, checkpoint, 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_ends_the_launcher_too(checkpoint, mini_dataset, tmp_path):
     """On two ranks: none of them is left waiting for the other."""
-    from safetensors.torch import load_file, save_file
     tensors = load_file(checkpoint / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, checkpoint / "model.safetensors")

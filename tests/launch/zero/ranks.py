@@ -13,11 +13,14 @@ import peft
 import psutil
 import torch
 from cases import CASES, batch_of, case, make_engine, step
+from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper as Swapper
 from deepspeed.utils import safe_get_full_grad
+from memory import forget_peak, peak_bytes
 from peft import LoraConfig
 from project import DS_CONFIGS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from astrobio.config import load_preset
 from astrobio.sampler import SampleOrder
@@ -228,7 +231,6 @@ def language_models() -> dict:
 def pretrained() -> dict:
     """A checkpoint of several shards, loaded under ZeRO-3 and under ZeRO-2: the logits of transformers' own loading,
     and how far the resident memory of this rank rose above what it was."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     folder = cases.OUT / "checkpoint"
     if dist.get_rank() == 0:
         torch.manual_seed(5)
@@ -245,11 +247,10 @@ def pretrained() -> dict:
         ds_config = resolve(read_ds_config(DS_CONFIGS[name], {"fp16": {"enabled": False}}),
                             world_size=2, nvme_folder=cases.OUT, total_steps=10, largest_parameter=1 << 20)
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        forget_peak()
         before = psutil.Process().memory_info().rss
         built = build_stack(stack, ds_config, seed=0)
-        status = Path("/proc/self/status").read_text()
-        found[f"{name} rose by"] = 1024 * int(status.split("VmHWM:")[1].split()[0]) - before
+        found[f"{name} rose by"] = peak_bytes() - before
         engine, *_ = deepspeed.initialize(model=built, config=ds_config, model_parameters=built.parameters())
         engine.eval()
         with torch.no_grad():
@@ -351,7 +352,6 @@ def nonfinite() -> dict:
 @case
 def upstream() -> dict:
     """What the workarounds in launch/zero are there for, without them: what is True here is still broken."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     found = {}
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1,
                                   num_attention_heads=2, vocab_size=2000)
@@ -399,9 +399,6 @@ def same_weights_whatever_the_stage() -> dict:
 def upstream_nvme_prefetch() -> dict:
     """What `launch.zero.nvme.mend_prefetch` is there for: three steps of a model of 8 layers on NVMe, all but the last
     frozen, with activation checkpointing; without the mending and with it."""
-    from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper as Swapper
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     def three_steps() -> str:
         ds_config = {"train_micro_batch_size_per_gpu": 1, "activation_checkpointing": {},
                      "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
