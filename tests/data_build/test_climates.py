@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from clero import climate_analysis
 from fake_archives import LATITUDE, LONGITUDE, PRESSURES, era5, model_e, netcdf, synthetic_fields
-from test_selection import candidates
+from invented import candidates
 
 from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_SURFACE_VARIABLES, PLANET_COLUMNS
 from data_build.checks import record_problems

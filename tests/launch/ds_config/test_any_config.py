@@ -8,11 +8,10 @@ import re
 import typing
 
 import pytest
+from changing import config_of, mutated
 from launching import last_line, try_all
 from project import DS_CONFIGS
 from pydantic import BaseModel
-from test_field_inputs import config_of
-from test_fuzz import mutated
 
 from astrobio.config import load_preset, set_dotted
 from launch.ds_config.check import check
@@ -21,7 +20,6 @@ from launch.ds_config.keys import _model_of, _parts
 from launch.ds_config.schema import DsConfig
 from launch.zero.accelerator import prepare_accelerator
 
-Z = "zero_optimization"
 SMALL = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
 
 
