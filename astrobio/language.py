@@ -211,8 +211,9 @@ def attention_implementation(config: LanguageConfig, built: PreTrainedConfig) ->
 
 def _add_adapters(model: nn.Module, lora: LoraConfig) -> list[str]:
     """Put adapters beside the layers, and freeze all else; returns the targets that there are none of."""
-    from peft import LoraConfig as Settings
+    from peft import LoraConfig as Settings  # only adapters need it, and every plan would wait for it
     from peft import inject_adapter_in_model
+
     targets = lora.target_modules if isinstance(lora.target_modules, list) else []
     names = [name for name, _ in model.named_modules()]
     unmatched = [target for target in targets if not any(name == target or name.endswith(f".{target}")

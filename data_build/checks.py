@@ -18,6 +18,7 @@ from astrobio.schema import (
     SPECTRUM_POINTS,
 )
 from data_build.planets import gravity_m_s2
+from data_build.sources.clero import area_mean
 from data_build.text import telling_words
 
 #: In a steady state the absorbed and the outgoing flux, averaged over the planet, are equal; they may differ by this
@@ -108,8 +109,6 @@ def _climate_problems(record: dict) -> list[Problem]:
 
 def energy_imbalance(record: dict) -> float:
     """(absorbed − outgoing) / (instellation / 4), of the planet's area-weighted means."""
-    from data_build.sources.clero import area_mean
-
     surface = np.asarray(record["climate_surface"], float)[:, 0]
     names = [column.name for column in CLIMATE_SURFACE_VARIABLES]
     net = area_mean(surface[names.index("absorbed_shortwave")] - surface[names.index("outgoing_longwave")])

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+import keyring
+from keyring.errors import KeyringError
+
 from data_build.cache import DataError
 
 HIDDEN = "***"
@@ -232,11 +235,6 @@ def _netrc(host: str) -> dict[str, str]:
 
 def _keyring(service: str | None, part: str) -> str | None:
     if service is None:
-        return None
-    try:
-        import keyring
-        from keyring.errors import KeyringError
-    except ImportError:
         return None
     if type(keyring.get_keyring()).__module__.startswith("keyrings.alt"):
         return None  # its encrypted file asks for a password at the terminal

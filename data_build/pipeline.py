@@ -189,7 +189,7 @@ def _ensure_sources(recipe: Recipe) -> list[str]:
 
 
 def _existing(out: Path, identity: dict) -> dict:
-    from astrobio.dataset import dataset_problems
+    from astrobio.dataset import dataset_problems  # torch takes seconds, and the workers do without
 
     if not out.is_dir() or not (out / "manifest.json").is_file():
         raise DataError(f"{out} exists and is no dataset; remove it or choose another --out")

@@ -1,4 +1,4 @@
-"""Planets: what the catalogues say of them, what follows from that by physics, and sampled ones that fill up.
+"""Planets and their atmospheres: what the catalogues say of them, and what follows from that by physics.
 
 A planet's numbers are kept by the column names of `astrobio.schema.PLANET_COLUMNS`; a column that is absent is
 unknown. `derived` names those that were computed here rather than read.
@@ -60,6 +60,16 @@ class Planet:
     def quality(self) -> float:
         """Share of the star and planet columns that were read from a catalogue; 0.5 for a sampled planet."""
         return len(self.raw_columns) / len(PLANET_PARAMETERS) if self.kind == "observed" else 0.5
+
+
+@dataclass(frozen=True)
+class Atmosphere:
+    """Surface pressure in bar and volume mixing ratios of the dry air, and what the ``rest`` of it is."""
+
+    surface_pressure_bar: float
+    co2_vmr: float
+    ch4_vmr: float
+    rest: str = "nitrogen"
 
 
 def derive(planet: Planet) -> Planet:

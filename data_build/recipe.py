@@ -8,6 +8,7 @@ import yaml
 
 from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
 from data_build.cache import DataError
+from data_build.sources import ARCHIVES, CATALOGUES
 
 _FOLDER = Path(__file__).parent / "recipes"
 
@@ -100,8 +101,6 @@ def _check_keys(path: Path, prefix: str, content, required, optional=()) -> None
 
 
 def _check_values(path: Path, content: dict) -> None:
-    from data_build.sources import ARCHIVES, CATALOGUES
-
     def require(key: str, value, condition: bool, limit: str) -> None:
         if not condition:
             raise DataError(f"{path}: {key} is {value!r}, it must be {limit}")

@@ -18,12 +18,13 @@ from astrobio.schema import (
     SHAPES,
 )
 from data_build.climates import read
-from data_build.planets import EMULATOR_INPUTS, Planet
+from data_build.planets import EMULATOR_INPUTS, Atmosphere, Planet
 from data_build.recipe import Recipe
-from data_build.sampling import SAMPLED_SOURCE, Atmosphere, stream
+from data_build.sampling import SAMPLED_SOURCE, stream
 from data_build.selection import Run, StoredClimate
 from data_build.sources import INFOS, Clero, Cobra, SourceInfo, TauRex
 from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
+from data_build.sources.taurex import noise
 from data_build.text import describe, scrub
 
 _M_H2O, _M_N2, _M_CO2, _M_CH4 = 18.015, 28.013, 44.010, 16.043  # g mol-1
@@ -140,8 +141,6 @@ def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere) -> dict
 
 def _spectrum(run: Run, levels: np.ndarray, recipe: Recipe) -> np.ndarray:
     """[W, 3]: wavelength, the transit depth as observed (noise added), its 1σ."""
-    from data_build.sources.taurex import noise
-
     _, taurex, _ = models()
     planet, atmosphere = run.candidate.planet, run.candidate.atmosphere
     wavelength = wavelengths(recipe)

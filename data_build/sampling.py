@@ -1,12 +1,12 @@
 """What is sampled rather than observed: planets that fill up the real ones, and every planet's atmospheres."""
 
 import zlib
-from dataclasses import dataclass
 
 import clero
 import numpy as np
 
 from data_build.planets import (
+    Atmosphere,
     Planet,
     gravity_m_s2,
     in_domain,
@@ -25,16 +25,6 @@ _MASS_SCATTER_DEX = 0.1  # around the mass–radius relation
 _INSTELLATION = (500.0, 2800.0)  # log-uniform, W m-2
 _ECCENTRICITY = 0.049  # Rayleigh parameter of compact systems (Van Eylen & Albrecht 2015, ApJ 808, 126)
 _DWARF_RADIUS_SUN = 1.3  # larger hosts have left the main sequence
-
-
-@dataclass(frozen=True)
-class Atmosphere:
-    """Surface pressure in bar and volume mixing ratios of the dry air, and what the ``rest`` of it is."""
-
-    surface_pressure_bar: float
-    co2_vmr: float
-    ch4_vmr: float
-    rest: str = "nitrogen"
 
 
 def stream(seed: int, *names: str) -> np.random.Generator:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
-from data_build.planets import Planet
+from data_build.planets import Atmosphere, Planet
 from data_build.recipe import Recipe
-from data_build.sampling import Atmosphere, stream
+from data_build.sampling import stream
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_build.planets import Planet
-from data_build.sampling import Atmosphere
+from data_build.planets import Atmosphere, Planet
 
 #: Beginnings of words that would tell, or seem to tell, how the climate is; sentences with one are left out.
 TELLING = ("habitab", "uninhabit", "inhabit", "goldilocks", "temperate", "temperature", "hot", "cold", "cool", "warm",

@@ -33,7 +33,7 @@ def validate(folder: str | Path) -> list[str]:
     every record is read and checked against the schema, physics and the label's rule; then the splits (no planet in
     two, no run twice), the statistics and the content hash.
     """
-    from astrobio.dataset import dataset_problems
+    from astrobio.dataset import dataset_problems  # torch takes seconds, and the workers do without
 
     folder = Path(folder)
     problems = dataset_problems(folder)

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
 from data_build.excerpt import excerpt
 from data_build.pipeline import build
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ that sends through a session.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 from types import ModuleType
 from urllib.error import HTTPError
 from urllib.request import Request
@@ -44,9 +45,7 @@ def _opener(session: requests.Session):
     return urlopen
 
 
-def _message(answer: requests.Response):
-    from email.message import Message
-
+def _message(answer: requests.Response) -> Message:
     message = Message()
     for name, value in answer.headers.items():
         message[name] = value

@@ -20,8 +20,7 @@ from astrobio.schema import (
     CLIMATE_SURFACE_VARIABLES,
     PLANET_COLUMNS,
 )
-from data_build.planets import Planet, derive, gravity_m_s2
-from data_build.sampling import Atmosphere
+from data_build.planets import Atmosphere, Planet, derive, gravity_m_s2
 from data_build.sources.base import Field
 from data_build.sources.clero import HUMIDITY_FLOOR, area_mean, pressures_pa
 from data_build.sources.netcdf import VARIABLES, Mean, above_ground, on_pressures

@@ -7,6 +7,7 @@ degree in place of a quarter (ECMWF, "How to download ERA5", confluence.ecmwf.in
 from collections.abc import Iterator
 from typing import Any
 
+import cdsapi
 import requests
 
 from data_build.cache import DataError
@@ -67,8 +68,6 @@ class Copernicus:
     def _asked(self, session: requests.Session, year: int, name: str, dataset: str, variables: tuple[str, ...],
                more: dict[str, Any]):
         """The means of one file over a year's months."""
-        import cdsapi
-
         # A key without a colon makes it the present client; the real one is added by the transport.
         client = cdsapi.Client(url=URL, key="added-by-the-transport", quiet=True, progress=False, retry_max=1,
                                sleep_max=60, session=session)

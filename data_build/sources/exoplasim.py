@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray
 
 from data_build.cache import DataError
-from data_build.planets import Planet
-from data_build.sampling import Atmosphere
+from data_build.planets import Atmosphere, Planet
 from data_build.sources import exoplasim_run
 from data_build.sources.base import SourceInfo
 from data_build.sources.climate import climate_row
@@ -98,8 +98,6 @@ class ExoPlaSim:
 
 def read_last_year(folder: Path) -> tuple[dict[str, Mean], list[str]]:
     """The means of ``last.npz``, fields in ExoPlaSim's own layout, and what is wrong with them."""
-    import xarray
-
     with np.load(folder / "last.npz") as data, np.load(folder / "units.npz", allow_pickle=True) as about:
         coordinates = {name: data[name] for name in ("lat", "lon", "lev")}
         # Of each field: name, CF name, unit, code, dimensions.

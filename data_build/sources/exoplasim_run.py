@@ -22,7 +22,7 @@ from pathlib import Path
 def main(folder: Path) -> None:
     """Run the model a year at a time, until it is balanced or its years are over."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    import exoplasim
+    import exoplasim  # takes a while, and is installed only where a recipe asks for it
     import numpy as np
 
     config = json.loads((folder / "config.json").read_text())

@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import requests
+from astroquery.gemini import ObservationsClass
 
 from data_build.cache import DataError
 from data_build.credentials import Credentials, Secret, SignIn
@@ -40,8 +41,6 @@ class Gemini:
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every observation from `FIRST` to `LAST`."""
-        from astroquery.gemini import ObservationsClass
-
         client = ObservationsClass()
         client._session = session
         spans = [(FIRST, LAST)]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
+from Bio import Entrez, SeqIO
 
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn
@@ -40,8 +41,6 @@ class GenBank:
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every genome that `TERM` finds."""
-        from Bio import Entrez, SeqIO
-
         found: list[str] = []
         total = None
         while total is None or len(found) < total:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
+from Bio.KEGG import REST, Compound
 
 from data_build.cache import DataError
 from data_build.sources.base import Field, SourceInfo
@@ -30,8 +31,6 @@ class Kegg:
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every compound of `PATHWAY`."""
-        from Bio.KEGG import REST, Compound
-
         with sent_through(session, REST):
             text = REST.kegg_link("compound", PATHWAY).read()
         links = [line.split("\t") for line in text.splitlines() if line.strip()]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
+from astroquery.mast import ObservationsClass
 
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn
@@ -33,8 +34,6 @@ class _Mast:
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every observation that meets the criteria."""
-        from astroquery.mast import ObservationsClass
-
         client = ObservationsClass()
         client._session = client._portal_api_connection._session = session
         client._portal_api_connection._column_configs = {}  # else one session's answer would be used in another

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import xarray
 from clero import climate_analysis
 
 from astrobio.schema import CLIMATE_LATITUDES, CLIMATE_LONGITUDES
@@ -93,8 +94,6 @@ def read_means(path: Path, name: str, title: str) -> tuple[dict[str, Mean], list
     Raises:
         DataError: the file is damaged.
     """
-    import xarray
-
     try:
         data = xarray.open_dataset(path, decode_times=False, engine=_engine(path))
     except (OSError, ValueError, KeyError) as error:
@@ -104,8 +103,8 @@ def read_means(path: Path, name: str, title: str) -> tuple[dict[str, Mean], list
         return *means_of(data), {str(key): str(value) for key, value in data.attrs.items()}
 
 
-def means_of(data) -> tuple[dict[str, Mean], list[str]]:
-    """The means of an `xarray.Dataset`, and what is wrong with its values."""
+def means_of(data: xarray.Dataset) -> tuple[dict[str, Mean], list[str]]:
+    """The means of a data set, and what is wrong with its values."""
     means, problems = {}, []
     for variable, about in VARIABLES.items():
         theirs = next((other for other in about.names if other in data.data_vars), None)
@@ -126,10 +125,8 @@ def means_of(data) -> tuple[dict[str, Mean], list[str]]:
     return means, problems
 
 
-def _stacked(data, about: Variable):
+def _stacked(data: xarray.Dataset, about: Variable) -> tuple[xarray.Dataset, str | None]:
     """The data set with the family's maps as one variable on levels in hPa, and its name; None if there are none."""
-    import xarray
-
     found = {float(name.removeprefix(about.family)): name for name in map(str, data.data_vars)
              if about.family and re.fullmatch(rf"{about.family}\d+", name)}
     if len(found) < 2:

@@ -54,6 +54,7 @@ class TauRex:
     def _opacities(self) -> None:
         """Load the tables into TauREx's cache, once a process."""
         import_quietly()
+        # TauREx prints at import; `import_quietly` goes first.
         from taurex.cache import OpacityCache
         from taurex.opacity.exotransmit import ExoTransmitOpacity
 
@@ -78,7 +79,7 @@ class TauRex:
         Returns:
             Transit depth (R_p/R_*)² [W], as the mean over each bin.
         """
-        _ = self._opacities
+        _ = self._opacities  # imports TauREx quietly
         from taurex.binning import FluxBinner
         from taurex.chemistry import ArrayGas, TaurexChemistry
         from taurex.contributions import AbsorptionContribution, RayleighContribution

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from breaking import flip
 from torchmetrics.functional.classification import binary_auroc
 
 from astrobio import schema
@@ -75,8 +76,7 @@ def test_a_corrupt_record_is_named_not_skipped(mini_dataset, tmp_path):
 def test_a_changed_file_is_named(mini_dataset, tmp_path):
     folder = shutil.copytree(mini_dataset, tmp_path / "changed")
     assert dataset_problems(folder) == []
-    text = (folder / "stats.json").read_text()
-    (folder / "stats.json").write_text(text[:-2] + " " + text[-1])  # same length
+    flip(folder / "stats.json")
     assert [str(folder / "stats.json") in problem for problem in dataset_problems(folder)] == [True]
     (folder / "stats.json").unlink()
     with pytest.raises(ConfigError, match="stats.json: missing"):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from astrobio.config import ConfigError, load_preset
 from astrobio.dataset import AstrobioDataset
@@ -90,8 +91,6 @@ def test_no_mask_reaches_the_attention_kernel(batch, monkeypatch):
 @pytest.mark.parametrize("adapters", [False, True])
 def test_activation_checkpointing_loses_no_gradient(kind, adapters, batch):
     """Also over embeddings that are frozen and without any prefix, as in a stack of the language model alone."""
-    from torch.utils.checkpoint import checkpoint
-
     layers = ["in_proj"] if kind == "mamba2" else "all-linear"  # peft refuses Mamba's output projection
     changes = {"language.lora": {"rank": 4, "target_modules": layers}} if adapters else {}
     stack = AstrobioStack(load_preset("tiny", {

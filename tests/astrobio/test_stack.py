@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GPSConv
 from torch_geometric.utils import to_dense_batch
 
@@ -117,8 +118,6 @@ def test_the_prefix_reaches_the_text(stack, dataset):
 
 
 def test_activation_checkpointing_keeps_loss_and_gradients(stack, dataset):
-    from torch.utils.checkpoint import checkpoint
-
     def run(function):
         stack.zero_grad()
         stack.set_activation_checkpointing(function)

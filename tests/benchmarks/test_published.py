@@ -3,13 +3,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from project import ROOT
 
 from benchmarks.published import CASES, predict
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=() if case.name == "R1" else pytest.mark.slow)

@@ -15,9 +15,12 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import xarray
 from archive_server import Reply, Request
 from astropy.io.votable import from_table
+from astropy.io.votable.tree import Info
 from astropy.table import Table
+from Bio import SeqIO
 from Bio.Seq import Seq
 from Bio.SeqRecord import SeqRecord
 
@@ -63,8 +66,6 @@ class FakeTap:
 
 
 def votable(table: Table, overflow: bool = False) -> Reply:
-    from astropy.io.votable.tree import Info
-
     document = from_table(table)
     resource = document.resources[0]
     resource.type = "results"
@@ -260,8 +261,6 @@ class FakeGenBank:
         self.found = []
 
     def expected(self, field):
-        from Bio import SeqIO
-
         records = [SeqIO.read(io.StringIO(self.text(name)), "genbank") for name in self.found]
         known = {"accession": [record.id for record in records], "length_bp": [len(record) for record in records],
                  "organism": [record.annotations["organism"] for record in records]}
@@ -413,8 +412,6 @@ def synthetic_fields(warmth: float = 0.0) -> dict[str, tuple[np.ndarray, str]]:
 def netcdf(path: Path, variables: dict[str, tuple[tuple[str, ...], np.ndarray, str]], coordinates: dict,
            **attributes) -> bytes:
     """A synthetic file: name → dimensions, values, unit."""
-    import xarray
-
     xarray.Dataset({name: (dimensions, np.asarray(values, "f4"), {"units": unit})
                     for name, (dimensions, values, unit) in variables.items()},
                    coordinates, {"title": "synthetic", **attributes}).to_netcdf(path, engine="h5netcdf")

@@ -9,6 +9,8 @@ import traceback
 import pytest
 from archive_server import ArchiveServer, Reply
 from astropy.table import Table
+from Bio import Entrez
+from Bio.KEGG import REST
 from fake_archives import fake, votable
 from planted import PLANTED, forms_of_the_secret
 
@@ -46,9 +48,6 @@ def _local_names(resolve):
 def at_once(monkeypatch):
     """No pauses between requests; `test_fetch` is about them."""
     monkeypatch.setattr(RateLimit, "wait", lambda self: None)
-    from Bio import Entrez
-    from Bio.KEGG import REST
-
     monkeypatch.setattr(Entrez._open, "previous", -1.0)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert REST.urlopen  # imported before sleep is replaced

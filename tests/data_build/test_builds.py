@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import datasets
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -151,8 +152,6 @@ def test_a_build_killed_at_twenty_moments_ends_the_same(tmp_path, archives):
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_build(tmp_path):
-    import psutil
-
     process = start(recipe(tmp_path), tmp_path / "out")
     for line in process.stderr:
         if line.startswith("candidates"):

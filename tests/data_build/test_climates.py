@@ -4,10 +4,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from clero import climate_analysis
 from fake_archives import LATITUDE, LONGITUDE, PRESSURES, era5, model_e, netcdf, synthetic_fields
-from test_selection import candidates
+from invented import candidates
 
 from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_SURFACE_VARIABLES, PLANET_COLUMNS
 from data_build.checks import record_problems
@@ -170,9 +172,6 @@ def test_a_rundeck_is_read():
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """Candidates as a build would have them: an Earth of ERA5, and a planet of ROCKE-3D, twice warm and once frozen."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     tmp_path = tmp_path_factory.mktemp("stored")
 
     def harvest(name, rows):

@@ -131,12 +131,13 @@ def test_a_harvest_killed_at_any_step_ends_the_same(tmp_path, monkeypatch):
     """The process dies before the k-th rename, for every k."""
     stand_in = FakeGtdb()
     monkeypatch.setattr(harvest_module, "CHUNK", 1)
-    steps, die_at = [0], [None]
+    steps, die_at = 0, None
 
     def counted(function):
         def step(*arguments, **keywords):
-            steps[0] += 1
-            if steps[0] == die_at[0]:
+            nonlocal steps
+            steps += 1
+            if steps == die_at:
                 raise Killed
             return function(*arguments, **keywords)
         return step
@@ -151,13 +152,13 @@ def test_a_harvest_killed_at_any_step_ends_the_same(tmp_path, monkeypatch):
 
     with ArchiveServer(stand_in.reply) as server:
         undisturbed = build(tmp_path / "undisturbed").manifest["files"]
-        total = steps[0]
+        total = steps
         assert total > 8
         for step in range(1, total + 1):
-            steps[0], die_at[0] = 0, step
+            steps, die_at = 0, step
             with pytest.raises(Killed):
                 build(tmp_path / str(step))
-            die_at[0] = None
+            die_at = None
             assert build(tmp_path / str(step)).manifest["files"] == undisturbed, step
 
 

@@ -5,33 +5,38 @@ import numpy as np
 import pytest
 from clero import climate_analysis
 
-from astrobio.schema import CLIMATE_LEVEL_VARIABLES, HABITABILITY_RULE, NODE_FEATURES
+from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_SURFACE_VARIABLES, HABITABILITY_RULE, NODE_FEATURES
 from data_build.habitability import column_water_fraction, habitability
-from data_build.planets import Planet
+from data_build.planets import Atmosphere, Planet
 from data_build.records import models, water_vmr
-from data_build.sampling import Atmosphere
 from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
 from data_build.sources.cobra import growth_factor, maintenance_factor, unbalanced_reactions
-from data_build.sources.taurex import noise, pressures_in_pa
+from data_build.sources.taurex import FILES, noise, pressures_in_pa
 
 AIR = {"P0": 1.0, "CO2": 4e-4, "CH4": 1e-6}
 PLANET = {**clero.TRAPPIST1E, **AIR}
+#: Where the variables of a climate are.
+LEVELS = {column.name: index for index, column in enumerate(CLIMATE_LEVEL_VARIABLES)}
+SURFACE = {column.name: index for index, column in enumerate(CLIMATE_SURFACE_VARIABLES)}
 WAVELENGTH = np.geomspace(0.6, 20, 1000)
 
 
 @pytest.fixture(scope="module")
 def climates():
-    return models()[0].climates([PLANET, {**PLANET, "F_star": 1500.0}, {**PLANET, "F_star": 3000.0}])
+    emulator, _, _ = models()
+    return emulator.climates([PLANET, {**PLANET, "F_star": 1500.0}, {**PLANET, "F_star": 3000.0}])
 
 
 @pytest.fixture(scope="module")
 def taurex():
-    return models()[1]
+    _, spectra, _ = models()
+    return spectra
 
 
 @pytest.fixture(scope="module")
 def cobra():
-    return models()[2]
+    _, _, network = models()
+    return network
 
 
 def trappist() -> Planet:
@@ -51,17 +56,18 @@ def test_levels_run_from_the_top_down(climates):
     pressure = pressures_pa(1.0)
     assert (np.diff(pressure) > 0).all() and pressure[0] == pytest.approx(1000)
     fields = clero.Emulator().predict({**PLANET, "GCM": "um"})
-    np.testing.assert_allclose(climates.levels[0, 0, -1], fields["temperature_0"], rtol=1e-4)  # next to the surface
-    np.testing.assert_allclose(climates.levels[0, 0, 0], fields["temperature_9"], rtol=1e-4)
-    names = [column.name for column in CLIMATE_LEVEL_VARIABLES]
-    wind = climates.levels[0, names.index("northward_wind")]
+    levels, *_ = climates.levels
+    temperature, wind = levels[LEVELS["air_temperature"]], levels[LEVELS["northward_wind"]]
+    np.testing.assert_allclose(temperature[-1], fields["temperature_0"], rtol=1e-4)  # next to the surface
+    np.testing.assert_allclose(temperature[0], fields["temperature_9"], rtol=1e-4)
     np.testing.assert_allclose(wind[3], fields["v_6"], rtol=1e-3, atol=1e-3)
 
 
 def test_area_mean_is_cleros(climates):
     latitude = climate_analysis.latitude_centers(32)
-    expected = climate_analysis.global_mean(climates.surface[0, 0], latitude)
-    assert area_mean(climates.surface[0, 0]) == pytest.approx(float(expected), rel=1e-6)
+    temperature = climates.surface[0, SURFACE["surface_temperature"]]
+    expected = climate_analysis.global_mean(temperature, latitude)
+    assert area_mean(temperature) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_terminator_lies_between_day_and_night():
@@ -79,14 +85,14 @@ def test_column_water_is_cleros(climates):
 def test_the_label_of_climates_on_both_sides(climates):
     levels, surface = climates.levels[0], climates.surface[0].copy()
     for temperature, label in ((200.0, 0), (290.0, 1), (334.0, 1), (346.0, 0)):
-        surface[0] = temperature
+        surface[SURFACE["surface_temperature"]] = temperature
         assert habitability(levels, surface, 1.0) == label
     for temperature in (271.0, 275.0, 338.0, 342.0):  # within the margin of a threshold
-        surface[0] = temperature
+        surface[SURFACE["surface_temperature"]] = temperature
         assert habitability(levels, surface, 1.0) is None
-    surface[0] = 290.0
+    surface[SURFACE["surface_temperature"]] = 290.0
     wet = levels.copy()
-    wet[1] = np.log10(2 * HABITABILITY_RULE["maximum_column_water_fraction"])
+    wet[LEVELS["log10_specific_humidity"]] = np.log10(2 * HABITABILITY_RULE["maximum_column_water_fraction"])
     assert habitability(wet, surface, 1.0) == 0
 
 
@@ -94,8 +100,6 @@ def test_the_opacity_tables_are_in_pascal(taurex):
     """Fails when TauREx reads the pressures of Exo-Transmit tables right: then `pressures_in_pa` can go."""
     from taurex.cache import OpacityCache
     from taurex.opacity.exotransmit import ExoTransmitOpacity
-
-    from data_build.sources.taurex import FILES
 
     _ = taurex._opacities
     assert OpacityCache()["CO2"].pressureGrid.max() == pytest.approx(1e8)

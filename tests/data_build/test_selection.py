@@ -4,20 +4,13 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from invented import candidates
 
 from astrobio.schema import SPLITS
-from data_build.planets import Planet
 from data_build.recipe import load_recipe
-from data_build.sampling import Atmosphere
-from data_build.selection import Candidate, select_runs, signature
+from data_build.selection import select_runs, signature
 
 RECIPE = load_recipe("sample")
-
-
-def candidates(key: str, labels: list, core=(False,), kind="observed", known=("radius_earth",)) -> list[Candidate]:
-    planet = Planet(key=key, name=key, source="s", kind=kind, values=dict.fromkeys(known, 1.0))
-    return [Candidate(planet, number, Atmosphere(1.0, 0.1, 0.01), label, core[number % len(core)])
-            for number, label in enumerate(labels)]
 
 
 @pytest.fixture(scope="module")

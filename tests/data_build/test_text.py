@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from data_build.planets import Planet
-from data_build.sampling import Atmosphere
+from data_build.planets import Atmosphere, Planet
 from data_build.text import describe, scrub, telling_words
 
 

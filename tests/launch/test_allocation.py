@@ -8,33 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launching import IMPORTS
+from project import ROOT
 
 import launch
 from launch.ds_config import machine
 
-ROOT = Path(__file__).resolve().parents[2]
-#: Run a script up to its import of torch, and tell what torch would read.
-AT_IMPORT = """
-import importlib.abc, os, runpy, sys
-
-class Torch(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "torch":
-            launch = sys.modules["launch"]
-            print(os.environ.get("PYTORCH_ALLOC_CONF"), launch.expandable_segments(), launch.locked_rounding(),
-                  launch.keeps_unrounded())
-            sys.stdout.flush()
-            os._exit(0)
-
-sys.meta_path.insert(0, Torch())
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
-
 
 def at_import(script: str, **settings: str) -> str:
     known = {key: value for key, value in os.environ.items() if "ALLOC_CONF" not in key}
-    done = subprocess.run([sys.executable, "-c", AT_IMPORT, script], cwd=ROOT, env={**known, **settings},
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, Path(__file__).with_name("leave_at_torch.py"), script], cwd=ROOT,
+                          env={**known, **IMPORTS, **settings}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

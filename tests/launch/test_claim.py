@@ -5,26 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from launching import ROOT, finish, start_training, wait_for_step
+from launching import IMPORTS, finish, start_training, wait_for_step
+from project import ROOT
 
 from astrobio.config import ConfigError
 from launch import claim
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from astrobio.config import ConfigError
-from launch.claim import claim
-try:
-    claim(Path(sys.argv[1]), "--run there", emptied=len(sys.argv) > 2)
-except ConfigError as error:
-    print(error, flush=True)
-else:
-    print("held", flush=True)
-    time.sleep(60)
-"""
+HOLDER = Path(__file__).with_name("hold_folder.py")
 
 
 @pytest.fixture
@@ -33,8 +23,8 @@ def hold():
     started = []
 
     def start(folder, *options, **environment):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, folder, *options], cwd=ROOT, text=True,
-                                   stdout=subprocess.PIPE, env={**os.environ, **environment})
+        process = subprocess.Popen([sys.executable, HOLDER, folder, *options], cwd=ROOT, text=True,
+                                   stdout=subprocess.PIPE, env={**os.environ, **IMPORTS, **environment})
         started.append(process)
         return process, process.stdout.readline().strip()
 
@@ -58,12 +48,13 @@ def test_ranks_of_one_launch_hold_it_together(hold, tmp_path):
     """Each is started by the launcher, here this process; the folder is free when the last one has ended."""
     ranks = [hold(tmp_path, LOCAL_RANK=str(rank)) for rank in range(3)]
     assert [said for _, said in ranks] == ["held"] * 3
-    for process, _ in ranks[:2]:
+    *others, (last, _) = ranks
+    for process, _ in others:
         process.kill()
         process.wait()
     assert "another run has" in hold(tmp_path)[1]
-    ranks[2][0].kill()
-    ranks[2][0].wait()
+    last.kill()
+    last.wait()
     assert hold(tmp_path)[1] == "held"
 
 

@@ -1,8 +1,10 @@
 """The astrobio command: exit codes, messages, and nothing but JSON where JSON was asked for."""
 
 import json
+import shutil
 
 import pytest
+from breaking import flip
 
 from launch.cli import main
 
@@ -55,12 +57,9 @@ def test_check_passes_a_good_config(capsys):
 
 
 def test_data_validate_names_the_damaged_file(mini_dataset, tmp_path, capsys):
-    import shutil
     folder = shutil.copytree(mini_dataset, tmp_path / "damaged")
     path = folder / "validation/data-00000-of-00001.arrow"
-    content = bytearray(path.read_bytes())
-    content[-200] ^= 1
-    path.write_bytes(content)
+    flip(path)
     assert main(["data", "validate", str(folder)]) == 1
     out = capsys.readouterr()
     assert str(path) in out.out + out.err

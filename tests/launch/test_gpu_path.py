@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.utils.cpp_extension
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
-from launching import ROOT
+from project import ROOT
 
 from launch.checkpoints import random_state as states
 from launch.experiments import full_size

@@ -1,30 +1,19 @@
 """Metrics survive full disks and killed processes."""
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from launching import run_script
 
 from launch.monitor import MetricsFile, duration
 from launch.stopping import CheckpointPolicy, EarlyStop, TimeLimit
-
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from launch.monitor import MetricsFile
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-metrics = MetricsFile(Path(sys.argv[1]))
-for step in range(100):
-    metrics.write({"kind": "train", "step": step, "loss": 1.5})
-"""
 
 
 def test_a_full_disk_keeps_every_line_that_was_written(tmp_path):
     """A file-size limit stands for the full disk: the last write fits only in part."""
     path = tmp_path / "metrics.jsonl"
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True)
+    done = run_script(Path(__file__).with_name("write_until_full.py"), path)
     assert done.returncode != 0
     assert str(path) in done.stderr and "all earlier lines are kept" in done.stderr
     lines = path.read_text().splitlines()

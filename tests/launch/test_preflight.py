@@ -8,10 +8,17 @@ import threading
 import time
 from pathlib import Path
 
+import deepspeed
 import pytest
+import torch
+from breaking import cut_short, flip
 from deepspeed.accelerator import get_accelerator
-from launching import ROOT, train
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from launching import train
+from project import DS_CONFIGS
+from safetensors.torch import load_file, save_file
 from torch.utils.file_baton import FileBaton
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from astrobio.config import ConfigError, load_preset
 from launch.checkpoints.compatibility import dataset_hash
@@ -26,8 +33,7 @@ from launch.zero import compiled
 from launch.zero.accelerator import prepare_accelerator
 from launch.zero.engine import meta_stack
 
-OFFLOAD = ROOT / "ds_configs/zero3_offload.json"
-NVME = ROOT / "ds_configs/zero3_nvme.json"
+OFFLOAD, NVME = DS_CONFIGS["zero3_offload"], DS_CONFIGS["zero3_nvme"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,9 +123,7 @@ def test_dataset_with_a_file_missing(check, broken_dataset, name):
 
 def test_dataset_with_a_flipped_byte(check, broken_dataset):
     path = broken_dataset / "train/data-00000-of-00001.arrow"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path)
     refused(check, path.name, "sha256", data=broken_dataset)
 
 
@@ -134,7 +138,6 @@ def test_tokenizer_larger_than_the_vocabulary(check):
 
 
 def test_nvme_without_libaio(check, monkeypatch):
-    import deepspeed
     monkeypatch.setattr(deepspeed.ops.op_builder.AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
     refused(check, "libaio", "apt-get install libaio-dev", config=NVME)
 
@@ -267,7 +270,7 @@ def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
     assert capsys.readouterr().err == "error: first\nerror: second\n"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DS_CONFIGS.values(), ids=DS_CONFIGS)
 def test_shipped_configs_have_no_unknown_key(path):
     config = resolve(read_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10,
                         largest_parameter=5000)
@@ -320,7 +323,6 @@ def test_what_was_compiled_is_kept_for_every_environment(tmp_path, monkeypatch):
 
 def test_deepspeed_refuses_fp16_on_this_cpu():
     """Why there is a HostAccelerator; once DeepSpeed computes fp16 on any CPU, it can go."""
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     if "avx512_fp16" in open("/proc/cpuinfo").read():
         pytest.skip("this CPU has native fp16 arithmetic")
     assert not CPU_Accelerator().is_fp16_supported()
@@ -328,7 +330,6 @@ def test_deepspeed_refuses_fp16_on_this_cpu():
 
 def test_fp16_on_the_cpu_is_rounded_fp32():
     """Products whose sum fp16 cannot hold step by step: 4096 + 1 is 4096 there."""
-    import torch
     row = torch.tensor([[4096.0] + [1.0] * 8]).half()
     assert (row @ torch.ones(9, 1).half()).item() == 4104
     volume = torch.nn.Conv3d(1, 1, kernel_size=(1, 1, 9), bias=False).half()
@@ -341,7 +342,6 @@ def test_fp16_on_the_cpu_is_rounded_fp32():
 @pytest.fixture
 def checkpoint(tmp_path):
     """A language model to start from, without a tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     AutoModelForCausalLM.from_config(AutoConfig.for_model(
         "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, vocab_size=2048)
     ).save_pretrained(tmp_path / "llama")
@@ -363,14 +363,13 @@ def test_a_damaged_checkpoint_is_named_before_the_ranks_meet(check, checkpoint, 
     refused(check, "hidden_size = 96", "64", arguments=from_checkpoint(checkpoint, '{"hidden_size": 96}'))
     refused(check, "no such folder", arguments=from_checkpoint(tmp_path / "nowhere"))
     path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+    cut_short(path)
     refused(check, path, "damaged or cut short", arguments=from_checkpoint(checkpoint))
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_ends_the_launcher_too(checkpoint, mini_dataset, tmp_path):
     """On two ranks: none of them is left waiting for the other."""
-    from safetensors.torch import load_file, save_file
     tensors = load_file(checkpoint / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, checkpoint / "model.safetensors")

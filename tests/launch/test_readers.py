@@ -1,27 +1,16 @@
 """The processes that read ahead: started before the engine, so that what the rank writes later is not kept twice."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import psutil
 import torch
-from launching import ROOT
+from launching import run_script
+from project import DS_CONFIGS
 
 from astrobio.dataset import AstrobioDataset
 from launch.readers import Readers, end_readers
 
 MB = 1 << 20
-#: What stands for the engine: it is left as soon as it is known which processes are there.
-MAIN = """
-import multiprocessing, sys
-from launch import train
-def build_engine(*args):
-    print("readers", len(multiprocessing.active_children()), flush=True)
-    sys.exit(0)
-train.build_engine = build_engine
-train.main(sys.argv[1:])
-"""
 
 
 def test_a_reader_holds_nothing_of_what_the_rank_writes_later(mini_dataset):
@@ -41,7 +30,7 @@ def test_a_reader_holds_nothing_of_what_the_rank_writes_later(mini_dataset):
 
 def test_they_are_started_before_the_engine(mini_dataset, tmp_path):
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    done = subprocess.run([sys.executable, "-c", MAIN, "--ds_config", "ds_configs/zero3_offload.json", "--model",
-                           "tiny", "--data", mini_dataset, "--run", tmp_path / "run", "--set", "train.data_workers=2"],
-                          cwd=ROOT, env={**os.environ, **alone}, capture_output=True, text=True, timeout=120)
+    done = run_script(Path(__file__).with_name("leave_at_engine.py"), "--ds_config", DS_CONFIGS["zero3_offload"],
+                      "--model", "tiny", "--data", mini_dataset, "--run", tmp_path / "run",
+                      "--set", "train.data_workers=2", **alone)
     assert "readers 2\n" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]

@@ -5,13 +5,13 @@ import signal
 import time
 
 import pytest
-from launching import FAST, ROOT, finish, ranks_of, start, start_training, train
-from saving import flip
+from breaking import flip
+from launching import FAST, finish, ranks_of, start, start_training, train
+from project import DS_CONFIGS, ROOT
 
 from launch.checkpoints.folder import checkpoints, path_of
 from launch.checkpoints.manifest import MANIFEST, verify
 
-CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 SETTINGS = (*FAST, "ds_config.fp16.initial_scale_power=8", "train.validate_every_epochs=1")
 
 
@@ -40,7 +40,7 @@ def equality(config: str, data, folder, *settings) -> tuple:
 
 @pytest.mark.slow
 @pytest.mark.nvme
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", DS_CONFIGS)
 def test_a_resumed_run_is_the_uninterrupted_one(config, mini_dataset, tmp_path):
     """DeepSpeed's CPU Adam multiplies its beta powers step by step and recomputes them after a load: 1e-5 and less."""
     whole, rest = equality(config, mini_dataset, tmp_path)

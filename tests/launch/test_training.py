@@ -5,7 +5,8 @@ import signal
 
 import pytest
 import yaml
-from launching import FAST, ROOT, Finished, finish, ranks_of, start, start_training, train, wait_for_step
+from launching import FAST, Finished, finish, ranks_of, start, start_training, train, wait_for_step
+from project import DS_CONFIGS, ROOT
 
 from launch.checkpoints.manifest import verify
 
@@ -143,7 +144,7 @@ def test_a_killed_deepspeed_command_leaves_no_rank_behind(running):
 
 @pytest.mark.slow
 @pytest.mark.nvme
-@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json")))
+@pytest.mark.parametrize("config", DS_CONFIGS)
 def test_the_command_as_people_type_it(config, tmp_path):
     """With the default data, batch sizes and model; 32 micro-steps a step."""
     done = finish(start(ROOT / "launch/train.py", "--ds_config", f"ds_configs/{config}.json", "--max_steps", 3,

@@ -3,14 +3,17 @@
 import copy
 import io
 import json
+import logging
 import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import deepspeed
 import pytest
 from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
-from launching import ROOT
+from deepspeed.runtime.config import DeepSpeedConfig
+from project import DS_CONFIGS, ROOT
 from public_configs import CLEAN, OUTDATED
 
 from astrobio.config import ConfigError, LoraConfig, load_preset, set_dotted
@@ -20,13 +23,14 @@ from launch.ds_config import facts, machine
 from launch.ds_config.auto import resolve
 from launch.ds_config.check import check
 from launch.ds_config.facts import ModelFacts
-from launch.ds_config.keys import key_findings
+from launch.ds_config.keys import _model_of, key_findings
 from launch.ds_config.read import read_ds_config
+from launch.ds_config.schema import DsConfig
 from launch.ds_config.strategy import batch_sizes, strategy
+from launch.planner.model import load_model
 from launch.zero import ops
 from launch.zero.accelerator import prepare_accelerator
 
-SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 Z = "zero_optimization"
 #: A model of one repeated layer of seven matrices, most of it frozen.
 MODEL = ModelFacts(parameters=10**9, trainable=10**7, largest=2 * 10**8, hidden_size=4096, layers=((10**6,) * 7,))
@@ -166,7 +170,7 @@ def accelerator():
 
 
 def changed(changes, name="zero3_offload"):
-    config = json.loads((ROOT / f"ds_configs/{name}.json").read_text())
+    config = json.loads(DS_CONFIGS[name].read_text())
     for key, value in changes.items():
         set_dotted(config, key, value)
     return config
@@ -187,7 +191,7 @@ def test_all_mistakes_of_a_file_are_named_at_once():
         "gradient_cliping", "fp16.enabld", f"{Z}.stage", "train_batch_size", "optimizer.type"}
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DS_CONFIGS.values(), ids=DS_CONFIGS)
 @pytest.mark.parametrize("ranks", [1, 2, 8])
 def test_shipped_configs_are_clean(path, ranks):
     assert not check(json.loads(path.read_text()), world_size=ranks, facts=MODEL, machine=False)
@@ -213,7 +217,6 @@ def test_what_is_outdated_in_configs_of_others_is_named(name):
 
 def test_deepspeed_takes_what_is_resolved():
     """Its own parser, on the configs of others: nothing that passed the check is refused there."""
-    from deepspeed.runtime.config import DeepSpeedConfig
     for config, _ in CLEAN.values():
         resolved = resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
                               hidden_size=64)
@@ -259,7 +262,6 @@ def test_a_hugging_face_folder_is_a_model_too(tmp_path, capsys):
 
 
 def test_what_matches_nothing_in_the_model_is_remarked_upon():
-    from launch.planner.model import load_model
     stack = load_model("tiny")
     stack.language.lora = LoraConfig(rank=4, target_modules=["q_proj", "nonexistent"])
     config = changed({f"{Z}.leaf_module.classes": ["Blok"], f"{Z}.stage3_param_persistence_threshold": 10**9})
@@ -327,7 +329,7 @@ def test_libaio_is_found_where_stderr_is_no_file(capsys):
     """DeepSpeed's own answer is then that there is none, as in a notebook."""
     with pytest.raises(io.UnsupportedOperation):
         sys.stderr.fileno()
-    config = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    config = json.loads(DS_CONFIGS["zero3_nvme"].read_text())
     assert not [finding for finding in machine.machine_findings(config, 2) if finding.key == "libaio"]
 
 
@@ -369,7 +371,7 @@ def test_host_memory_that_cannot_be_enough(monkeypatch):
 def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
     """DeepSpeed would abort, after building. 17b: ten buffers of half an embedding in fp16, five of a sub-group of
     5e7 in fp32."""
-    of, config = facts.model_facts(load_preset(preset)), read_ds_config(ROOT / "ds_configs/zero3_nvme.json", {})
+    of, config = facts.model_facts(load_preset(preset)), read_ds_config(DS_CONFIGS["zero3_nvme"], {})
     limit = 64 << 20
     monkeypatch.setattr(machine, "locked_limit", lambda: limit)
     monkeypatch.setattr(machine, "_may_lock_all", lambda: False)
@@ -404,7 +406,7 @@ def test_a_missing_cuda_toolkit(config, changes, needs, monkeypatch):
     monkeypatch.setattr(machine, "get_accelerator", lambda: card)
     monkeypatch.setattr(machine, "CUDA_HOME", None)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
-    raw = read_ds_config(ROOT / f"ds_configs/{config}.json", changes)
+    raw = read_ds_config(DS_CONFIGS[config], changes)
     found = [f for f in machine.machine_findings(raw, 2) if f.key == "nvcc"]
     if needs is None:
         assert not found
@@ -429,7 +431,6 @@ def test_a_part_that_cannot_be_compiled_is_named(error, monkeypatch):
 
 
 def test_missing_compiler_and_libaio(monkeypatch):
-    import deepspeed
     monkeypatch.setattr(deepspeed.ops.op_builder.AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     found = told(machine.machine_findings(changed(NVME), 2))
@@ -459,7 +460,6 @@ def test_buckets_that_a_card_cannot_hold():
 
 def every_key(model, above=""):
     """Dotted keys of all blocks that have names of their own."""
-    from launch.ds_config.keys import _model_of
     for key, field in model.model_fields.items():
         dotted = f"{above}.{field.alias or key}" if above else key
         yield dotted
@@ -471,11 +471,6 @@ def every_key(model, above=""):
 @pytest.mark.parametrize("value", [None, [], {}, "x", "auto", 1.5, True, -1, 0, 10**30], ids=repr)
 def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
     """Each key in turn with an odd value: the check never breaks off, and what passes it DeepSpeed's parser takes."""
-    import logging
-
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    from launch.ds_config.schema import DsConfig
     logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)
     missed = []
     for key in every_key(DsConfig):
@@ -508,24 +503,24 @@ def cured(config: dict, finding) -> dict | None:
             return None
     if cure.startswith("leave it out"):
         block.pop(last, None)
-    elif found := re.match(r"leave ([\w.]+) out", cure):
-        *parents, name = found[1].split(".")
+    elif found := re.match(r"leave (?P<key>[\w.]+) out", cure):
+        *parents, name = found["key"].split(".")
         for part in parents:
             config[part].pop(name, None)
-        config.pop(found[1], None)
-    elif found := re.match(r"did you mean '(\w+)'", cure):
+        config.pop(found["key"], None)
+    elif found := re.match(r"did you mean '(?P<word>\w+)'", cure):
         if "unknown key" in finding.limit or "no such parameter" in finding.limit:
-            block[found[1]] = block.pop(last)
+            block[found["word"]] = block.pop(last)
         else:
-            block[last] = found[1]
-    elif found := re.match(r"set (it|[\w.]+) to (true|false|\d+|cpu)", cure):
+            block[last] = found["word"]
+    elif found := re.match(r"set (?P<key>it|[\w.]+) to (?P<value>true|false|\d+|cpu)", cure):
         name = {"it": finding.key, "stage": f"{Z}.stage", "device": f"{Z}.offload_optimizer.device"}.get(
-            found[1], found[1])
-        set_dotted(config, name, found[2] if found[2] == "cpu" else json.loads(found[2]))
-    elif (found := re.match(rf"(?:write|give at least) ({VALUE})", cure)) and "true or false" not in cure:
-        block[last] = "mean" if found[1] == "mean" else json.loads(found[1])
-    elif found := re.match(rf"({VALUE}) is (?:usual|the default)", cure):
-        block[last] = json.loads(found[1])
+            found["key"], found["key"])
+        set_dotted(config, name, "cpu" if found["value"] == "cpu" else json.loads(found["value"]))
+    elif (found := re.match(rf"(?:write|give at least) (?P<value>{VALUE})", cure)) and "true or false" not in cure:
+        block[last] = "mean" if found["value"] == "mean" else json.loads(found["value"])
+    elif found := re.match(rf"(?P<value>{VALUE}) is (?:usual|the default)", cure):
+        block[last] = json.loads(found["value"])
     else:
         return None
     return config

@@ -2,17 +2,18 @@
 
 import json
 import random
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
+from breaking import cut_short, flip
+from launching import run_script
 from safetensors.torch import load_file
-from saving import flip, some_tensors, write_checkpoint
+from saving import some_tensors, write_checkpoint
 
 from astrobio.config import ConfigError
 from launch.checkpoints import folder
-from launch.checkpoints.export import Source
+from launch.checkpoints.export import Source, export
 from launch.checkpoints.fingerprint import Fingerprint, fingerprint
 from launch.checkpoints.manifest import MANIFEST, Damaged, Manifest, check_sizes, verify
 from launch.cli import main
@@ -55,8 +56,7 @@ def test_any_program_can_read_the_files(tmp_path):
 DAMAGES = {"flipped byte": (lambda saved: flip(saved / "rank_00001.safetensors"), "rank_00001.safetensors"),
            "flipped byte in the header": (lambda saved: flip(saved / "rank_00000.safetensors", 0.003),
                                           "rank_00000.safetensors"),
-           "truncated": (lambda saved: (saved / "rank_00000.safetensors").write_bytes(
-               (saved / "rank_00000.safetensors").read_bytes()[:-100]), "rank_00000.safetensors has"),
+           "truncated": (lambda saved: cut_short(saved / "rank_00000.safetensors"), "rank_00000.safetensors has"),
            "a rank's file missing": (lambda saved: (saved / "rank_00001.safetensors").unlink(),
                                      "rank_00001.safetensors is missing"),
            "manifest missing": (lambda saved: (saved / MANIFEST).unlink(), MANIFEST),
@@ -139,39 +139,21 @@ def test_list_shows_each_and_what_is_wrong_with_it(tmp_path, capsys):
     assert main(["checkpoint", "list", str(tmp_path / "nothing")]) == 2
 
 
-EXPORT = """
-import sys
-from pathlib import Path
-import psutil
-from launch.checkpoints.export import Source, _whole, _write_shards
-from launch.checkpoints.manifest import Manifest
-import torch
-saved, out = Path(sys.argv[1]), Path(sys.argv[2])
-out.mkdir()
-tensors = list(_whole(Source(saved, Manifest.read(saved)), torch.bfloat16))
-Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-before = psutil.Process().memory_info().rss
-_write_shards(out, tensors, 40_000_000, iter)
-print(1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) - before)
-"""
-
-
 def test_an_export_holds_one_tensor_at_a_time(tmp_path):
     """320 MB in tensors of 16: the memory rises by a few of those."""
     tensors = {f"fp32/{number}": torch.randn(4_000_000) for number in range(20)}
     saved = write_checkpoint(tmp_path, 1, tensors)
-    done = subprocess.run([sys.executable, "-c", EXPORT, saved, tmp_path / "out"], capture_output=True, text=True)
+    done = run_script(Path(__file__).with_name("export_peak.py"), saved, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     shards = list((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) == 4 and int(done.stdout) < 6 * 16e6
     weights = {name: tensor for path in shards for name, tensor in load_file(path).items()}
-    assert all(torch.equal(weights[key[5:]], tensor.bfloat16()) for key, tensor in tensors.items())
+    assert all(torch.equal(weights[key.removeprefix("fp32/")], tensor.bfloat16()) for key, tensor in tensors.items())
 
 
 def test_an_export_overwrites_nothing(tmp_path):
     saved = write_checkpoint(tmp_path, 1, some_tensors(10))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/file").touch()
-    from launch.checkpoints.export import export
     with pytest.raises(ConfigError, match="is not empty"):
         export(saved, tmp_path / "out")

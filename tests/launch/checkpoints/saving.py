@@ -50,10 +50,3 @@ def some_tensors(size: int = 1001) -> dict[str, Tensor]:
     torch.manual_seed(0)
     return {"fp32/a": torch.randn(size, 3), "exp_avg/a": torch.randn(size, 3), "exp_avg_sq/a": torch.rand(size, 3),
             "frozen/b": torch.randn(size).half(), "buffer.0/c": torch.tensor(5)}
-
-
-def flip(path: Path, where: float = 0.7) -> None:
-    """Change one bit of a file, at that share of its length."""
-    content = bytearray(path.read_bytes())
-    content[int(where * len(content))] ^= 4
-    path.write_bytes(content)

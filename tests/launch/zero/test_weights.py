@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from astrobio.config import load_preset
+from astrobio.stack import AstrobioStack
 from launch.zero import weights
 from launch.zero.engine import build_stack
 from launch.zero.weights import PutOff
@@ -85,7 +86,6 @@ def test_the_seed_decides(small_blocks):
 
 def test_a_stack_is_as_torch_alone_would_make_it():
     """Spread of every parameter, and buffers to the last bit."""
-    from astrobio.stack import AstrobioStack
     torch.manual_seed(0)
     plain, late = AstrobioStack(load_preset("tiny")), build_stack(load_preset("tiny"), {}, seed=0)
     for (name, one), two in zip(plain.named_parameters(), late.parameters(), strict=True):

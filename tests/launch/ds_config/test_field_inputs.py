@@ -1,21 +1,17 @@
 """ds_configs of the kinds that others have, and DeepSpeed's features that do not work here: what is said of each, and
 that it is true."""
 
-import copy
-
 import pytest
+from changing import Z, config_of
 from launching import last_line, try_all
 
-from astrobio.config import ConfigError, load_preset, set_dotted
+from astrobio.config import ConfigError, load_preset
 from launch.ds_config.check import check
 from launch.ds_config.facts import model_facts
 from launch.ds_config.read import read_ds_config
 from launch.zero.accelerator import prepare_accelerator
 
-Z = "zero_optimization"
 CPU, NVME = {"device": "cpu"}, {"device": "nvme", "nvme_path": "auto"}
-PLAIN = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, "bf16.enabled": True, f"{Z}.stage": 3,
-         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}
 SPARE = {"bf16.enabled": False, "fp16.enabled": True, "fp16.initial_scale_power": 8}
 ABSURD = {"initial_scale_power": 200, "loss_scale_window": 0, "min_loss_scale": 0, "hysteresis": 0}
 ONE_OF_TORCHS = {"zero_allow_untested_optimizer": True, f"{Z}.stage": 2}
@@ -94,16 +90,6 @@ TAKEN = {
 @pytest.fixture(autouse=True, scope="module")
 def accelerator():
     prepare_accelerator()
-
-
-def config_of(changes) -> dict:
-    config = {}
-    for key, value in copy.deepcopy({**PLAIN, **changes}).items():
-        if "." not in key and value is None:
-            config.pop(key, None)
-        else:
-            set_dotted(config, key, value)
-    return config
 
 
 def found_in(changes):

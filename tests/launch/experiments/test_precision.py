@@ -30,8 +30,9 @@ def batch(folder):
 def test_a_part_computes_in_16_bits_what_it_does_in_32(mini_dataset, preset, part, dtype):
     config = shallow(preset) if preset in ("1b", "17b") else load_preset(preset)
     outputs, gradients = deviation(config, part, batch(mini_dataset), dtype)
-    assert outputs < ALLOWED[dtype][0]
-    assert gradients < ALLOWED[dtype][1]
+    allowed_outputs, allowed_gradients = ALLOWED[dtype]
+    assert outputs < allowed_outputs
+    assert gradients < allowed_gradients
 
 
 def test_patches_are_embedded_as_a_convolution_would():

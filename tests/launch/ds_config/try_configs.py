@@ -1,6 +1,6 @@
 """Train each of many ds_configs for two steps, with a checkpoint, each in a process forked from this one.
 
-    python tests/launch/try_configs.py FOLDER DATA [unchecked]
+    PYTHONPATH=. python tests/launch/ds_config/try_configs.py FOLDER DATA [unchecked]
 
 FOLDER holds NAME.json and gets NAME.log and results.json: {NAME: the exit status, "signal N" or "hangs"}.
 ``unchecked``: what `check` says is not heeded, to see what it keeps from happening.
@@ -11,11 +11,12 @@ import os
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import launch  # noqa: F401, I001  before torch
+import launch  # noqa: F401  before torch
 
+# isort: split
 import torch
 
 from launch import preflight, train
@@ -61,7 +62,6 @@ def _train(folder: Path, name: str, data: str) -> None:
         print(end.code if isinstance(end.code, str) else "", flush=True)
         status = end.code if isinstance(end.code, int) else 1 if end.code else 0
     except BaseException:
-        import traceback
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -1,38 +1,29 @@
 """What two ranks do together; one launch of ranks.py serves all of these tests."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
-from launching import ROOT, finish, start
+from launching import run_cases
+from project import DS_CONFIGS
 
-CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-
-
+SCRIPT = Path(__file__).with_name("ranks.py")
 # "pretrained" goes first: it measures resident memory, and what earlier engines freed would be in its figures.
-FAST = ["pretrained", *(f"ds_config:{config}" for config in CONFIGS), "language_models",
+FAST = ["pretrained", *(f"ds_config:{config}" for config in DS_CONFIGS), "language_models",
         "accumulation_over_buckets", "climate_on_one_rank", "activation_checkpointing", "nonfinite", "shared_memory",
         "upstream", "upstream_nvme_prefetch", "same_weights_whatever_the_stage"]
 SLOW = [*(f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube", "adapters")),
         *(f"trajectory:{precision}" for precision in ("fp32", "fp16", "bf16"))]
 
 
-def launch(cases: list[str], data: Path, out: Path) -> dict[str, list[dict]]:
-    """Case → what each rank saw."""
-    done = finish(start(Path(__file__).with_name("ranks.py"), data, out, *cases), timeout=1800)
-    assert done.status == 0, done.output[-4000:]
-    return {line["case"]: line["ranks"] for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
-
-
 @pytest.fixture(scope="module")
 def results(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
-    return launch(FAST, sample_dataset, tmp_path_factory.mktemp("ranks"))
+    return run_cases(SCRIPT, FAST, sample_dataset, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
 def slow_results(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
-    return launch(SLOW, sample_dataset, tmp_path_factory.mktemp("slow_ranks"))
+    return run_cases(SCRIPT, SLOW, sample_dataset, tmp_path_factory.mktemp("slow_ranks"))
 
 
 def test_accumulated_gradients_reach_the_optimizer(results):
@@ -47,7 +38,7 @@ def seen(results, name: str) -> list[dict]:
 
 
 @pytest.mark.nvme
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", DS_CONFIGS)
 def test_every_ds_config_trains(results, config):
     ranks = seen(results, f"ds_config:{config}")
     for rank in ranks:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+#: By which a script of the tests finds its modules.
+IMPORTS = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/helpers'}"}
 
 
 @dataclass
@@ -69,13 +71,29 @@ def start_training(config: str, data: Path, run: Path, *arguments, **environment
                  data, "--run", run, *arguments, **environment)
 
 
+def run_script(script: Path, *arguments, **environment) -> subprocess.CompletedProcess:
+    """A script of the tests, in a process of its own until it ends."""
+    return subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT, text=True, capture_output=True,
+                          timeout=120, env={**os.environ, **IMPORTS, **environment})
+
+
+def run_cases(script: Path, cases: list[str], data: Path, out: Path, ranks: int = 2) -> dict[str, list[dict]]:
+    """Cases of a script (see `cases`) → what each rank saw."""
+    results = out / "results.jsonl"
+    results.unlink(missing_ok=True)
+    done = finish(start(script, data, out, *cases, ranks=ranks, **IMPORTS), timeout=1800)
+    assert done.status == 0, done.output[-4000:]
+    return {line["case"]: line["ranks"] for line in map(json.loads, results.read_text().splitlines())}
+
+
 def try_all(folder, configs: dict[str, dict], data, *options) -> dict[str, int | str]:
     """How each ends (`try_configs.py`). Files have numbers for names, since these may be any text."""
     folder.mkdir(exist_ok=True)
     for number, config in enumerate(configs.values()):
         (folder / f"{number:04d}.json").write_text(json.dumps(config))
-    subprocess.run([sys.executable, ROOT / "tests/launch/try_configs.py", folder, data, *options], cwd=ROOT, check=True,
-                   stdout=subprocess.DEVNULL, env={**os.environ, "ASTROBIO_NVME": str(folder / "nvme")})
+    subprocess.run([sys.executable, ROOT / "tests/launch/ds_config/try_configs.py", folder, data, *options], cwd=ROOT,
+                   check=True, stdout=subprocess.DEVNULL,
+                   env={**os.environ, **IMPORTS, "ASTROBIO_NVME": str(folder / "nvme")})
     results = json.loads((folder / "results.json").read_text())
     shutil.rmtree(folder / "runs", ignore_errors=True)
     return dict(zip(configs, [results[f"{number:04d}"] for number in range(len(configs))], strict=True))

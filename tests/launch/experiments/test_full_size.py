@@ -8,7 +8,8 @@ import time
 from collections import namedtuple
 
 import pytest
-from launching import ROOT, finish, start
+from launching import finish, start
+from project import DS_CONFIGS, ROOT
 
 from astrobio.config import ConfigError
 from launch.experiments import full_size
@@ -62,7 +63,7 @@ def test_an_interrupted_run_cleans_up(sample_dataset, tmp_path):
 
 def plan_of(mini_dataset, tmp_path, config="zero3_nvme"):
     prepare_accelerator()
-    return preflight(parse_arguments(["--ds_config", str(ROOT / f"ds_configs/{config}.json"), "--model", "tiny",
+    return preflight(parse_arguments(["--ds_config", str(DS_CONFIGS[config]), "--model", "tiny",
                                       "--data", str(mini_dataset), "--run", str(tmp_path)]))
 
 

@@ -1,7 +1,6 @@
 """Checkpoints between all ds_configs, numbers of ranks and kinds of model; through kills and full disks."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -12,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from launching import ROOT, finish, start
+from launching import IMPORTS, run_cases, start
+from project import DS_CONFIGS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astrobio.dataset import AstrobioDataset
@@ -21,16 +21,12 @@ from launch.checkpoints.folder import checkpoints, valid_checkpoints
 from launch.checkpoints.manifest import verify
 from launch.cli import main
 
-CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 SCRIPT = Path(__file__).with_name("checkpoint_ranks.py")
 
 
 def launch(cases: list[str], data: Path, out: Path, ranks: int = 2) -> dict[str, list[dict]]:
     """Case → what each rank saw."""
-    (out / "results.jsonl").unlink(missing_ok=True)
-    done = finish(start(SCRIPT, data, out, *cases, ranks=ranks), timeout=1800)
-    assert done.status == 0, done.output[-4000:]
-    found = {line["case"]: line["ranks"] for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+    found = run_cases(SCRIPT, cases, data, out, ranks)
     for case, seen in found.items():
         for rank, result in enumerate(seen):
             assert "error" not in result, f"{case}, rank {rank}:\n{result['error']}"
@@ -48,7 +44,7 @@ def test_every_ds_config_resumes_every_other(variant, sample_dataset, tmp_path):
     """To the last bit: weights, moments, steps, schedule, loss scale, random numbers, buffers, param groups."""
     found = launch([f"matrix:{variant}"], sample_dataset, tmp_path)[f"matrix:{variant}"]
     for rank, seen in enumerate(found):
-        assert len(seen) == len(CONFIGS)**2
+        assert len(seen) == len(DS_CONFIGS)**2
         for pair, loaded in seen.items():
             source, target = pair.split(" → ")
             expected = [name for name in loaded["wrong"] if precision(source) != precision(target)
@@ -153,7 +149,7 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_that_resumes(sample_dataset, t
     """Thirty times: what is there verifies to the last byte, and the next launch goes on from the newest."""
     moments, run, last = random.Random(0), tmp_path / "killed", 0
     for _ in range(30):
-        process = start(SCRIPT, sample_dataset, tmp_path, "save_until_killed")
+        process = start(SCRIPT, sample_dataset, tmp_path, "save_until_killed", **IMPORTS)
         resumed = None
         for line in process.stdout:
             if line.startswith("resumed"):

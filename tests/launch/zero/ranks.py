@@ -1,50 +1,35 @@
-"""What two ranks do together, many cases in one launch: `deepspeed --num_gpus 2 tests/launch/ranks.py DATA OUT`.
+"""What two ranks do together, many cases in one launch; test_ranks.py judges what they saw."""
 
-Each case returns what it saw as JSON; test_ranks.py asserts on it.
-"""
-
-import argparse
 import functools
 import gc
-import json
 import os
-import sys
-import time
-import traceback
 import weakref
 from pathlib import Path
 
+import cases
 import deepspeed
 import deepspeed.comm as dist
 import peft
 import psutil
 import torch
+from cases import CASES, batch_of, case, make_engine, step
+from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper as Swapper
 from deepspeed.utils import safe_get_full_grad
+from memory import forget_peak, peak_bytes
 from peft import LoraConfig
+from project import DS_CONFIGS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from astrobio.config import StackConfig, load_preset  # noqa: E402
-from astrobio.dataset import AstrobioDataset  # noqa: E402
-from astrobio.sampler import SampleOrder  # noqa: E402
-from launch.diagnose import GradientWatch, nonfinite_forward  # noqa: E402
-from launch.ds_config.auto import resolve  # noqa: E402
-from launch.ds_config.read import read_ds_config  # noqa: E402
-from launch.planner.advice import LAYERS  # noqa: E402
-from launch.zero.accelerator import join_ranks, prepare_accelerator  # noqa: E402
-from launch.zero.activation import checkpoint  # noqa: E402
-from launch.zero.engine import build_engine, build_stack, device  # noqa: E402
-from launch.zero.nvme import mend_prefetch  # noqa: E402
-
-CASES = {}
-
-
-def case(function):
-    CASES[function.__name__] = function
-    return function
+from astrobio.config import load_preset
+from astrobio.sampler import SampleOrder
+from launch.diagnose import GradientWatch, nonfinite_forward
+from launch.ds_config.auto import resolve
+from launch.ds_config.read import read_ds_config
+from launch.planner.advice import LAYERS
+from launch.zero.activation import checkpoint
+from launch.zero.engine import build_stack
 
 
 class LiveBytes(TorchDispatchMode):
@@ -72,31 +57,6 @@ class LiveBytes(TorchDispatchMode):
 
         self._seen[key] = weakref.ref(storage, gone)
         self.live += size
-
-
-def make_engine(config: str, changes: dict | None = None, without: tuple[str, ...] = (),
-                stack: StackConfig | None = None, seed: int = 0):
-    raw = read_ds_config(ROOT / "ds_configs" / f"{config}.json",
-                         {"gradient_accumulation_steps": 2, **(changes or {})})
-    for block in without:
-        raw.pop(block, None)
-    ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=OUT / "nvme", total_steps=100,
-                        largest_parameter=1 << 20)
-    return build_engine(stack or load_preset("tiny"), ds_config, seed)
-
-
-def batch_of(indices):
-    return DATA.collate([DATA[i] for i in indices]).to(device())
-
-
-def step(engine, batches) -> list[float]:
-    losses = []
-    for batch in batches:
-        out = engine(batch)
-        engine.backward(out.loss)
-        engine.step()
-        losses.append(out.loss.item())
-    return losses
 
 
 def trained(config: str) -> dict:
@@ -127,7 +87,7 @@ def weights(engine) -> dict[str, torch.Tensor]:
     return found
 
 
-for _name in sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json")):
+for _name in DS_CONFIGS:
     CASES[f"ds_config:{_name}"] = lambda name=_name: trained(name)
 
 
@@ -205,7 +165,7 @@ def trajectory(precision: str) -> dict:
     engine = make_engine("zero3_offload", {
         "gradient_accumulation_steps": 1, "scheduler.params.cycle_first_step_size": rise,
         "scheduler.params.cycle_second_step_size": STEPS - rise, **PRECISIONS[precision]})
-    ranks, order = dist.get_world_size(), SampleOrder(len(DATA), 0)
+    ranks, order = dist.get_world_size(), SampleOrder(len(cases.DATA), 0)
     micro_batches = [[batch_of(order.indices(2 * (ranks * i + rank), 2)) for rank in range(ranks)]
                      for i in range(STEPS)]
     found = [step(engine, [shares[dist.get_rank()]])[0] for shares in micro_batches]
@@ -271,8 +231,7 @@ def language_models() -> dict:
 def pretrained() -> dict:
     """A checkpoint of several shards, loaded under ZeRO-3 and under ZeRO-2: the logits of transformers' own loading,
     and how far the resident memory of this rank rose above what it was."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    folder = OUT / "checkpoint"
+    folder = cases.OUT / "checkpoint"
     if dist.get_rank() == 0:
         torch.manual_seed(5)
         AutoModelForCausalLM.from_config(AutoConfig.for_model(
@@ -285,14 +244,13 @@ def pretrained() -> dict:
     found = {"whole_bytes": sum(shards), "shard_bytes": max(shards), "shards": len(shards)}
     batch, ran = batch_of([0, 1]), {}
     for name in ("zero3_offload", "zero2_offload"):
-        ds_config = resolve(read_ds_config(ROOT / f"ds_configs/{name}.json", {"fp16": {"enabled": False}}),
-                            world_size=2, nvme_folder=OUT, total_steps=10, largest_parameter=1 << 20)
+        ds_config = resolve(read_ds_config(DS_CONFIGS[name], {"fp16": {"enabled": False}}),
+                            world_size=2, nvme_folder=cases.OUT, total_steps=10, largest_parameter=1 << 20)
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        forget_peak()
         before = psutil.Process().memory_info().rss
         built = build_stack(stack, ds_config, seed=0)
-        status = Path("/proc/self/status").read_text()
-        found[f"{name} rose by"] = 1024 * int(status.split("VmHWM:")[1].split()[0]) - before
+        found[f"{name} rose by"] = peak_bytes() - before
         engine, *_ = deepspeed.initialize(model=built, config=ds_config, model_parameters=built.parameters())
         engine.eval()
         with torch.no_grad():
@@ -328,7 +286,7 @@ def accumulation_over_buckets() -> dict:
 def climate_on_one_rank() -> dict:
     """Rank 0 gets only records with climate, rank 1 only without."""
     rank = dist.get_rank()
-    mine = [i for i in range(len(DATA)) if bool(DATA.records[i]["climate_present"]) == (rank == 0)]
+    mine = [i for i in range(len(cases.DATA)) if bool(cases.DATA.records[i]["climate_present"]) == (rank == 0)]
     found = {}
     for name, steps, changes in (("", 20, {}), ("whole layers", 3, WHOLE_LAYERS)):
         engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1,
@@ -394,11 +352,10 @@ def nonfinite() -> dict:
 @case
 def upstream() -> dict:
     """What the workarounds in launch/zero are there for, without them: what is True here is still broken."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     found = {}
     config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1,
                                   num_attention_heads=2, vocab_size=2000)
-    ds_config = read_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json",
+    ds_config = read_ds_config(DS_CONFIGS["zero3_offload_bf16"],
                                {f"scheduler.params.cycle_{which}_step_size": 10 for which in ("first", "second")})
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         embedding = AutoModelForCausalLM.from_config(config).get_input_embeddings().weight
@@ -417,10 +374,10 @@ def upstream() -> dict:
 
     engine = make_engine("zero3_resident_nvme", {"fp16.initial_scale_power": 8})
     engine.optimizer.cur_scale = 32
-    engine.save_checkpoint(str(OUT / "upstream"), tag="saved", save_latest=False)
+    engine.save_checkpoint(str(cases.OUT / "upstream"), tag="saved", save_latest=False)
     engine.destroy()
     engine = make_engine("zero3_resident_nvme", {"fp16.initial_scale_power": 8})
-    engine.load_checkpoint(str(OUT / "upstream"), tag="saved")
+    engine.load_checkpoint(str(cases.OUT / "upstream"), tag="saved")
     found["an optimizer on NVMe is not restored"] = engine.optimizer.cur_scale != 32
     engine.destroy()
     return found
@@ -442,15 +399,12 @@ def same_weights_whatever_the_stage() -> dict:
 def upstream_nvme_prefetch() -> dict:
     """What `launch.zero.nvme.mend_prefetch` is there for: three steps of a model of 8 layers on NVMe, all but the last
     frozen, with activation checkpointing; without the mending and with it."""
-    from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper as Swapper
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     def three_steps() -> str:
         ds_config = {"train_micro_batch_size_per_gpu": 1, "activation_checkpointing": {},
                      "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
                      "zero_optimization": {"stage": 3, "stage3_max_reuse_distance": 0,
                                            "offload_optimizer": {"device": "cpu"},
-                                           "offload_param": {"device": "nvme", "nvme_path": str(OUT / "prefetch"),
+                                           "offload_param": {"device": "nvme", "nvme_path": str(cases.OUT / "prefetch"),
                                                              "buffer_count": 12, "buffer_size": 1 << 22}}}
         with deepspeed.zero.Init(config_dict_or_path=ds_config):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
@@ -479,34 +433,5 @@ def upstream_nvme_prefetch() -> dict:
     return found | {"with": three_steps()}
 
 
-def main() -> None:
-    global DATA, OUT
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("cases", nargs="*")
-    parser.add_argument("--local_rank", type=int)
-    args = parser.parse_args()
-    prepare_accelerator()
-    join_ranks()
-    mend_prefetch()
-    DATA, OUT = AstrobioDataset(args.data, "train", 64), args.out
-    for name in args.cases or CASES:
-        started = time.monotonic()
-        try:
-            result = CASES[name]()
-        except Exception:
-            result = {"error": traceback.format_exc()}
-            print(result["error"], flush=True)  # at once: the other ranks may wait for this one
-        gathered: list = [None] * dist.get_world_size()
-        torch.distributed.all_gather_object(gathered, result)
-        if dist.get_rank() == 0:
-            with (args.out / "results.jsonl").open("a") as file:
-                file.write(json.dumps({"case": name, "ranks": gathered}) + "\n")
-            print(f"done {name} in {time.monotonic() - started:.1f} s", flush=True)
-        gc.collect()
-    dist.destroy_process_group()  # its threads, left to the interpreter's end, may abort it
-
-
 if __name__ == "__main__":
-    main()
+    cases.main()

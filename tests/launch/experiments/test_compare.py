@@ -6,9 +6,11 @@ import re
 import subprocess
 
 import pytest
-from launching import FAST, ROOT, in_browser
+from launching import FAST, in_browser
+from project import DS_CONFIGS
 
 from astrobio.config import load_preset
+from launch.cli import main
 from launch.experiments import compare as module
 from launch.experiments.compare import (
     Comparison,
@@ -21,8 +23,9 @@ from launch.experiments.compare import (
     timeline,
 )
 from launch.experiments.page import memory_bars, write_page
+from launch.postmortem.blackbox import BlackBox
 
-OFFLOAD = json.loads((ROOT / "ds_configs/zero3_offload.json").read_text())
+OFFLOAD = json.loads(DS_CONFIGS["zero3_offload"].read_text())
 PLAN = {"fits": True, "time": {"step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5},
         "host": {"peak_bytes": 6 * 10**9, "limit_bytes": 24 * 10**9, "phase": "evaluate",
                  "phases": {"forward": 4 * 10**9, "optimizer": 5 * 10**9, "evaluate": 6 * 10**9},
@@ -137,7 +140,7 @@ def test_the_page_in_a_browser(page, tmp_path):
 @pytest.mark.nvme
 def test_four_configs_one_of_which_must_fail(mini_dataset, tmp_path, capfd):
     lively = config(fp16={**OFFLOAD["fp16"], "initial_scale_power": 8})
-    nvme = json.loads((ROOT / "ds_configs/zero3_nvme.json").read_text())
+    nvme = json.loads(DS_CONFIGS["zero3_nvme"].read_text())
     files = {"host": lively, "resident": config(**{**lively, "zero_optimization": {
                  key: value for key, value in OFFLOAD["zero_optimization"].items() if key != "offload_param"}}),
              "nvme": {**nvme, "fp16": lively["fp16"]},
@@ -152,7 +155,7 @@ def test_four_configs_one_of_which_must_fail(mini_dataset, tmp_path, capfd):
     rows = {row.name: row for row in found.rows}
     assert [row.status for row in found.rows] == ["done", "done", "done", "failed"], found.rows
     assert rows["doomed"].cause == "minimum loss scale" and "already at minimum" in rows["doomed"].reason
-    for row in found.rows[:3]:
+    for row in (rows["host"], rows["resident"], rows["nvme"]):
         told = row.measured
         phases = told["forward_s"] + told["backward_s"] + told["optimizer_s"]
         assert row.steps == 3 and 0 < phases < 1.05 * told["step_s"]
@@ -162,8 +165,10 @@ def test_four_configs_one_of_which_must_fail(mini_dataset, tmp_path, capfd):
     assert rows["host"].losses[0] == pytest.approx(rows["nvme"].losses[0], rel=1e-2)
     table = list(csv.DictReader((out / "compare.csv").open()))
     assert [line["status"] for line in table] == ["done", "done", "done", "failed"]
-    assert float(table[0]["forward_s"]) == rows["host"].measured["forward_s"]
-    assert json.loads((out / "compare.json").read_text())["rows"][3]["cause"] == "minimum loss scale"
+    in_csv = {line["config"]: line for line in table}
+    assert float(in_csv["host"]["forward_s"]) == rows["host"].measured["forward_s"]
+    in_json = {row["name"]: row for row in json.loads((out / "compare.json").read_text())["rows"]}
+    assert in_json["doomed"]["cause"] == "minimum loss scale"
     assert "failed: minimum loss scale" in (out / "compare.html").read_text()
     assert not list(out.rglob("checkpoints"))
     assert "FAILED" in capfd.readouterr().out
@@ -178,7 +183,6 @@ def test_a_config_that_is_refused_tells_its_mistake(mini_dataset, tmp_path):
 
 
 def test_a_status_after_all_was_done_costs_no_row(tmp_path):
-    from launch.postmortem.blackbox import BlackBox
     for rank, error in ((0, None), (1, None)):
         BlackBox(tmp_path, rank, []).end(error)
     assert module._finished(tmp_path) and not module._finished(tmp_path / "elsewhere")
@@ -188,7 +192,6 @@ def test_a_status_after_all_was_done_costs_no_row(tmp_path):
 
 def test_the_command_survives_only_failures(tmp_path, monkeypatch):
     """Its status says that nothing ran."""
-    from launch.cli import main
     monkeypatch.setattr(module, "predict", lambda *_: (None, "not asked"))
     monkeypatch.setattr(module, "run_config", failing)
     path = tmp_path / "a.json"

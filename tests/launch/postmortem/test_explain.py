@@ -5,13 +5,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from launching import FAST, ROOT, finish, ranks_of, start_training, wait_for_step
+from breaking import flip
+from launching import FAST, finish, ranks_of, run_script, start_training, wait_for_step
 
 from launch import memory
 from launch.cli import main
@@ -22,27 +22,13 @@ from launch.postmortem.explain import explain
 QUIET = {"WANDB_MODE": "disabled"}
 LIVELY = "ds_config.fp16.initial_scale_power=8"
 
-RECORDER = """
-import os, signal, sys, time
-from pathlib import Path
-from launch.postmortem import blackbox
-with blackbox.recording(Path(sys.argv[1]), []):
-    blackbox.watch(lambda: {"step": 7, "loss_scale": 256.0})
-    blackbox.phase("backward")
-    blackbox._box.collective("all_gather_into_tensor", True)
-    blackbox._box.sample()
-    {end}
-"""
-
 
 def recorded(run: Path, end: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", RECORDER.replace("{end}", end.strip().replace("\n", "\n    ")),
-                           run], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return run_script(Path(__file__).with_name("end_recorded.py"), run, end)
 
 
 def test_a_killed_process_leaves_its_last_state_behind(tmp_path):
-    done = recorded(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    done = recorded(tmp_path, "kill")
     assert done.returncode == -signal.SIGKILL
     box = read_box(box_of(tmp_path, 0))
     assert (box["phase"], box["collective"], box["collectives"], box["inside"]) == (
@@ -53,7 +39,7 @@ def test_a_killed_process_leaves_its_last_state_behind(tmp_path):
 
 
 def test_a_fault_in_compiled_code_leaves_its_stack(tmp_path):
-    done = recorded(tmp_path, "import ctypes; ctypes.string_at(0)")
+    done = recorded(tmp_path, "fault")
     assert done.returncode == -signal.SIGSEGV
     found = explain(tmp_path)
     assert found.cause == "fault" and "Segmentation fault" in found.summary and "string_at" in found.evidence[0]
@@ -62,15 +48,7 @@ def test_a_fault_in_compiled_code_leaves_its_stack(tmp_path):
 def test_an_abort_of_a_transfer_to_nvme_is_told_by_its_last_lines(tmp_path):
     """DeepSpeed's aio asserts; here a swap file is shorter than what is read of it."""
     (tmp_path / "short.swp").write_bytes(bytes(1 << 12))
-    done = recorded(tmp_path, f"""
-import torch
-from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
-from launch.zero.accelerator import prepare_accelerator
-prepare_accelerator()
-from deepspeed.accelerator import get_accelerator
-aio = get_accelerator().create_op_builder("AsyncIOBuilder").load().aio_handle(1 << 20, 8, False, True, 1)
-swap_in_tensors(aio, [torch.empty(1 << 12)], [{str(tmp_path / 'short.swp')!r}])
-""")
+    done = recorded(tmp_path, "short swap file")
     assert done.returncode == -signal.SIGABRT
     (tmp_path / "launch.log").write_text(done.stderr)
     found = explain(tmp_path)
@@ -79,14 +57,13 @@ swap_in_tensors(aio, [torch.empty(1 << 12)], [{str(tmp_path / 'short.swp')!r}])
 
 
 @pytest.mark.parametrize(("end", "cause"), [
-    ("raise MemoryError", "host memory"),
-    ("raise OSError(28, 'No space left on device')", "disk full"),
-    ("raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')", "device memory"),
-    ("raise Exception('Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.')",
-     "minimum loss scale"),
-    ("raise KeyError('planet')", "error"),
-    ("pass", "finished"),
-    ("time.sleep(0)", "finished"),
+    ("no host memory", "host memory"),
+    ("full disk", "disk full"),
+    ("no device memory", "device memory"),
+    ("minimum loss scale", "minimum loss scale"),
+    ("a bug", "error"),
+    ("at once", "finished"),
+    ("after a sleep", "finished"),
 ])
 def test_last_words(tmp_path, end, cause, capsys):
     recorded(tmp_path, end)
@@ -102,11 +79,11 @@ def test_a_half_written_sample_is_not_read(tmp_path):
     left_behind(tmp_path, 0)
     path = box_of(tmp_path, 0)
     whole = read_box(path)
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     newer = max((blackbox.FIRST_SLOT, blackbox.FIRST_SLOT + blackbox.SLOT_SIZE),
                 key=lambda place: blackbox.SLOT.unpack_from(content, place)[0])
-    content[newer + blackbox.SLOT.size + 40] ^= 1
-    path.write_bytes(content)
+    within = 40
+    flip(path, newer + blackbox.SLOT.size + within)
     assert read_box(path)["last"]["time"] < whole["last"]["time"]
 
 

@@ -1,7 +1,6 @@
 """Random mistakes in the files that users write: each is refused by name or accepted; none ends in a traceback, a
 prompt or a signal."""
 
-import copy
 import json
 import random
 import subprocess
@@ -9,7 +8,8 @@ import sys
 
 import pytest
 import yaml
-from launching import ROOT
+from changing import mutated
+from project import ROOT
 
 from astrobio.config import ConfigError, load_preset, preset_names
 from launch.ds_config.facts import model_facts
@@ -26,29 +26,6 @@ FOLDERS = {
     "qwen2_vl": {"model_type": "qwen2_vl", "hidden_size": 64, "vision_config": {"depth": 2}},
     "remote": {"model_type": "chatglm", "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig"}},
 }
-VALUES = [0, -1, 3, 7, 10**9, 0.5, float("nan"), "4", "auto", "", None, True, [], [1, 2], {}, {"a": 1}, "no such"]
-
-
-def mutated(content: dict, chance: random.Random, changes: int = 3) -> dict:
-    """One to so many keys, at any depth, are dropped, misspelt or given another value."""
-    content = copy.deepcopy(content)
-    for _ in range(chance.randint(1, changes)):
-        block = content
-        while nested := [value for value in block.values() if isinstance(value, dict) and value]:
-            if chance.random() < 0.5:
-                break
-            block = chance.choice(nested)
-        if not block:
-            continue
-        key = chance.choice(list(block))
-        kind = chance.choice(["drop", "misspell", "value", "value", "value"])
-        if kind == "value":
-            block[key] = chance.choice(VALUES)
-        else:
-            value = block.pop(key)
-            if kind == "misspell":
-                block[key[:-1] + "_" + key[-1]] = value
-    return content
 
 
 def outcome(path) -> str:

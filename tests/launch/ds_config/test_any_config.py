@@ -8,10 +8,10 @@ import re
 import typing
 
 import pytest
-from launching import ROOT, last_line, try_all
+from changing import config_of, mutated
+from launching import last_line, try_all
+from project import DS_CONFIGS
 from pydantic import BaseModel
-from test_field_inputs import config_of
-from test_fuzz import mutated
 
 from astrobio.config import load_preset, set_dotted
 from launch.ds_config.check import check
@@ -20,8 +20,6 @@ from launch.ds_config.keys import _model_of, _parts
 from launch.ds_config.schema import DsConfig
 from launch.zero.accelerator import prepare_accelerator
 
-Z = "zero_optimization"
-SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 SMALL = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
 
 
@@ -96,7 +94,7 @@ def test_every_key_of_deepspeed_once(tmp_path, sample_dataset, capsys):
 def test_random_mistakes_in_shipped_configs(tmp_path, sample_dataset, capsys):
     chance, configs = random.Random(0), {}
     while len(configs) < 200:
-        path = chance.choice(SHIPPED)
+        path = chance.choice(list(DS_CONFIGS.values()))
         config = json.loads(path.read_text())
         for key, value in SMALL.items():
             set_dotted(config, key, value)

@@ -1,4 +1,4 @@
-"""What ranks save and load, many cases in one launch, like ranks.py; test_checkpoint_ranks.py asserts on it."""
+"""What ranks save and load, many cases in one launch; test_checkpoint_ranks.py judges it."""
 
 import contextlib
 import dataclasses
@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import cases
 import deepspeed
 import deepspeed.comm as dist
-import ranks
 import torch
+from cases import batch_of, make_engine, step
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-from ranks import ROOT, batch_of, make_engine, step
+from project import DS_CONFIGS
 from torch import nn
 
 from astrobio.config import load_preset
@@ -25,9 +26,6 @@ from launch.ds_config.auto import resolve
 from launch.ds_config.read import read_ds_config
 from launch.ds_config.strategy import strategy
 from launch.zero.state import EngineState
-
-CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-ranks.CASES.clear()
 
 #: What all engines here have in common: one micro-step a step, a loss scale that does not overflow at once.
 COMMON = {"gradient_accumulation_steps": 1, "fp16.initial_scale_power": 8}
@@ -60,9 +58,9 @@ class Small(nn.Module):
 def small_engine(config: str, changes: dict, lr: float = 1e-2):
     """`Small` with a param group for its matrices and another for its biases; no scheduler, which would give both the
     same learning rate."""
-    raw = read_ds_config(ROOT / f"ds_configs/{config}.json", changes)
+    raw = read_ds_config(DS_CONFIGS[config], changes)
     raw.pop("scheduler")
-    ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=ranks.OUT / "nvme", total_steps=100,
+    ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=cases.OUT / "nvme", total_steps=100,
                         largest_parameter=1 << 20)
     torch.manual_seed(int(1e4 * lr))
     init = deepspeed.zero.Init(config_dict_or_path=ds_config) if strategy(ds_config).stage == 3 else \
@@ -200,13 +198,13 @@ def load_one(variant: Variant, engine, run: Path, steps: int = 2) -> dict:
 def matrix(name: str) -> dict:
     """Every ds_config's checkpoint into every other's engine."""
     variant, found = Variant(name), {}
-    for source in CONFIGS:
-        save_one(variant, source, ranks.OUT / name / source)
-    for target in CONFIGS:
+    for source in DS_CONFIGS:
+        save_one(variant, source, cases.OUT / name / source)
+    for target in DS_CONFIGS:
         engine = variant.engine(target, again=True)
         variant.steps(engine, 1)
-        for source in CONFIGS:
-            found[f"{source} → {target}"] = load_one(variant, engine, ranks.OUT / name / source)
+        for source in DS_CONFIGS:
+            found[f"{source} → {target}"] = load_one(variant, engine, cases.OUT / name / source)
         engine.destroy()
     return found
 
@@ -218,7 +216,7 @@ KINDS = ("zero3_nvme", "zero2_offload", "zero3_offload_bf16")
 def numbers_of_ranks(name: str) -> dict:
     """Load what launches with other numbers of ranks saved, then save for those to come."""
     variant, found, here = Variant(name), {}, dist.get_world_size()
-    runs = ranks.OUT / f"{name}_ranks"
+    runs = cases.OUT / f"{name}_ranks"
     for config in KINDS:
         engine = None
         for run in sorted(runs.glob("*")) if runs.is_dir() else []:
@@ -236,16 +234,16 @@ def numbers_of_ranks(name: str) -> dict:
 
 
 for _name in ("tiny", "frozen", "groups"):
-    ranks.CASES[f"matrix:{_name}"] = lambda name=_name: matrix(name)
-    ranks.CASES[f"ranks:{_name}"] = lambda name=_name: numbers_of_ranks(name)
+    cases.CASES[f"matrix:{_name}"] = lambda name=_name: matrix(name)
+    cases.CASES[f"ranks:{_name}"] = lambda name=_name: numbers_of_ranks(name)
 
 
-@ranks.case
+@cases.case
 def small_disk() -> dict:
     """Into a folder whose disk is too small, and onto one that fills up while files are written."""
     engine = Variant("groups").engine("zero3_offload")
     small_steps(engine, 1)
-    run = ranks.OUT / "disk/run"
+    run = cases.OUT / "disk/run"
     checkpoints = Checkpoints(engine, run, engine.config)
     first = checkpoints.save(about(engine))
     found = {}
@@ -276,14 +274,14 @@ def small_disk() -> dict:
 EXPORTS = {"tiny": {}, "adapters": {"language.lora": {"rank": 4}}}
 
 
-@ranks.case
+@cases.case
 def trained_for_export() -> dict:
     """Stacks trained in fp32 with all of their state on NVMe, saved, and what they make of a batch."""
     for name, changes in EXPORTS.items():
         engine = make_engine("zero3_nvme", {**COMMON, "fp16": {"enabled": False}, "scheduler.params.cycle_min_lr": 1e-2,
                                             "scheduler.params.cycle_max_lr": 2e-2}, stack=load_preset("tiny", changes))
         stack_steps(engine, 3)
-        Checkpoints(engine, ranks.OUT / name, engine.config).save(
+        Checkpoints(engine, cases.OUT / name, engine.config).save(
             {**about(engine), "stack": dataclasses.asdict(engine.module.config)})
         engine.eval()
         batch = batch_of(range(4))
@@ -291,15 +289,15 @@ def trained_for_export() -> dict:
             out = engine(batch)
             text = engine.module.language(None, batch.tokens)[1]
         if dist.get_rank() == 0:
-            torch.save({"logits": out.logits, "text": text}, ranks.OUT / name / "logits.pt")
+            torch.save({"logits": out.logits, "text": text}, cases.OUT / name / "logits.pt")
         engine.destroy()
     return {}
 
 
-@ranks.case
+@cases.case
 def frozen_twice() -> dict:
     """Two checkpoints of a partly frozen model: how many names the frozen parameters' file has, and what loads."""
-    variant, run = Variant("frozen"), ranks.OUT / "frozen_twice"
+    variant, run = Variant("frozen"), cases.OUT / "frozen_twice"
     engine = variant.engine("zero3_nvme")
     checkpoints = Checkpoints(engine, run, engine.config)
     found = {}
@@ -315,13 +313,13 @@ def frozen_twice() -> dict:
     return found
 
 
-@ranks.case
+@cases.case
 def universal() -> dict:
     """What bare DeepSpeed makes of a checkpoint that was converted to its universal format."""
     engine = Variant("groups").engine("zero3_nvme")
     small_steps(engine, 3)
-    path = Checkpoints(engine, ranks.OUT / "universal", engine.config).save(about(engine))
-    before, out = contents(engine), ranks.OUT / "converted"
+    path = Checkpoints(engine, cases.OUT / "universal", engine.config).save(about(engine))
+    before, out = contents(engine), cases.OUT / "converted"
     engine.destroy()
     if dist.get_rank() == 0:
         convert(path, out)
@@ -336,11 +334,11 @@ def universal() -> dict:
     return found
 
 
-@ranks.case
+@cases.case
 def save_until_killed() -> dict:
     """Resume the newest valid checkpoint, if there is one, and save after every step, until the test kills it."""
     engine = Variant("groups").engine("zero3_offload")
-    run = ranks.OUT / "killed"
+    run = cases.OUT / "killed"
     saved = valid_checkpoints(run)
     checkpoints = Checkpoints(engine, run, engine.config)
     if saved:
@@ -352,4 +350,4 @@ def save_until_killed() -> dict:
 
 
 if __name__ == "__main__":
-    ranks.main()
+    cases.main()
