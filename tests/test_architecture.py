@@ -14,7 +14,7 @@ PACKAGES = ("astrobio", "data_build", "launch")
 APART = {"astrobio": ("launch", "data_build", "deepspeed"), "data_build": ("launch", "deepspeed"),
          "launch": ("data_build",)}
 #: But `astrobio data` is data_build's command, and `astrobio carry` takes an excerpt of a dataset along.
-EXCEPT = {"launch.cli": "data_build.__main__.", "launch.experiments.carry": "data_build.excerpt."}
+EXCEPT = {"launch.commands.data": "data_build.__main__.", "launch.experiments.carry": "data_build.excerpt."}
 
 
 def modules_of(root: Path) -> dict[str, Path]:

@@ -1,5 +1,5 @@
 """What DeepSpeed has and this stack, this launcher or a CPU cannot train with. Each was run without the check, and ends
-as it is told here (`pytest -m slow tests/launch/test_field_inputs.py`)."""
+as it is told here (`pytest -m slow tests/launch/ds_config/test_field_inputs.py`)."""
 
 import importlib
 from typing import Any
