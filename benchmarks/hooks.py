@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.published_models import SimpleTransformer
-from launch.planner.simulation.backends import count_hooks
+from launch.planner.simulation import patches
 
 RANKS, LAYERS, SIZE, TOKENS, VOCABULARY, REPEATS = 4, 32, 16, 4, 100, 25
 #: Parameters of these models over those of the same at width 4096: DeepSpeed's buckets shrink alike, so that it gathers
@@ -112,14 +113,9 @@ def main() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(RANKS), LOCAL_SIZE="1", DS_ACCELERATOR="cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
     deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False)
-    import deepspeed.runtime.zero.partitioned_param_coordinator as coordinator
-    coordinator.assert_ints_same_as_other_ranks = lambda *args, **kwargs: None
-    hooks = [0]
-
-    def note():
-        hooks[0] += 1
-
-    count_hooks(note)
+    recorder = SimpleNamespace(trace=[])  # of hooks alone
+    for patch in (patches.ranks_agree, patches.hooks):
+        patch(recorder, None)
     ids, loss_of = torch.zeros(1, TOKENS, dtype=torch.long), nn.CrossEntropyLoss()
 
     def measure(model, backward) -> Step:
@@ -130,12 +126,13 @@ def main() -> None:
             step()
         times = []
         for _ in range(REPEATS):
-            start, hooks[0] = time.process_time(), 0
+            recorder.trace.clear()
+            start = time.process_time()
             step()
             times.append(time.process_time() - start)
         with Counter() as counter:
             step()
-        return Step(min(times), counter.operators, hooks[0] // 2)  # the counted pass was another
+        return Step(min(times), counter.operators, len(recorder.trace) // 2)  # the counted pass was another
 
     alone = [measure(make(), torch.Tensor.backward) for make in MODELS.values()]
     if not args.cpu:

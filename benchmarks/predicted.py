@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from astrobio.config import load_preset
 from launch import ROOT
-from launch.planner.cost import overhead as process
-from launch.planner.hardware.profile import load_hardware
-from launch.planner.plan import WORKERS, assemble, make_job
-from launch.planner.simulation import run as ghost
+from launch.planner.assemble import WORKERS, assemble
+from launch.planner.cost import overhead
+from launch.planner.job import make_job
+from launch.planner.simulation import pool
+from launch.planner.simulation.spec import Simulation
 
 #: Three sizes: 1 M, 10 M and 110 M parameters.
 MODELS = {"tiny": ("tiny", {}), "small": ("small", {}),
@@ -52,42 +53,43 @@ def watch_gathered(engine, file: Path) -> None:
     PartitionedParameterCoordinator.fetch_sub_module = fetch_and_count
 
 
-def watched_stack(job, mode):
+def watched_stack(simulation: Simulation, mode):
     """A workload: the stack, with `watch_gathered`."""
-    engine, loss_of = ghost.stack_workload(job, mode)
-    watch_gathered(engine, Path(job.workload["gathered"]))
+    from launch.planner.simulation.run import stack_workload  # changes the process that imports it
+    engine, loss_of = stack_workload(simulation)
+    watch_gathered(engine, Path(simulation.workload["gathered"]))
     return engine, loss_of
 
 
-def measure(job: ghost.Job) -> dict:
-    """Run the job for real, in this process."""
-    return process.run_for_real(job, lambda engine: watch_gathered(engine, Path(job.workload["gathered"])))
+def measure(simulation: Simulation) -> dict:
+    """Run it for real, in this process."""
+    from launch.experiments.real_run import run  # all that a training process imports
+    return run(simulation, lambda engine: watch_gathered(engine, Path(simulation.workload["gathered"])))
 
 
 def compare(model: str, config: str, folder: Path) -> dict:
     """One row: what a ghost run says and what a real run does."""
     preset, changes = MODELS[model]
-    machine = load_hardware("cpu")
-    job = make_job(load_preset(preset, changes), ROOT / "ds_configs" / f"{config}.json", machine, ranks=1, changes={
+    job = make_job(load_preset(preset, changes), ROOT / "ds_configs" / f"{config}.json", "cpu", ranks=1, changes={
         key: value for key, value in CHANGES.items() if not (key.startswith("fp16") and "bf16" in config)})
-    job.whole = False  # the real run neither validates nor saves
+    simulation = job.simulation(beyond_training=False)  # the real run neither validates nor saves
     for block in ("offload_optimizer", "offload_param"):
-        if "nvme_path" in job.ds_config["zero_optimization"].get(block, {}):
-            job.ds_config["zero_optimization"][block]["nvme_path"] = str(folder / "nvme")
+        if "nvme_path" in simulation.ds_config["zero_optimization"].get(block, {}):
+            simulation.ds_config["zero_optimization"][block]["nvme_path"] = str(folder / "nvme")
     files = {name: folder / f"gathered_{name}" for name in ("predicted", "measured")}
-    job.workload.update(function="benchmarks.predicted:watched_stack", gathered=str(files["predicted"]))
-    plan_of = ghost.run(job)
-    predicted = assemble(plan_of, job, machine)
+    simulation.workload.update(function="benchmarks.predicted:watched_stack", gathered=str(files["predicted"]))
+    result = pool.run(simulation)
+    predicted = assemble(result, simulation, job.hardware)
     steps = [[]]
-    for phase in plan_of.phases[1:]:
+    for phase in result.phases[1:]:
         if phase.name == "forward":
             steps.append([])
         steps[-1].append(phase)
-    job.workload["gathered"] = str(files["measured"])
-    with process.start(job, "benchmarks.predicted", "--measure") as run:
-        measured = process.finish(run)
-    row = {"model": model, "config": config, "parameters": predicted["parameters"],
-           "host_peak": (predicted["host"]["peak_bytes"] - predicted["host"]["parts"].get(WORKERS, 0),
+    simulation.workload["gathered"] = str(files["measured"])
+    with overhead.start(simulation, "benchmarks.predicted", "--measure") as process:
+        measured = overhead.finish(process)
+    row = {"model": model, "config": config, "parameters": predicted.parameters,
+           "host_peak": (predicted.host.peak_bytes - predicted.host.parts.get(WORKERS, 0),
                          measured["host_peak"]),  # nothing reads ahead here
            "gathered": tuple(int(file.read_text()) if file.exists() else 0 for file in files.values())}
     for key, name in (("read", "nvme_read"), ("written", "nvme_written")):
@@ -111,7 +113,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
     if args.measure:
-        process.main(measure)
+        from launch.experiments import real_run
+        real_run.main(measure)
     columns = {"host_peak": "host peak, MB", "read": "NVMe read, MB", "written": "NVMe written, MB",
                "gathered": "gathered, 1e6 elements"}
     print(" " * 27 + "".join(f"{heading:>28s}" for heading in columns.values()))

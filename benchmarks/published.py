@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed goes on logging to the stdout that it finds
-    from launch.planner.hardware.profile import load_hardware
-    from launch.planner.plan import TRAINING, assemble
-    from launch.planner.simulation import run as ghost
+    from launch.planner.assemble import TRAINING, Plan, assemble
+    from launch.planner.hardware import load_hardware
+    from launch.planner.simulation import pool
+    from launch.planner.simulation.spec import Simulation
 
 GIB, MIB, GB = 1 << 30, 1 << 20, 1e9  # each source has its own
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}}
@@ -158,33 +159,34 @@ CASES = [
 
 def predict(case: Case) -> dict:
     machine = load_hardware(case.hardware)
-    job = ghost.Job(case.workload, {**case.ds_config, "train_micro_batch_size_per_gpu": case.micro_batch}, case.ranks,
-                    case.micro_batch, case.seq_length, tuple(machine.capability), machine.gpu_memory_bytes)
-    plan = assemble(ghost.run(job), job, machine)
-    found = {"case": case.name, "what": case.what, "assumed": case.assumed, "figures": {}, "plan": plan}
+    simulation = Simulation(
+        case.workload, {**case.ds_config, "train_micro_batch_size_per_gpu": case.micro_batch}, case.ranks,
+        case.micro_batch, case.seq_length, tuple(machine.capability), machine.gpu_memory_bytes)
+    plan = assemble(pool.run(simulation), simulation, machine)
+    found = {"case": case.name, "what": case.what, "assumed": case.assumed, "figures": {}, "plan": plan.to_dict()}
     for key, published in case.published.items():
         if key == "gpu_smi":
-            predicted = min(plan["gpu"]["training_bytes"], machine.gpu_memory_bytes)
+            predicted = min(plan.gpu.training_bytes, machine.gpu_memory_bytes)
         elif key == "gpu_training_allocated":
-            predicted = max(plan["gpu"]["phases"][phase] for phase in TRAINING)
+            predicted = max(plan.gpu.phases[phase] for phase in TRAINING)
         elif key == "gpu_smi_init":
-            predicted = plan["gpu"]["reserved_by_phase"]["init"] + machine.context_bytes
+            predicted = plan.gpu.reserved_by_phase["init"] + machine.context_bytes
         else:
-            predicted = plan[PLACES[key][0]][PLACES[key][1]]
+            predicted = getattr(getattr(plan, PLACES[key][0]), PLACES[key][1])
         error = predicted / published - 1
         found["figures"][key] = {"predicted": predicted, "published": published, "error": error,
                                  "estimator": estimator(case, plan, key),
                                  "holds": abs(error) <= case.allowed[key] if key in case.allowed else None}
     if case.fits is not None:
-        found["fits"] = {"predicted": plan["gpu"]["fits"], "published": case.fits}
+        found["fits"] = {"predicted": plan.gpu.fits, "published": case.fits}
     return found
 
 
-def estimator(case: Case, plan: dict, key: str) -> float | None:
+def estimator(case: Case, plan: Plan, key: str) -> float | None:
     """Bytes that DeepSpeed's estimator gives, by its formulas for a model that is not at hand."""
     if not key.startswith(("gpu", "host")):
         return None
-    zero, total = case.ds_config["zero_optimization"], plan["parameters"]
+    zero, total = case.ds_config["zero_optimization"], plan.parameters
     on_host = "offload_optimizer" in zero
     if zero["stage"] == 2:
         from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs

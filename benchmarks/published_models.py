@@ -1,7 +1,7 @@
 """The models behind the published numbers of `benchmarks/published.py`, as their authors built them.
 
-Each function is a workload of a ghost run: it takes the `launch.planner.simulation.run.Job` and gives the engine and a
-function that makes one loss.
+Each function is the workload of a `launch.planner.simulation.spec.Simulation`: it returns the engine and a function
+that makes one loss.
 """
 
 import contextlib
@@ -44,18 +44,18 @@ class SimpleTransformer(nn.Module):
         return self.out(x)
 
 
-def simple_transformer(job, mode):
+def simple_transformer(simulation, mode):
     """R1: 6.86 B parameters, sequence 512."""
-    vocabulary, length = job.workload["vocabulary"], job.seq_length
-    model = SimpleTransformer(vocabulary, 4096, job.workload.get("layers", 32), 32, length)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=job.ds_config)
+    vocabulary, length = simulation.workload["vocabulary"], simulation.seq_length
+    model = SimpleTransformer(vocabulary, 4096, simulation.workload.get("layers", 32), 32, length)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=simulation.ds_config)
     device = get_accelerator().current_device_name()
     loss_function = nn.CrossEntropyLoss()
 
     def loss_of(engine):
-        ids = torch.zeros(job.micro_batch, length, dtype=torch.long).to(device)
+        ids = torch.zeros(simulation.micro_batch, length, dtype=torch.long).to(device)
         logits = engine(ids)
-        return loss_function(logits.view(-1, vocabulary), ids.clone().view(-1)), job.micro_batch * length
+        return loss_function(logits.view(-1, vocabulary), ids.clone().view(-1)), simulation.micro_batch * length
 
     return engine, loss_of
 
@@ -81,18 +81,18 @@ def _add_adapters(model: nn.Module, rank: int, names: list[str]) -> None:
                 setattr(parent, name, Adapted(child, rank))
 
 
-def language_model(job, mode):
+def language_model(simulation, mode):
     """A model of `transformers`: ``model_type`` and ``config``, with its own attention written out as it was before
     torch 2, and checkpointed layers if ``checkpointing``. It is built in float32 on the host, or in ``dtype``, or
     ``on_card``; sharded while it is built if ``zero_init``. ``lora``: (rank, names of modules) of adapters, which alone
     are trained. A sequence-to-sequence model reads and writes ``seq_length`` tokens."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-    wanted = job.workload
+    wanted = simulation.workload
     config = AutoConfig.for_model(wanted["model_type"], **wanted["config"], use_cache=False)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     device = get_accelerator().current_device_name()
     with torch.device(device) if wanted.get("on_card") else contextlib.nullcontext(), \
-            deepspeed.zero.Init(config_dict_or_path=job.ds_config, enabled=wanted.get("zero_init", False)):
+            deepspeed.zero.Init(config_dict_or_path=simulation.ds_config, enabled=wanted.get("zero_init", False)):
         model = kind.from_config(config, attn_implementation=wanted.get("attention", "eager"),
                                  dtype=getattr(torch, wanted.get("dtype", "float32")))
     model.train()
@@ -103,12 +103,12 @@ def language_model(job, mode):
     if wanted.get("checkpointing"):
         model._set_gradient_checkpointing(True, deepspeed.checkpointing.checkpoint)
         model.enable_input_require_grads()
-    engine, *_ = deepspeed.initialize(model=model, config=job.ds_config,
+    engine, *_ = deepspeed.initialize(model=model, config=simulation.ds_config,
                                       model_parameters=[p for p in model.parameters() if p.requires_grad])
-    deepspeed.checkpointing.configure(None, deepspeed_config=job.ds_config)
+    deepspeed.checkpointing.configure(None, deepspeed_config=simulation.ds_config)
 
     def loss_of(engine):
-        ids = torch.ones(job.micro_batch, job.seq_length, dtype=torch.long).to(device)
+        ids = torch.ones(simulation.micro_batch, simulation.seq_length, dtype=torch.long).to(device)
         return engine(input_ids=ids, labels=ids).loss, ids.numel()
 
     return engine, loss_of

@@ -92,6 +92,14 @@ def memory_limit() -> tuple[int, str]:
     return (limit, "the cgroup's limit") if limit is not None and limit < total else (total, "the machine's memory")
 
 
+def page_locked_bytes(size: int, rounding: int | None = None) -> int:
+    """The bytes that torch takes for ``size`` bytes of page-locked memory: it rounds up to a power of two, up to
+    ``rounding`` bytes, or always if None (`CachingHostAllocatorImpl::allocate` in ATen/core/CachingHostAllocator.h)."""
+    if rounding is not None and size > rounding:
+        return size
+    return 1 << (size - 1).bit_length() if size else 0
+
+
 def locked_limit() -> int | None:
     """What this process may lock (``ulimit -l``); None: no limit."""
     return _soft_limit(resource.RLIMIT_MEMLOCK)

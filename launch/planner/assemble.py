@@ -10,7 +10,7 @@ from launch.planner.cost.allocator import CachingAllocator, ExpandableSegments, 
 from launch.planner.cost.overhead import idle_bytes, process_bytes
 from launch.planner.cost.timing import PhaseTime, replay
 from launch.planner.hardware import Hardware
-from launch.planner.simulation.recorder import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS
+from launch.planner.simulation.parts import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS
 from launch.planner.simulation.spec import Peak, Phase, Result, Simulation
 
 PROCESS, WORKERS, CUDA = "Python and libraries", "data workers", "CUDA's libraries"

@@ -1,5 +1,6 @@
 """Several jobs compared: the nearest changes that help, the largest micro-batch and the longest text that fit."""
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable
@@ -28,27 +29,32 @@ def candidates(job: Job) -> dict[str, dict[str, Any]]:
     """Changes that might help, by their description: dotted keys of the ds_config."""
     where, zero = strategy(job.ds_config), job.ds_config.get("zero_optimization", {})
     offload = zero.get("offload_optimizer") or {}
-    found: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, Any]] = {}
     if where.precision == "fp16" and job.hardware.capability[0] >= 8:
-        found["bf16 in place of fp16"] = {"fp16.enabled": False, "bf16.enabled": True}
+        changes["bf16 in place of fp16"] = {"fp16.enabled": False, "bf16.enabled": True}
     if where.optimizer_device != "none" and offload.get("pin_memory", True):
-        found["gradients and optimizer state not page-locked"] = {f"{_OPTIMIZER}.pin_memory": False}
+        changes["gradients and optimizer state not page-locked"] = {f"{_OPTIMIZER}.pin_memory": False}
     if where.optimizer_device == "cpu" and where.stage == 3:
-        found["the optimizer on NVMe"] = {_OPTIMIZER: {**offload, "device": "nvme", "nvme_path": "/nvme",
+        changes["the optimizer on NVMe"] = {_OPTIMIZER: {**offload, "device": "nvme", "nvme_path": "/nvme",
                                                        "pin_memory": False, "buffer_count": 5}}
     if where.optimizer_device == "nvme":
-        found["the optimizer on the host"] = {f"{_OPTIMIZER}.device": "cpu"}
+        changes["the optimizer on the host"] = {f"{_OPTIMIZER}.device": "cpu"}
     if where.stage == 3 and where.param_device != "none":
-        found["parameters on the cards"] = {_PARAM: {"device": "none"}}
+        changes["parameters on the cards"] = {_PARAM: {"device": "none"}}
     if where.stage == 3 and where.param_device == "none" and where.optimizer_device != "none":
-        found["parameters on the host"] = {_PARAM: {"device": "cpu", "pin_memory": False}}
-    if where.stage == 3 and "leaf_module" not in zero and job.stack.modalities:
-        found["each encoder's layers gathered as a whole"] = {"zero_optimization.leaf_module.classes": LAYERS}
+        changes["parameters on the host"] = {_PARAM: {"device": "cpu", "pin_memory": False}}
+    if where.stage == 3 and "leaf_module" not in zero and _has_encoder_layers(job):
+        changes["each encoder's layers gathered as a whole"] = {"zero_optimization.leaf_module.classes": LAYERS}
     accumulation = job.ds_config.get("gradient_accumulation_steps", 1)
     if accumulation % 2 == 0:
-        found["twice the micro-batch, half the accumulation"] = {
+        changes["twice the micro-batch, half the accumulation"] = {
             "train_micro_batch_size_per_gpu": 2 * job.micro_batch, "gradient_accumulation_steps": accumulation // 2}
-    return found
+    return changes
+
+
+def _has_encoder_layers(job: Job) -> bool:
+    parts = (getattr(job.stack, field.name) for field in dataclasses.fields(job.stack))
+    return any(hasattr(part, "depth") for part in parts)
 
 
 def advise(job: Job, plan: Plan) -> list[dict[str, Any]]:

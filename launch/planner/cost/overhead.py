@@ -23,7 +23,7 @@ from launch import ROOT
 from launch.planner.hardware import Hardware
 from launch.planner.job import make_job
 from launch.planner.simulation import pool
-from launch.planner.simulation.recorder import BOTH
+from launch.planner.simulation.parts import BOTH
 from launch.planner.simulation.spec import Simulation
 from launch.subprocesses import environment
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from launch.planner.simulation.recorder import GPU
+from launch.planner.simulation.parts import GPU
 
 _KEY = "AutocastPrivateUse1"
 #: Computed in the autocast dtype.

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 
 from launch.planner.simulation import trace
-from launch.planner.simulation.recorder import SWAP, Recorder
+from launch.planner.simulation.parts import SWAP
+from launch.planner.simulation.recorder import Recorder
 
 
 class Handle:

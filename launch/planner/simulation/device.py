@@ -13,7 +13,8 @@ import os
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from launch.planner.simulation.recorder import GPU, HOST, Recorder
+from launch.planner.simulation.parts import GPU, HOST
+from launch.planner.simulation.recorder import Recorder
 
 _setup_privateuseone_for_python_backend(rename=GPU)
 getattr(torch, GPU).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]

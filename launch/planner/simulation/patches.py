@@ -7,6 +7,7 @@ tests/launch/planner/simulation/test_patches.py simulates without one at a time,
 import functools
 from collections.abc import Callable
 
+import cpuinfo
 import deepspeed.comm.comm as comm
 import deepspeed.ops.adam.fused_adam as fused_adam
 import deepspeed.runtime.zero.partition_parameters as partition_parameters
@@ -21,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import masking_utils
 
 from launch.planner.simulation import backends, trace
-from launch.planner.simulation.recorder import GPU, Recorder
+from launch.planner.simulation.parts import GPU
+from launch.planner.simulation.recorder import Recorder
 from launch.planner.simulation.spec import Simulation
 from launch.zero import weights
 
@@ -102,13 +104,20 @@ def nothing_to_release(recorder, simulation):
     cls._PartitionedParameterCoordinator__params_to_release = params_to_release
 
 
+@patch("deepspeed 0.19.8")
+def processor_not_asked(recorder, simulation):
+    """For speed, a quarter of a small simulation: CPU Adam starts a process that describes the processor, for a
+    warning."""
+    cpuinfo.get_cpu_info = dict
+
+
 # torch ----------------------------------------------------------------------------------------------------------------
 
 
 @patch("torch 2.13.0")
-def capability(recorder, simulation):
-    """The card's compute capability, which torch would ask the driver for."""
-    torch.cuda.get_device_capability = lambda *args, **kwargs: tuple(simulation.capability)
+def uncompiled(recorder, simulation):
+    """Dynamo cannot trace through the recorder; Muon's Newton-Schulz steps are compiled. Uncompiled they do as much."""
+    torch.compiler.set_stance("force_eager")
 
 
 @patch("torch 2.13.0")

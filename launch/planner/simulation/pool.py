@@ -99,7 +99,9 @@ def _worker(simulation: Simulation, sender: Connection, log: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     try:
-        from launch.planner.simulation.run import run  # changes this process; the caller's must stay as it is
+        # Here, because they change this process. The first has no effect if the fork server imported it.
+        from launch.planner.simulation import preload  # noqa: F401
+        from launch.planner.simulation.run import run
         sender.send(run(simulation))
     except BaseException:
         traceback.print_exc()

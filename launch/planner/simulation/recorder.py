@@ -1,16 +1,14 @@
 """Counts what a ghost run allocates and does: live bytes by device and part, and a trace of all work.
 
-A storage belongs to the part of the code that made it (`PARTS`). Bytes on the simulated GPU are counted in the CUDA
-caching allocator's granules of 512 B; page-locked host memory as torch's pinned allocator takes it, in powers of two up
-to the size that `launch.locked_rounding` tells.
+A storage belongs to the part of the code that made it (`launch.planner.simulation.parts`). Bytes on the simulated GPU
+are counted in the CUDA caching allocator's granules of 512 B; page-locked host memory as torch's pinned allocator takes
+it, in powers of two up to the size that `launch.locked_rounding` gives.
 Pageable blocks below `launch.zero.accelerator.LARGE_BLOCK`, or `LARGE_ACTIVATION` once a CPU trains, come from glibc's
 heap, which is taken to grow only: it can shrink from its end alone, where some small object always lies. What is freed
 within it waits for the next small block. Larger ones are mapped: they take memory up to the last byte that was written.
 """
 
 import bisect
-import sys
-import types
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -18,76 +16,30 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils.flop_counter import flop_registry
 
+from launch.memory import page_locked_bytes
 from launch.planner.simulation import experts, trace, values
+from launch.planner.simulation.parts import (
+    ACTIVATIONS,
+    BOTH,
+    GPU,
+    HOST,
+    KEPT,
+    LOGITS,
+    OTHER,
+    TEMPORARIES,
+    part_of_caller,
+)
 from launch.planner.simulation.shapes import VIEWS, Shapes
 from launch.planner.simulation.spec import Peak, Phase
+from launch.planner.simulation.work import FREE, work_of
 from launch.zero.accelerator import IN_FP32, LARGE_ACTIVATION, LARGE_BLOCK
 
 aten = torch.ops.aten
-GPU = "gpusim"  # the simulated GPU's device type
-HOST = "cpu"
-BOTH = "both"  # what a CPU accelerator holds, whose device is the host
-
-#: c10/cuda/CUDACachingAllocator.h: kMinBlockSize.
-GRANULE = 512
-
-PARAMETERS, GATHERED, GRADIENTS = "partitioned parameters", "gathered parameters", "gradients and buckets"
-ACTIVATIONS, LOGITS, TEMPORARIES = "activations", "logits", "operator temporaries"
-OPTIMIZER, SWAP, WORKSPACE, OTHER = "optimizer state", "swap buffers", "library workspace", "other"
-KEPT = "freed, kept by glibc"
-PARTS = (PARAMETERS, GATHERED, GRADIENTS, ACTIVATIONS, LOGITS, TEMPORARIES, OPTIMIZER, SWAP, WORKSPACE, KEPT, OTHER)
-
-#: Part of what a function of DeepSpeed 0.19.8 allocates, by (file, function); the innermost one on the stack counts.
-MAKERS: dict[tuple[str, str], str] = {
-    **{("partition_parameters.py", name): PARAMETERS for name in ("_partition_param", "_partition_param_sec")},
-    **{("partition_parameters.py", name): GATHERED for name in (
-        "_all_gather_dtype", "_all_gather_sequential", "_all_gather_coalesced", "_all_gather", "all_gather_coalesced",
-        "_allgather_param", "_allgather_param_coalesced", "_allgather_params", "wait")},
-    **{("stage3.py", name): PARAMETERS for name in (
-        "_create_param_groups_fp16_flat_cpu_memory", "_create_fp16_partitions_with_defragmentation",
-        "_move_to_flat_buffer")},
-    ("utils.py", "defragment"): PARAMETERS,
-    **{("stage3.py", name): OPTIMIZER for name in ("_create_fp32_partitions", "_optimizer_step", "_prepare_sub_group")},
-    **{("stage3.py", name): GRADIENTS for name in (
-        "_setup_for_real_optimizer", "initialize_optimizer_states", "__avg_scatter_grads", "partition_grads",
-        "__avg_scatter_contiguous_grads", "_offload_grad_partition_at_boundary", "_prepare_fp32_grad_for_sub_group",
-        "__add_grad_to_ipg_bucket", "__reduce_and_partition_ipg_grads", "reduce_scatter_coalesced")},
-    ("coalesced_collectives.py", "reduce_scatter_coalesced"): GRADIENTS,
-    **{("stage_1_and_2.py", name): GRADIENTS for name in (
-        "initialize_optimizer_states", "setup_buckets", "average_tensor", "get_flat_partition",
-        "_setup_cpu_offload_buffers", "async_accumulate_grad_in_cpu_via_gpu", "copy_grads_in_partition",
-        "update_overflow_tracker_for_param_grad", "reduce_ipg_grads", "reduce_independent_p_g_buckets_and_remove_grads",
-        "create_param_mapping", "setup_grad_accumulation", "buffered_reduce_fallback", "get_grad_position")},
-    **{("cpu_adam.py", name): OPTIMIZER for name in ("step", "step_subgroup")},
-    ("fused_adam.py", "step"): OPTIMIZER, ("cpu_adagrad.py", "step"): OPTIMIZER, ("cpu_lion.py", "step"): OPTIMIZER,
-    ("fused_lion.py", "step"): OPTIMIZER,
-}
-_SWAP_FILES = ("partitioned_param_swapper.py", "partitioned_optimizer_swapper.py", "pipelined_optimizer_swapper.py",
-               "optimizer_utils.py", "async_swapper.py")
 #: Smaller storages are not asked who made them: the stack walk costs more than they matter.
 _ASK_FROM = 1 << 16
-_parts: dict[int, tuple[str | None, types.CodeType]] = {}
-
-
-def locked_bytes(size: int, rounding: int | None = None) -> int:
-    """What page-locked memory of ``size`` bytes takes, where it is rounded up to ``rounding`` bytes, or always if None
-    (`CachingHostAllocatorImpl::allocate` in ATen/core/CachingHostAllocator.h)."""
-    if rounding is not None and size > rounding:
-        return size
-    return 1 << (size - 1).bit_length() if size else 0
-
-
-def _part_of(code: types.CodeType) -> str | None:
-    """Of what is allocated below that code, if it says."""
-    found = _parts.get(id(code))
-    if found is None:
-        name = code.co_filename.rpartition("/")[2]
-        part = MAKERS.get((name, code.co_name), SWAP if name in _SWAP_FILES else None)
-        found = _parts[id(code)] = part, code  # kept, so that no other takes its number
-    return found[0]
-
+#: c10/cuda/CUDACachingAllocator.h: kMinBlockSize.
+GRANULE = 512
 
 class Recorder(TorchDispatchMode):
     """Watches every operator of a ghost run.
@@ -101,7 +53,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6),
                  rounding: int | None = None):
         """``device``: where the model computes; ``vocabulary``: the size by which logits are known; ``capability``:
-        the card's; ``rounding``: of page-locked memory, see `locked_bytes`."""
+        the card's; ``rounding``: of page-locked memory, see `launch.memory`."""
         super().__init__()
         self.rounding = rounding
         self.device, self.capability = device, capability
@@ -205,7 +157,7 @@ class Recorder(TorchDispatchMode):
             self.add(self.shapes(aten.empty_like.default, args, {})[0])
         out, answer = values.run(func, args, kwargs, self.shapes)
         self.operators += 1
-        writes = not func.is_view and func not in _FREE
+        writes = not func.is_view and func not in FREE
         if self.device == HOST and func._overloadpacket in _IN_FP32 and args[0].dtype is torch.float16:
             wide = [self.shapes(aten.empty_like.default, (t,), {"dtype": torch.float32})[0]
                     for t in (*args, out) if isinstance(t, torch.Tensor) and t.is_floating_point()]
@@ -310,7 +262,7 @@ class Recorder(TorchDispatchMode):
         if device == GPU:
             return -(-size // GRANULE) * GRANULE
         if pinned and self.device == GPU:  # on a CPU machine pinning does nothing
-            return locked_bytes(size, self.rounding)
+            return page_locked_bytes(size, self.rounding)
         return size
 
     def _change(self, device: str, part: str, size: int, key: int) -> None:
@@ -340,12 +292,8 @@ class Recorder(TorchDispatchMode):
 
     def _part(self, tensor: torch.Tensor, size: int) -> str:
         if size >= _ASK_FROM:
-            frame = sys._getframe(2)
-            while frame is not None:
-                part = _part_of(frame.f_code)
-                if part is not None:
-                    return part
-                frame = frame.f_back
+            if part := part_of_caller():
+                return part
             if self.vocabulary and tensor.dim() and tensor.shape[-1] == self.vocabulary and self._phase != "init":
                 return LOGITS
         if self.forward_depth:
@@ -356,7 +304,7 @@ class Recorder(TorchDispatchMode):
 
     def _record(self, func, args, kwargs, out, answer) -> None:
         if answer is None or not answer.known:
-            work = self._work(func, args, kwargs, out)
+            work = work_of(func, args, kwargs, out, self.device)
             if answer is not None:
                 answer.work, answer.known = work, True
         else:
@@ -387,25 +335,6 @@ class Recorder(TorchDispatchMode):
         earlier = self.trace.pop().count if self.trace and type(self.trace[-1]) is trace.Operators else 0
         self.trace.append(trace.Operators(earlier + 1))
 
-    def _work(self, func, args, kwargs, out) -> tuple | None:
-        """("kernel", FLOPs, bytes, dtype), ("groups", number of them, FLOPs, bytes, dtype), ("host", bytes), a copy
-        ("up" or "down", bytes), or None for no work."""
-        packet = func._overloadpacket
-        outs = values.tensors_of(out)
-        if func.is_view or func in _FREE or not outs:
-            return None
-        tensors = values.tensors_of(*args, *kwargs.values())
-        if packet in (aten.copy_, aten._to_copy):
-            destination, source = (args[0], args[1]) if packet is aten.copy_ else (out, args[0])
-            if destination.device.type != source.device.type:
-                return ("up" if destination.device.type == GPU else "down"), source.nbytes
-        size = sum(t.nbytes for t in tensors if not any(t is o for o in outs)) + sum(t.nbytes for t in outs)
-        if outs[0].device.type == self.device:
-            count = flop_registry.get(packet)
-            what = ("groups", experts.groups(*args, **kwargs)) if packet is experts.GROUPED_MM else ("kernel",)
-            return *what, count(*args, **kwargs, out_val=out) if count else 0, size, outs[0].dtype
-        return ("host", size) if size > _ASK_FROM else None
-
     def read(self, path: str, size: int, handle: int) -> None:
         self._read += size
         self.trace.append(trace.DiskRead(handle, size))
@@ -418,7 +347,3 @@ class Recorder(TorchDispatchMode):
 
 _DEVICE, _ISINF, _ITEM = torch.ops.prim.device.default, aten.isinf.default, aten._local_scalar_dense.default
 _IN_FP32 = {getattr(aten, name) for name in IN_FP32}  # of copies
-#: Operators that do no work on the device, and write nothing.
-_FREE = {getattr(packet, name) for packet in (
-    aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
-    aten.lift_fresh, aten.set_, aten.resize_) for name in packet.overloads()}

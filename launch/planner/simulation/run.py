@@ -22,7 +22,6 @@ from launch.planner.simulation import device, phases, values
 from launch.planner.simulation.recorder import Recorder
 from launch.planner.simulation.spec import MICRO_STEPS, Result, Simulation
 from launch.zero import engine as zero_engine
-from launch.zero import weights
 
 
 def run(simulation: Simulation) -> Result:
@@ -71,8 +70,6 @@ def _workload(simulation: Simulation, mode) -> tuple[Any, Callable]:
 
 def stack_workload(simulation: Simulation) -> tuple[Any, Callable]:
     """What launch/train.py builds, and how its loop makes a loss."""
-    weights._ahead = lambda make, items, doing: map(make, items)  # modes do not follow into threads
-    weights.Fill.draw = lambda self, out, start=0: out.zero_()  # which writes as much
     config = parse(StackConfig, simulation.workload["stack"], "the model")
     engine = zero_engine.build_engine(config, simulation.ds_config, seed=0)
     length = simulation.seq_length or config.language.max_text_tokens

@@ -27,7 +27,7 @@ from astrobio.sampler import SampleOrder
 from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.ds_config.auto import resolve
 from launch.ds_config.read import read_ds_config
-from launch.planner.advice import LAYERS
+from launch.planner.search import LAYERS
 from launch.zero.activation import checkpoint
 from launch.zero.engine import build_stack
 

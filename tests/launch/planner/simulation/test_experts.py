@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from project import DS_CONFIGS
 
-from launch.planner.hardware.profile import load_hardware
+from launch.planner.job import make_job
 from launch.planner.model import count, load_model
-from launch.planner.plan import make_job
-from launch.planner.simulation import run as ghost
+from launch.planner.simulation import pool
 from launch.planner.simulation.experts import GROUPED_MM, grouped_mm
+from launch.planner.simulation.trace import Copy, Kernel
 
-ROOT = Path(__file__).resolve().parents[3]
 TOKENS, LAYERS, HIDDEN, INTERMEDIATE, EXPERTS = 48, 2, 64, 96, 4
 
 
@@ -47,18 +47,19 @@ def test_each_active_expert_counts(tmp_path, kind):
 
 
 def test_a_card_without_a_kernel_for_groups_multiplies_one_after_the_other(tmp_path):
-    model, jobs = mixture(tmp_path), {}
+    model, simulations = mixture(tmp_path), {}
     for hardware in ("a5000x2", "h100-80"):
         for precision in ("zero3_offload", "zero3_offload_bf16"):
-            jobs[hardware, precision] = make_job(model, ROOT / f"ds_configs/{precision}.json", load_hardware(hardware),
-                                                 seq_length=TOKENS, ranks=2)
-    results = ghost.run_all({" ".join(name): job for name, job in jobs.items()})
+            job = make_job(model, DS_CONFIGS[precision], hardware, seq_length=TOKENS, ranks=2)
+            simulations[f"{hardware} {precision}"] = job.simulation()
+    results = pool.run_all(simulations)
 
     def waits(name: str) -> int:
-        return sum(event[0] == "down" and event[2:] == (4 * EXPERTS, True, True) for event in results[name].trace)
+        return sum(type(event) is Copy and event.direction == "down" and event.size == 4 * EXPERTS
+                   and event.host_waits and event.pageable for event in results[name].trace)
 
     def flops(name: str) -> int:
-        return sum(event[2] for event in results[name].trace if event[0] == "kernel")
+        return sum(event.flops for event in results[name].trace if type(event) is Kernel)
 
     # In each of three micro-steps 2 products a layer forward, 2 recomputed, 4 backward; 2 in a validation.
     assert waits("a5000x2 zero3_offload") == waits("a5000x2 zero3_offload_bf16") == LAYERS * (3 * (2 + 2 + 4) + 2)

@@ -1,6 +1,5 @@
 """The attention kernel that a card would choose, by shapes alone (aten's sdp_utils.cpp)."""
 
-import dataclasses
 import json
 
 import pytest
@@ -9,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from astrobio.config import load_preset, preset_names
 from astrobio.language import language_config
-from launch.planner.hardware.profile import load_hardware
-from launch.planner.plan import make_job
-from launch.planner.simulation import run as ghost
+from launch.planner.job import make_job
+from launch.planner.simulation import pool
 from launch.planner.simulation.backends import attend
-from launch.planner.simulation.recorder import GPU
+from launch.planner.simulation.parts import GPU
+from launch.planner.simulation.trace import Allocated
 
 AMPERE, VOLTA, TURING = (8, 6), (7, 0), (7, 5)
 FLASH, EFFICIENT, FORMULA = "flash", "efficient", "formula"
@@ -66,20 +65,21 @@ def test_a_plan_of_a_plain_model_holds_no_scores(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({
         "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": layers,
         "num_attention_heads": heads, "vocab_size": 32000, "max_position_embeddings": length}))
-    jobs = {}
+    simulations = {}
     for stage in (2, 3):
         for checkpointed in (True, False):
             config = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 8, "bf16": {"enabled": True},
                       "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}, "zero_optimization": {"stage": stage}}
             if checkpointed:
                 config["activation_checkpointing"] = {"partition_activations": False}
-            job = make_job(str(tmp_path), config, load_hardware("a100-80"), length, ranks=8)
+            job = make_job(str(tmp_path), config, "a100-80", seq_length=length, ranks=8)
             # without the validation, in whose batches of 8 hidden states in fp32 are as large as scores of bools
-            jobs[f"{stage} {checkpointed}"] = dataclasses.replace(job, whole=False)
+            simulations[f"{stage} {checkpointed}"] = job.simulation(beyond_training=False)
     held = {}
-    for name, result in ghost.run_all(jobs).items():
+    for name, result in pool.run_all(simulations).items():
         scores = [heads * length * length * itemsize for itemsize in (1, 2, 4)]
-        assert {size for _, size, _ in result.blocks}.isdisjoint(scores), name
+        sizes = {event.size for event in result.allocations if type(event) is Allocated}
+        assert sizes and sizes.isdisjoint(scores), name
         held[name] = next(phase for phase in result.phases[3:] if phase.name == "backward").peaks[GPU].bytes
     for stage in (2, 3):
         assert held[f"{stage} True"] < held[f"{stage} False"]

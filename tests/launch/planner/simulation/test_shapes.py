@@ -1,6 +1,4 @@
-"""What an operator makes of shapes: asked once of the meta device and remembered, as `FakeTensorMode` says it."""
-
-import pickle
+"""What an operator makes of shapes: asked once of the meta device and cached, as `FakeTensorMode` says it."""
 
 import pytest
 import torch
@@ -8,8 +6,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launch.planner.simulation import cache as remembered
-from launch.planner.simulation.shapes import VIEWS, Shapes, lasting
+from launch.planner.simulation.shapes import VIEWS, Shapes
 from launch.planner.simulation.tensors import Mode
 
 OPERATORS = {
@@ -66,33 +63,10 @@ def test_answers_are_those_of_fake_tensors(name):
         expected = facts(OPERATORS[name](x, w), x)
     with Mode():
         x, w = torch.empty(8, 16), torch.empty(16, 16)
-        assert facts(OPERATORS[name](x, w), x) == expected  # what is not remembered
+        assert facts(OPERATORS[name](x, w), x) == expected  # what is not cached
         with Asking(shapes):
-            assert facts(OPERATORS[name](x, w), x) == expected  # found out …
-            assert facts(OPERATORS[name](x, w), x) == expected  # … and remembered
-
-
-def test_answers_are_carried_from_one_run_to_the_next(monkeypatch, tmp_path):
-    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
-    first = Shapes()
-    with Mode() as mode, Asking(first):
-        x, w = torch.empty(8, 16), torch.empty(16, 16)
-        found = {name: facts(OPERATORS[name](x, w), x) for name in OPERATORS}
-    remembered.recall_answers.cache_clear()
-    remembered.keep_answers("here", first.answers)
-    remembered.recall_answers.cache_clear()
-    second = Shapes(remembered.recall_answers("here"))
-    monkeypatch.setattr(Shapes, "_learn", lambda *_: pytest.fail("asked again"))
-    with mode:
-        x, w = torch.empty(8, 16), torch.empty(16, 16)
-        with Asking(second):
-            assert {name: facts(OPERATORS[name](x, w), x) for name in OPERATORS} == found
-    file, = tmp_path.glob("shapes/here-*")
-    file.write_bytes(b"half a pick")
-    remembered.recall_answers.cache_clear()
-    assert remembered.recall_answers("here") == {}
-    remembered.keep_answers("here", first.answers)
-    assert pickle.loads(file.read_bytes()) == lasting(first.answers)
+            assert facts(OPERATORS[name](x, w), x) == expected  # worked out …
+            assert facts(OPERATORS[name](x, w), x) == expected  # … and cached
 
 
 def test_mistakes_are_refused_as_ever():
