@@ -85,6 +85,7 @@ ops: $(VENV)/.installed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --quiet --check .
 
 clean:
 	rm -rf data/sample data/.sample* runs build .pytest_cache .ruff_cache

@@ -32,8 +32,9 @@ class Attention(nn.Module):
             for part in (self.query(x), *self.key_value(context).chunk(2, dim=-1))
         )
         mask = None if bias is None else bias[:, None, None, :].to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
-                                               dropout_p=self.dropout if self.training else 0.0)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

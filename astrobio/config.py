@@ -150,11 +150,15 @@ class StackConfig:
             raise ValueError("freeze names every part: nothing is left to train")
         encoders = [name for name in parts if name not in ("language", "fusion")]
         if encoders and self.fusion is None:
-            raise ValueError(f"fusion is missing, but {', '.join(encoders)} must be fused: add a fusion section, or "
-                             "leave the encoders out for a plain causal language model")
+            raise ValueError(
+                f"fusion is missing, but {', '.join(encoders)} must be fused: add a fusion section, or "
+                "leave the encoders out for a plain causal language model"
+            )
         if self.fusion and not encoders:
-            raise ValueError("fusion has no modality to fuse: add planet, climate, metabolism or spectrum, or leave "
-                             "fusion out for a plain causal language model")
+            raise ValueError(
+                "fusion has no modality to fuse: add planet, climate, metabolism or spectrum, or leave "
+                "fusion out for a plain causal language model"
+            )
 
     @property
     def prefix_tokens(self) -> int:
@@ -238,8 +242,9 @@ def _read_preset(name: str, above: tuple[str, ...] = ()) -> tuple[Path, dict]:
     if not path.exists():
         path = Path(name)
         if path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"unknown model preset {name!r}{suggestion(name, preset_names())}; or give the path of "
-                              "a .yaml file")
+            raise ConfigError(
+                f"unknown model preset {name!r}{suggestion(name, preset_names())}; or give the path of a .yaml file"
+            )
         if not path.is_file():
             raise ConfigError(f"model preset {name}: no such file")
     try:

@@ -56,8 +56,14 @@ class ResidualConv(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         groups = min(8, channels)
-        self.body = nn.Sequential(nn.GroupNorm(groups, channels), nn.GELU(), GlobeConv3d(channels, channels),
-                                  nn.GroupNorm(groups, channels), nn.GELU(), GlobeConv3d(channels, channels))
+        self.body = nn.Sequential(
+            nn.GroupNorm(groups, channels),
+            nn.GELU(),
+            GlobeConv3d(channels, channels),
+            nn.GroupNorm(groups, channels),
+            nn.GELU(),
+            GlobeConv3d(channels, channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -105,8 +111,7 @@ class DatacubeEncoder(nn.Module):
         """
         batch, times = levels.shape[0], levels.shape[2]
         levels, surface = levels.transpose(1, 2).flatten(0, 1), surface.transpose(1, 2).flatten(0, 1)  # [B T, V, …]
-        hidden = sample_mask(len(levels), len(self.position), self.mask_share if self.training else 0.0,
-                             levels.device)
+        hidden = sample_mask(len(levels), len(self.position), self.mask_share if self.training else 0.0, levels.device)
         cells = self._to_grid(hidden)
         fields = torch.cat([levels, surface[:, :, None].expand(-1, -1, levels.shape[2], -1, -1)], dim=1)
         pattern = fields - _globe_mean(fields)[..., None, None]
@@ -127,8 +132,11 @@ class DatacubeEncoder(nn.Module):
         counted = cells if self.training and self.mask_share else torch.ones_like(cells)
         error = _mean_over((level_fields - levels) ** 2, counted)
         error = error + _mean_over((surface_fields - surface) ** 2, counted.any(dim=2))
-        return (self.queries(x), error.unflatten(0, (batch, times)).mean(1) / 2,
-                surface_fields.unflatten(0, (batch, times)).transpose(1, 2))
+        return (
+            self.queries(x),
+            error.unflatten(0, (batch, times)).mean(1) / 2,
+            surface_fields.unflatten(0, (batch, times)).transpose(1, 2),
+        )
 
     def _to_grid(self, hidden: Tensor) -> Tensor:
         """Hidden patches [B, N] as hidden cells [B, 1, Z, Y, X]."""

@@ -20,8 +20,14 @@ from astrobio.reading import RecordReader, local_copy
 from astrobio.transfer import packed, unpacked
 
 MANIFEST = "manifest.json"
-NEEDED = (MANIFEST, "stats.json", "quality.json", "dataset_dict.json", "tokenizer/tokenizer.json",
-          *(f"{split}/dataset_info.json" for split in schema.SPLITS))
+NEEDED = (
+    MANIFEST,
+    "stats.json",
+    "quality.json",
+    "dataset_dict.json",
+    "tokenizer/tokenizer.json",
+    *(f"{split}/dataset_info.json" for split in schema.SPLITS),
+)
 
 
 def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
@@ -43,8 +49,10 @@ def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
     if lacking:
         return [f"{folder / MANIFEST}: lacks {', '.join(lacking)}"]
     if manifest["schema_version"] != schema.SCHEMA_VERSION:
-        return [f"{folder / MANIFEST}: schema_version is {manifest['schema_version']!r}, this program reads "
-                f"{schema.SCHEMA_VERSION}: build the dataset again"]
+        return [
+            f"{folder / MANIFEST}: schema_version is {manifest['schema_version']!r}, this program reads "
+            f"{schema.SCHEMA_VERSION}: build the dataset again"
+        ]
     problems = []
     for name, expected in manifest["files"].items():
         path = folder / name
@@ -200,8 +208,10 @@ class AstrobioDataset(torch.utils.data.Dataset):
         self.folder, self.split, self.max_text_tokens = folder, split, max_text_tokens
         self.records = datasets.load_from_disk(str(self.folder / split)).with_format("numpy")
         self.tokenizer = load_tokenizer(tokenizer or self.folder / "tokenizer")
-        self.stats = {name: (np.asarray(value["mean"], np.float32), np.asarray(value["std"], np.float32))
-                      for name, value in json.loads((self.folder / "stats.json").read_text()).items()}
+        self.stats = {
+            name: (np.asarray(value["mean"], np.float32), np.asarray(value["std"], np.float32))
+            for name, value in json.loads((self.folder / "stats.json").read_text()).items()
+        }
         self.moments = Moments(*map(torch.from_numpy, self.stats["climate_surface"]))
 
     @property
@@ -230,8 +240,9 @@ class AstrobioDataset(torch.utils.data.Dataset):
         try:
             return self._normalised(record)
         except (ValueError, TypeError, IndexError, KeyError) as error:
-            raise ValueError(f"{self.folder / self.split}: record {index} ({record.get('run_id')}) is corrupt: "
-                             f"{error}") from error
+            raise ValueError(
+                f"{self.folder / self.split}: record {index} ({record.get('run_id')}) is corrupt: {error}"
+            ) from error
 
     def _normalised(self, record: dict[str, Any]) -> dict[str, Any]:
         item: dict[str, Any] = {"run_id": str(record["run_id"])}
@@ -246,16 +257,22 @@ class AstrobioDataset(torch.utils.data.Dataset):
             item["climate_levels"] = np.zeros(schema.SHAPES["climate_levels"], np.float32)
             item["climate_surface"] = np.zeros(schema.SHAPES["climate_surface"], np.float32)
         item["graph"] = self._graph(record) if record["metabolism_present"] else self._empty_graph()
-        item["spectrum"] = self._spectrum(record["spectrum"]) if record["spectrum_present"] else \
-            np.zeros(schema.SHAPES["spectrum"], np.float32)
-        tokens = self.tokenizer(str(record["text"]), add_special_tokens=False)["input_ids"][:self.max_text_tokens - 2]
+        item["spectrum"] = (
+            self._spectrum(record["spectrum"])
+            if record["spectrum_present"]
+            else np.zeros(schema.SHAPES["spectrum"], np.float32)
+        )
+        tokens = self.tokenizer(str(record["text"]), add_special_tokens=False)["input_ids"][: self.max_text_tokens - 2]
         item["tokens"] = [self.tokenizer.bos_token_id, *tokens, self.tokenizer.eos_token_id]
         item["label"], item["label_present"] = int(record["label"]), bool(record["label_present"])
         provenance = record["provenance"]
-        item["present"] = {"planet": True, **{name: bool(record[f"{name}_present"])
-                                              for name in schema.OPTIONAL_MODALITIES}}
-        item["quality"] = {name: float(provenance[name]["quality"]) if item["present"][name] else 0.0
-                           for name in schema.MODALITIES}
+        item["present"] = {
+            "planet": True,
+            **{name: bool(record[f"{name}_present"]) for name in schema.OPTIONAL_MODALITIES},
+        }
+        item["quality"] = {
+            name: float(provenance[name]["quality"]) if item["present"][name] else 0.0 for name in schema.MODALITIES
+        }
         item["observed"] = str(provenance["planet"]["kind"]) == "observed"
         for name in ("planet", "climate_levels", "climate_surface", "spectrum"):
             if not np.isfinite(item[name]).all():
@@ -291,27 +308,46 @@ class AstrobioDataset(torch.utils.data.Dataset):
         edges = np.asarray(record["metabolism_edge_features"], np.float32)
         index = torch.as_tensor(np.asarray(record["metabolism_edge_index"], np.int64).T.copy())
         if len(kind) != len(nodes) or index.shape[1] != len(edges) or (len(edges) and int(index.max()) >= len(kind)):
-            raise ValueError(f"metabolism: {len(kind)} node kinds, {len(nodes)} nodes, {index.shape[1]} edges with "
-                             f"{len(edges)} features do not fit together")
-        inside = (kind == schema.NODE_KINDS.index("metabolite")) \
-            & torch.from_numpy(nodes[:, schema.NODE_FEATURES.index("extracellular")] == 0)
-        return self._data(kind, self._scale("node_features", _squash(nodes), axis=1), index,
-                          self._scale("edge_features", _squash(edges), axis=1),
-                          torch.from_numpy(edges[:, schema.EDGE_FEATURES.index("stoichiometry")].copy()), inside)
+            raise ValueError(
+                f"metabolism: {len(kind)} node kinds, {len(nodes)} nodes, {index.shape[1]} edges with "
+                f"{len(edges)} features do not fit together"
+            )
+        inside = (kind == schema.NODE_KINDS.index("metabolite")) & torch.from_numpy(
+            nodes[:, schema.NODE_FEATURES.index("extracellular")] == 0
+        )
+        return self._data(
+            kind,
+            self._scale("node_features", _squash(nodes), axis=1),
+            index,
+            self._scale("edge_features", _squash(edges), axis=1),
+            torch.from_numpy(edges[:, schema.EDGE_FEATURES.index("stoichiometry")].copy()),
+            inside,
+        )
 
     def _empty_graph(self) -> Data:
         """A metabolite and a reaction that stand for no network: the graph layers must have something to run on."""
-        return self._data(torch.tensor([0, 1]), np.zeros((2, len(schema.NODE_FEATURES)), np.float32),
-                          torch.tensor([[0, 1], [1, 0]]), np.zeros((2, len(schema.EDGE_FEATURES)), np.float32),
-                          torch.zeros(2), torch.zeros(2, dtype=torch.bool))
+        return self._data(
+            torch.tensor([0, 1]),
+            np.zeros((2, len(schema.NODE_FEATURES)), np.float32),
+            torch.tensor([[0, 1], [1, 0]]),
+            np.zeros((2, len(schema.EDGE_FEATURES)), np.float32),
+            torch.zeros(2),
+            torch.zeros(2, dtype=torch.bool),
+        )
 
     def _data(self, kind, nodes, index, edges, stoichiometry, inside) -> Data:
         flux = schema.NODE_FEATURES.index("flux")
         mean, std = self.stats["node_features"]
-        return Data(x=torch.from_numpy(nodes), kind=kind, edge_index=index, edge_attr=torch.from_numpy(edges),
-                    stoichiometry=stoichiometry, balanced=inside,
-                    flux_mean=torch.full((len(kind),), float(mean[flux])),
-                    flux_std=torch.full((len(kind),), float(std[flux])))
+        return Data(
+            x=torch.from_numpy(nodes),
+            kind=kind,
+            edge_index=index,
+            edge_attr=torch.from_numpy(edges),
+            stoichiometry=stoichiometry,
+            balanced=inside,
+            flux_mean=torch.full((len(kind),), float(mean[flux])),
+            flux_std=torch.full((len(kind),), float(std[flux])),
+        )
 
     def collate(self, items: list[dict[str, Any]]) -> Batch:
         def stack(name: str, dtype=None) -> Tensor:
@@ -321,17 +357,25 @@ class AstrobioDataset(torch.utils.data.Dataset):
         tokens = torch.full((len(items), length), self.tokenizer.pad_token_id)
         real = torch.zeros(len(items), length, dtype=torch.bool)
         for row, item in enumerate(items):
-            tokens[row, :len(item["tokens"])] = torch.tensor(item["tokens"])
-            real[row, :len(item["tokens"])] = True
+            tokens[row, : len(item["tokens"])] = torch.tensor(item["tokens"])
+            real[row, : len(item["tokens"])] = True
         return Batch(
             run_ids=[item["run_id"] for item in items],
-            planet=stack("planet"), planet_known=stack("planet_known"),
-            climate_levels=stack("climate_levels"), climate_surface=stack("climate_surface"),
-            graphs=graph_batch([item["graph"] for item in items]), spectrum=stack("spectrum"),
-            tokens=tokens, real=real, label=stack("label", torch.long), label_present=stack("label_present"),
+            planet=stack("planet"),
+            planet_known=stack("planet_known"),
+            climate_levels=stack("climate_levels"),
+            climate_surface=stack("climate_surface"),
+            graphs=graph_batch([item["graph"] for item in items]),
+            spectrum=stack("spectrum"),
+            tokens=tokens,
+            real=real,
+            label=stack("label", torch.long),
+            label_present=stack("label_present"),
             present={name: torch.tensor([item["present"][name] for item in items]) for name in schema.MODALITIES},
             quality={name: torch.tensor([item["quality"][name] for item in items]) for name in schema.MODALITIES},
-            observed=stack("observed"), moments=self.moments)
+            observed=stack("observed"),
+            moments=self.moments,
+        )
 
 
 def planet_transform(values: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -28,12 +28,11 @@ class CrossBlock(nn.Module):
         """``modality`` [B, N, D], ``text`` [B, L, D]; ``doubt`` [B, M]; penalties ``absent`` [B, M] of a modality and
         ``padding`` [B, L] of a text token."""
         bias = absent - self.trust.float() * doubt
-        bias = torch.cat([bias[:, i:i + 1].expand(-1, n) for i, n in enumerate(self.lengths)], dim=1)
+        bias = torch.cat([bias[:, i : i + 1].expand(-1, n) for i, n in enumerate(self.lengths)], dim=1)
         queries, keys = self.norms[0](modality), self.norms[1](text)
         modality = modality + self.to_modality(queries, keys, padding)
         text = text + self.to_text(keys, queries, bias)
-        return (modality + self.modality_mlp(self.norms[2](modality)),
-                text + self.text_mlp(self.norms[3](text)))
+        return (modality + self.modality_mlp(self.norms[2](modality)), text + self.text_mlp(self.norms[3](text)))
 
 
 class Fusion(nn.Module):
@@ -48,10 +47,10 @@ class Fusion(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.lengths = lengths
-        self.modality_inlet, self.text_inlet = (nn.Sequential(nn.LayerNorm(token_size), nn.Linear(token_size, size))
-                                                for _ in range(2))
-        self.blocks = Checkpointed(CrossBlock(size, config.heads, config.dropout, lengths)
-                                   for _ in range(config.depth))
+        self.modality_inlet, self.text_inlet = (
+            nn.Sequential(nn.LayerNorm(token_size), nn.Linear(token_size, size)) for _ in range(2)
+        )
+        self.blocks = Checkpointed(CrossBlock(size, config.heads, config.dropout, lengths) for _ in range(config.depth))
         self.norm = nn.LayerNorm(size)
         self.score = nn.Linear(size, 1)
         self.trust = nn.Parameter(torch.ones(len(lengths)))
@@ -74,8 +73,13 @@ class Fusion(nn.Module):
         doubt = torch.where(present, -quality.clamp(min=1e-3).log(), torch.zeros_like(quality))
         absent = masked_penalty(present)
         inlet = self.modality_inlet(torch.cat(tokens, dim=1))
-        single = torch.stack([head(part.mean(1)) for head, part in
-                              zip(self.single_heads, inlet.split(self.lengths, dim=1), strict=True)], dim=1)
+        single = torch.stack(
+            [
+                head(part.mean(1))
+                for head, part in zip(self.single_heads, inlet.split(self.lengths, dim=1), strict=True)
+            ],
+            dim=1,
+        )
         modality, text = self.blocks(inlet, self.text_inlet(states), constants=(doubt, absent, masked_penalty(real)))
 
         share = (real / real.sum(1, keepdim=True).clamp(min=1)).to(text.dtype)

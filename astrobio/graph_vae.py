@@ -126,8 +126,9 @@ class GraphVAE(nn.Module):
         kl = per_graph(0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean(-1), graph)
 
         latent = spread(self.latent_out(z), place, real)
-        return GraphOutput(self.queries(latent, masked_penalty(real)), reconstruction, kl,
-                           self._imbalance(nodes[:, FLUX], graphs))
+        return GraphOutput(
+            self.queries(latent, masked_penalty(real)), reconstruction, kl, self._imbalance(nodes[:, FLUX], graphs)
+        )
 
     def _link_error(self, z: Tensor, graphs, per_graph) -> Tensor:
         """Cross-entropy of the true links against as many pairs with another node of the same graph: a random one in

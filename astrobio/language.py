@@ -52,8 +52,9 @@ class Language(nn.Module):
         try:
             self.model = AutoModelForCausalLM.from_config(built, attn_implementation=self.attention)
         except Exception as error:  # whatever a model's own code makes of sizes that do not go together
-            raise ConfigError(f"language.config: transformers cannot build a {built.model_type!r} of these sizes: "
-                              f"{told(error)}") from error
+            raise ConfigError(
+                f"language.config: transformers cannot build a {built.model_type!r} of these sizes: {told(error)}"
+            ) from error
         _check_kind(self.model)
         self._body = _body(self.model)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
@@ -104,13 +105,16 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
         return _of_checkpoint(config)
     model_type = config.model_type or "llama"
     if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no such model"
-                          f"{suggestion(model_type, CONFIG_MAPPING.keys())}")
+        raise ConfigError(
+            f"language.model_type = {model_type!r}: transformers has no such model"
+            f"{suggestion(model_type, CONFIG_MAPPING.keys())}"
+        )
     try:
         known = AutoConfig.for_model(model_type)
     except Exception as error:
-        raise ConfigError(f"language.model_type = {model_type!r}: transformers has no sizes for it: {told(error)}"
-                          ) from error
+        raise ConfigError(
+            f"language.model_type = {model_type!r}: transformers has no sizes for it: {told(error)}"
+        ) from error
     if why := no_causal_model(known):
         raise ConfigError(f"language.model_type = {model_type!r}: {why}")
     _check_keys(config, known)
@@ -120,8 +124,10 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
         raise ConfigError(f"language.config: transformers refuses it for a {model_type!r}: {told(error)}") from error
     for key, count in vars(built).items():
         if ("layer" in key or "expert" in key) and type(count) is int and count > MOST_MODULES:
-            raise ConfigError(f"language.config.{key} = {count}: is more than {MOST_MODULES}, and more than any model "
-                              "has: building it would not end")
+            raise ConfigError(
+                f"language.config.{key} = {count}: is more than {MOST_MODULES}, and more than any model "
+                "has: building it would not end"
+            )
     heads, shared = (getattr(built, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
         raise ConfigError(f"language.config.num_key_value_heads = {shared}: must divide num_attention_heads {heads}")
@@ -134,13 +140,18 @@ def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
         raise ConfigError(f"language.init_from = {config.init_from!r}: a {built.model_type!r} {why}")
     problems = []
     if config.model_type not in (None, built.model_type):
-        problems.append(f"language.model_type = {config.model_type!r}: the checkpoint in {config.init_from} is a "
-                        f"{built.model_type!r}")
+        problems.append(
+            f"language.model_type = {config.model_type!r}: the checkpoint in {config.init_from} is a "
+            f"{built.model_type!r}"
+        )
     else:
         _check_keys(config, built)
-        problems += [f"language.config.{key} = {value!r}: the checkpoint in {config.init_from} has "
-                     f"{getattr(built, key)!r}: leave the key out, or take another checkpoint"
-                     for key, value in config.config.items() if getattr(built, key) != value]
+        problems += [
+            f"language.config.{key} = {value!r}: the checkpoint in {config.init_from} has "
+            f"{getattr(built, key)!r}: leave the key out, or take another checkpoint"
+            for key, value in config.config.items()
+            if getattr(built, key) != value
+        ]
     if problems:
         raise ConfigError("\n".join(problems))
     built.use_cache = False
@@ -159,22 +170,31 @@ def _check_kind(model: PreTrainedModel) -> None:
     reads token ids alone."""
     kind, is_decoder = model.config.model_type, getattr(model.config, "is_decoder", None)
     if kind in WITHOUT_EMBEDDINGS:
-        raise ConfigError(f"language.model_type = {kind!r}: reads token ids alone, and the modalities come as "
-                          "embeddings: take another one")
+        raise ConfigError(
+            f"language.model_type = {kind!r}: reads token ids alone, and the modalities come as "
+            "embeddings: take another one"
+        )
     if kind in BIDIRECTIONAL:
-        raise ConfigError(f"language.model_type = {kind!r}: is no causal model: each position sees those after it; "
-                          "take another one")
+        raise ConfigError(
+            f"language.model_type = {kind!r}: is no causal model: each position sees those after it; take another one"
+        )
     if is_decoder is False and kind not in CAUSAL:
-        raise ConfigError(f"language.model_type = {kind!r}: is an encoder, in which each position sees those after it: "
-                          "set language.config.is_decoder = true, or take another one")
+        raise ConfigError(
+            f"language.model_type = {kind!r}: is an encoder, in which each position sees those after it: "
+            "set language.config.is_decoder = true, or take another one"
+        )
 
 
 def no_causal_model(config: PreTrainedConfig) -> str:
     """Why a configuration describes none, and what to take instead; nothing where it does."""
     models, text = AutoModelForCausalLM._model_mapping, config.get_text_config(decoder=True)
     if text.model_type != config.model_type:
-        alone = f": take its language model alone, a {text.model_type!r}, with the sizes of its own part of the " \
-            "configuration" if type(text) in models else ", none of which is a causal language model by itself"
+        alone = (
+            f": take its language model alone, a {text.model_type!r}, with the sizes of its own part of the "
+            "configuration"
+            if type(text) in models
+            else ", none of which is a causal language model by itself"
+        )
         return f"is made of several models{alone}"
     return "" if type(config) in models else "is no causal language model"
 
@@ -186,15 +206,20 @@ def reads(config: PreTrainedConfig, key: str) -> bool:
         declared = hasattr(config, key)
     except Exception:  # each layer may have its own, which the whole does not tell
         declared = True
-    return declared or type(config) in models and f'"{key}"' in inspect.getsource(
-        inspect.getmodule(models[type(config)]))
+    return (
+        declared or type(config) in models and f'"{key}"' in inspect.getsource(inspect.getmodule(models[type(config)]))
+    )
 
 
 def _check_keys(config: LanguageConfig, known: PreTrainedConfig) -> None:
     unknown = [key for key in config.config if not reads(known, key)]
     if unknown:
-        raise ConfigError("\n".join(f"language.config.{key}: {type(known).__name__} has no such key"
-                                    f"{suggestion(key, known.to_dict())}" for key in unknown))
+        raise ConfigError(
+            "\n".join(
+                f"language.config.{key}: {type(known).__name__} has no such key{suggestion(key, known.to_dict())}"
+                for key in unknown
+            )
+        )
 
 
 def attention_implementation(config: LanguageConfig, built: PreTrainedConfig) -> str:
@@ -216,10 +241,12 @@ def _add_adapters(model: nn.Module, lora: LoraConfig) -> list[str]:
 
     targets = lora.target_modules if isinstance(lora.target_modules, list) else []
     names = [name for name, _ in model.named_modules()]
-    unmatched = [target for target in targets if not any(name == target or name.endswith(f".{target}")
-                                                         for name in names)]
-    settings = Settings(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-                        target_modules=lora.target_modules)
+    unmatched = [
+        target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
+    settings = Settings(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
+    )
     try:
         inject_adapter_in_model(settings, model)
     except ValueError as error:

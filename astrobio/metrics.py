@@ -38,8 +38,10 @@ def baselines(train: AstrobioDataset, test: AstrobioDataset) -> dict[str, float]
     (x, y), (x_test, y_test) = _table(train), _table(test)
     majority = int(y.mean() >= 0.5)
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
-    return {"majority_class": float((y_test == majority).mean()),
-            "logistic_regression_on_planet_table": float(regression.score(x_test, y_test))}
+    return {
+        "majority_class": float((y_test == majority).mean()),
+        "logistic_regression_on_planet_table": float(regression.score(x_test, y_test)),
+    }
 
 
 def _table(dataset: AstrobioDataset) -> tuple[np.ndarray, np.ndarray]:

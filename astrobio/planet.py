@@ -16,8 +16,9 @@ class PlanetEncoder(nn.Module):
         size = config.hidden_size
         self.tokens = config.tokens
         self.inlet = nn.Linear(2 * len(PLANET_COLUMNS), size)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(size), Mlp(size, 4 * size, size))
-                                    for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(size), Mlp(size, 4 * size, size)) for _ in range(config.depth)
+        )
         self.out = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, config.tokens * out_size))
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:

@@ -25,8 +25,10 @@ class Pretrained:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ConfigError(f"language.init_from = {str(folder)!r}: no such folder; it must hold a Hugging Face "
-                              f"checkpoint ({CONFIG} and safetensors)")
+            raise ConfigError(
+                f"language.init_from = {str(folder)!r}: no such folder; it must hold a Hugging Face "
+                f"checkpoint ({CONFIG} and safetensors)"
+            )
         self._open: tuple[Path, contextlib.ExitStack, object] | None = None
 
     @property
@@ -53,8 +55,10 @@ class Pretrained:
         elif (self.folder / SINGLE).is_file():
             names = [SINGLE]
         else:
-            raise ConfigError(f"language.init_from: {self.folder} has neither {SINGLE} nor {INDEX}; a checkpoint of "
-                              "another format becomes one with `save_pretrained`")
+            raise ConfigError(
+                f"language.init_from: {self.folder} has neither {SINGLE} nor {INDEX}; a checkpoint of "
+                "another format becomes one with `save_pretrained`"
+            )
         return {tensor: self.folder / name for name in names for tensor in self._file(self.folder / name).keys()}
 
     def problems(self, model: nn.Module, names: dict[nn.Parameter, str]) -> list[str]:
@@ -62,11 +66,16 @@ class Pretrained:
         files, wanted = self.files(), {name: tuple(p.shape) for p, name in names.items()}
         # Tied weights are one parameter under several names; some files hold buffers that models no longer have.
         also = set(model.state_dict()) | set(getattr(model, "all_tied_weights_keys", None) or ())
-        ignored = [re.compile(pattern) for pattern in (*(model._keys_to_ignore_on_load_unexpected or ()),
-                                                       r"rotary_emb\.inv_freq$")]
+        ignored = [
+            re.compile(pattern)
+            for pattern in (*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$")
+        ]
         problems = [f"{self.folder}: lacks {name} {list(shape)}" for name, shape in wanted.items() if name not in files]
-        problems += [f"{files[name]}: holds {name}, which the model has not" for name in sorted(files)
-                     if name not in wanted and name not in also and not any(p.search(name) for p in ignored)]
+        problems += [
+            f"{files[name]}: holds {name}, which the model has not"
+            for name in sorted(files)
+            if name not in wanted and name not in also and not any(p.search(name) for p in ignored)
+        ]
         for name, shape in wanted.items():
             if name in files:
                 found = tuple(self._file(files[name]).get_slice(name).get_shape())
@@ -82,7 +91,7 @@ class Pretrained:
             return self._file(file).get_tensor(name).reshape(1)[start:stop]
         row = max(1, torch.Size(shape[1:]).numel())
         first, last = start // row, -(-stop // row)
-        return tensor[first:last].reshape(-1)[start - first * row:stop - first * row]
+        return tensor[first:last].reshape(-1)[start - first * row : stop - first * row]
 
     def _file(self, path: Path):
         """The file, opened; the one before is closed, so that its pages do not count as this process's memory."""
@@ -94,8 +103,9 @@ class Pretrained:
             except FileNotFoundError:
                 raise ConfigError(f"language.init_from: {path} is missing, but {INDEX} names it") from None
             except (SafetensorError, OSError) as error:
-                raise ConfigError(f"language.init_from: {path}: damaged or cut short ({error}); fetch it again"
-                                  ) from None
+                raise ConfigError(
+                    f"language.init_from: {path}: damaged or cut short ({error}); fetch it again"
+                ) from None
         return self._open[2]
 
     def close(self) -> None:

@@ -61,8 +61,10 @@ class RecordReader:
 
     def _columns(self, chunk: int) -> dict[str, Callable[[int], Any]]:
         if chunk not in self._opened:
-            self._opened[chunk] = {name: _column(self._table.column(name).chunk(chunk), feature)
-                                   for name, feature in schema.FEATURES.items()}
+            self._opened[chunk] = {
+                name: _column(self._table.column(name).chunk(chunk), feature)
+                for name, feature in schema.FEATURES.items()
+            }
         return self._opened[chunk]
 
 
@@ -90,7 +92,7 @@ def _column(array: pa.Array, feature) -> Callable[[int], Any]:
         return lambda row: table[row]
     if isinstance(array, pa.ListArray):
         valid, offsets, flat = np.asarray(array.is_valid()), array.offsets.to_numpy(), array.values.to_numpy()
-        return lambda row: flat[offsets[row]:offsets[row + 1]] if valid[row] else None
+        return lambda row: flat[offsets[row] : offsets[row + 1]] if valid[row] else None
     return lambda row: array[row].as_py()
 
 
@@ -118,15 +120,20 @@ def local_copy(folder: str | Path) -> Path:
     with FileLock(copy.with_name(f"{copy.name}.lock")):  # the ranks of one machine share it
         for name, expected in files.items():
             path = copy / name
-            if path.is_file() and path.stat().st_size == expected["bytes"] and \
-                    schema.sha256_of(path) == expected["sha256"]:
+            if (
+                path.is_file()
+                and path.stat().st_size == expected["bytes"]
+                and schema.sha256_of(path) == expected["sha256"]
+            ):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(path.name + ".part")
             remote.get_file(f"{root}/{name}", str(part))
             if schema.sha256_of(part) != expected["sha256"]:
-                raise ConfigError(f"{url}/{name}: its sha256 is not the one in manifest.json: the dataset there was "
-                                  "changed or is damaged")
+                raise ConfigError(
+                    f"{url}/{name}: its sha256 is not the one in manifest.json: the dataset there was "
+                    "changed or is damaged"
+                )
             os.replace(part, path)
         write_whole(copy / "manifest.json", content)
     return copy

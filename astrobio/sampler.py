@@ -29,7 +29,7 @@ class SampleOrder:
         out: list[int] = []
         while len(out) < count:
             epoch, offset = divmod(start + len(out), self.size)
-            out.extend(self._permutation(epoch)[offset:offset + count - len(out)].tolist())
+            out.extend(self._permutation(epoch)[offset : offset + count - len(out)].tolist())
         return out
 
     def micro_batches(self, micro_batch: int, rank: int, world_size: int):
@@ -50,6 +50,8 @@ class SampleOrder:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where ``state`` stopped; a data set of another size has another order and is refused."""
         if state["size"] != self.size:
-            raise ValueError(f"the order was saved over {state['size']} training records, this data set has "
-                             f"{self.size}: resume with the data the run began with, or start a new run")
+            raise ValueError(
+                f"the order was saved over {state['size']} training records, this data set has "
+                f"{self.size}: resume with the data the run began with, or start a new run"
+            )
         self.seed, self.consumed_global = state["seed"], state["consumed_global"]

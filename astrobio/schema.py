@@ -54,12 +54,20 @@ PLANET_COLUMNS = (
     Column("radius_earth", "R_earth", 0.1, 30, "radius of the planet", required=True, log=True),
     Column("mass_earth", "M_earth", 1e-3, 1e4, "mass of the planet", log=True),
     Column("gravity_m_s2", "m s-2", 0.5, 200, "surface gravity of the planet", required=True, log=True),
-    Column("period_d", "d", 0.05, 1e5, "orbital period, equal to the rotation period of a tidally locked planet",
-           required=True, log=True),
+    Column(
+        "period_d",
+        "d",
+        0.05,
+        1e5,
+        "orbital period, equal to the rotation period of a tidally locked planet",
+        required=True,
+        log=True,
+    ),
     Column("semi_major_axis_au", "au", 1e-3, 1e3, "semi-major axis of the orbit", log=True),
     Column("eccentricity", "1", 0, 0.99, "eccentricity of the orbit"),
-    Column("surface_pressure_bar", "bar", 1e-3, 1e3, "surface pressure of the sampled atmosphere",
-           required=True, log=True),
+    Column(
+        "surface_pressure_bar", "bar", 1e-3, 1e3, "surface pressure of the sampled atmosphere", required=True, log=True
+    ),
     Column("co2_vmr", "1", 0, 1, "volume mixing ratio of CO2", required=True, log=True, offset=1e-7),
     Column("ch4_vmr", "1", 0, 1, "volume mixing ratio of CH4", required=True, log=True, offset=1e-9),
 )
@@ -91,16 +99,32 @@ SPECTRUM_CHANNELS = ("wavelength_um", "transit_depth", "transit_depth_sigma")
 
 #: Of the fields that have the same shape in every record.
 SHAPES = {
-    "climate_levels": (len(CLIMATE_LEVEL_VARIABLES), CLIMATE_TIMES, CLIMATE_LEVELS, CLIMATE_LATITUDES,
-                       CLIMATE_LONGITUDES),
+    "climate_levels": (
+        len(CLIMATE_LEVEL_VARIABLES),
+        CLIMATE_TIMES,
+        CLIMATE_LEVELS,
+        CLIMATE_LATITUDES,
+        CLIMATE_LONGITUDES,
+    ),
     "climate_surface": (len(CLIMATE_SURFACE_VARIABLES), CLIMATE_TIMES, CLIMATE_LATITUDES, CLIMATE_LONGITUDES),
     "spectrum": (SPECTRUM_POINTS, len(SPECTRUM_CHANNELS)),
 }
 
 #: Last axis of ``metabolism_node_features`` [N, F] float32. Metabolites fill the element counts, charge and
 #: compartment; reactions fill bounds and flux (mmol gDW-1 h-1). What does not apply to a node kind is 0.
-NODE_FEATURES = ("carbon", "hydrogen", "nitrogen", "oxygen", "phosphorus", "sulfur", "charge", "extracellular",
-                 "lower_bound", "upper_bound", "flux")
+NODE_FEATURES = (
+    "carbon",
+    "hydrogen",
+    "nitrogen",
+    "oxygen",
+    "phosphorus",
+    "sulfur",
+    "charge",
+    "extracellular",
+    "lower_bound",
+    "upper_bound",
+    "flux",
+)
 #: Values of ``metabolism_node_kind`` [N] int8.
 NODE_KINDS = ("metabolite", "reaction")
 #: Last axis of ``metabolism_edge_features`` [E, 2] float32. ``stoichiometry`` is signed (negative: consumed);
@@ -125,38 +149,40 @@ _PROVENANCE = {
 }
 
 #: The record, as Hugging Face `datasets` stores it.
-FEATURES = datasets.Features({
-    # "<planet_key>/<number>", or "<planet_key>/<source>-<number>" where the climate is stored
-    "run_id": datasets.Value("string"),
-    "planet_key": datasets.Value("string"),  # no planet key is in two splits
-    "planet": datasets.List(datasets.Value("float32"), length=len(PLANET_COLUMNS)),  # NaN where unknown
-    "planet_mask": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where known
-    "planet_derived": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where computed
-    "climate_present": datasets.Value("bool"),
-    "climate_levels": datasets.Array5D(SHAPES["climate_levels"], "float16"),
-    "climate_surface": datasets.Array4D(SHAPES["climate_surface"], "float16"),
-    "metabolism_present": datasets.Value("bool"),
-    "metabolism_node_kind": datasets.List(datasets.Value("int8")),
-    "metabolism_node_features": datasets.Array2D((None, len(NODE_FEATURES)), "float32"),
-    "metabolism_edge_index": datasets.Array2D((None, 2), "int64"),  # stored as [E, 2]: only the first axis may vary
-    "metabolism_edge_features": datasets.Array2D((None, len(EDGE_FEATURES)), "float32"),
-    "spectrum_present": datasets.Value("bool"),
-    "spectrum": datasets.Array2D(SHAPES["spectrum"], "float32"),
-    "text": datasets.Value("string"),
-    "label_present": datasets.Value("bool"),
-    "label": datasets.Value("int8"),  # 1 habitable, 0 not, by HABITABILITY_RULE; 0 where absent
-    "provenance": {part: dict(_PROVENANCE) for part in PROVENANCE_PARTS},
-})
+FEATURES = datasets.Features(
+    {
+        # "<planet_key>/<number>", or "<planet_key>/<source>-<number>" where the climate is stored
+        "run_id": datasets.Value("string"),
+        "planet_key": datasets.Value("string"),  # no planet key is in two splits
+        "planet": datasets.List(datasets.Value("float32"), length=len(PLANET_COLUMNS)),  # NaN where unknown
+        "planet_mask": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where known
+        "planet_derived": datasets.List(datasets.Value("bool"), length=len(PLANET_COLUMNS)),  # True where computed
+        "climate_present": datasets.Value("bool"),
+        "climate_levels": datasets.Array5D(SHAPES["climate_levels"], "float16"),
+        "climate_surface": datasets.Array4D(SHAPES["climate_surface"], "float16"),
+        "metabolism_present": datasets.Value("bool"),
+        "metabolism_node_kind": datasets.List(datasets.Value("int8")),
+        "metabolism_node_features": datasets.Array2D((None, len(NODE_FEATURES)), "float32"),
+        "metabolism_edge_index": datasets.Array2D((None, 2), "int64"),  # stored as [E, 2]: only the first axis may vary
+        "metabolism_edge_features": datasets.Array2D((None, len(EDGE_FEATURES)), "float32"),
+        "spectrum_present": datasets.Value("bool"),
+        "spectrum": datasets.Array2D(SHAPES["spectrum"], "float32"),
+        "text": datasets.Value("string"),
+        "label_present": datasets.Value("bool"),
+        "label": datasets.Value("int8"),  # 1 habitable, 0 not, by HABITABILITY_RULE; 0 where absent
+        "provenance": {part: dict(_PROVENANCE) for part in PROVENANCE_PARTS},
+    }
+)
 
 #: The rule behind ``label``. A change of any number in it is a new version.
 HABITABILITY_RULE = {
     "name": "temperate-ocean",
     "version": 1,
     "text": "habitable if at least 10% of the surface is free of ice (at least 273.15 K), the area-weighted global "
-            "mean surface temperature is at most 340 K (the moist greenhouse limit of Kasting, Whitmire & Reynolds "
-            "1993), and water vapour makes up at most 30% of the atmosphere's column mass (else a runaway greenhouse, "
-            "as CLERO defines it); a run whose verdict changes when its surface is 5 K warmer or colder and its column "
-            "water 25% more or less (half of the emulator's own standard deviation) has no label",
+    "mean surface temperature is at most 340 K (the moist greenhouse limit of Kasting, Whitmire & Reynolds "
+    "1993), and water vapour makes up at most 30% of the atmosphere's column mass (else a runaway greenhouse, "
+    "as CLERO defines it); a run whose verdict changes when its surface is 5 K warmer or colder and its column "
+    "water 25% more or less (half of the emulator's own standard deviation) has no label",
     "freezing_point_k": 273.15,
     "minimum_ice_free_fraction": 0.1,
     "maximum_mean_surface_temperature_k": 340.0,
@@ -166,8 +192,16 @@ HABITABILITY_RULE = {
 }
 
 #: What manifest.json must hold.
-MANIFEST_KEYS = ("schema_version", "recipe", "seed", "content_sha256", "counts", "habitability_rule", "versions",
-                 "files")
+MANIFEST_KEYS = (
+    "schema_version",
+    "recipe",
+    "seed",
+    "content_sha256",
+    "counts",
+    "habitability_rule",
+    "versions",
+    "files",
+)
 
 
 @dataclass(frozen=True)

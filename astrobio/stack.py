@@ -54,15 +54,18 @@ class AstrobioStack(nn.Module):
         self.language = Language(config.language)
         width = self.language.hidden_size
         self._check_positions()
-        builders = {"planet": PlanetEncoder, "climate": DatacubeEncoder, "metabolism": GraphVAE,
-                    "spectrum": SpectrumEncoder}
+        builders = {
+            "planet": PlanetEncoder,
+            "climate": DatacubeEncoder,
+            "metabolism": GraphVAE,
+            "spectrum": SpectrumEncoder,
+        }
         self.modalities = [name for name in MODALITIES if getattr(config, name) is not None]
         for name in self.modalities:
             setattr(self, name, builders[name](getattr(config, name), width))
         self.absent = nn.ModuleDict({name: Absent(getattr(config, name).tokens, width) for name in self.modalities})
         if self.modalities:
-            self.fusion = Fusion(config.fusion, width,
-                                 [getattr(config, name).tokens for name in self.modalities])
+            self.fusion = Fusion(config.fusion, width, [getattr(config, name).tokens for name in self.modalities])
         self._freeze()
         self.train()
 
@@ -81,8 +84,10 @@ class AstrobioStack(nn.Module):
             raise ConfigError(f"{folder / CONFIG} is missing: not an exported stack")
         content = json.loads((folder / CONFIG).read_text())
         if "astrobio_stack" not in content:
-            raise ConfigError(f"{folder / CONFIG}: not of an exported stack; a language model alone is read by "
-                              "transformers.AutoModelForCausalLM.from_pretrained")
+            raise ConfigError(
+                f"{folder / CONFIG}: not of an exported stack; a language model alone is read by "
+                "transformers.AutoModelForCausalLM.from_pretrained"
+            )
         with init_empty_weights(include_buffers=False):
             stack = cls(parse(StackConfig, content["astrobio_stack"], str(folder / CONFIG)))
         for path in sorted(folder.glob("*.safetensors")):
@@ -102,9 +107,11 @@ class AstrobioStack(nn.Module):
         text, prefix = self.config.language.max_text_tokens, self.config.prefix_tokens
         limit = getattr(self.language.model.config, "max_position_embeddings", None)
         if limit is not None and text + prefix > limit:
-            raise ConfigError(f"language.max_text_tokens = {text}: with {prefix} tokens of the modalities before them "
-                              f"that is {text + prefix} positions, and the language model has {limit}: at most "
-                              f"{limit - prefix} fit, or raise language.config.max_position_embeddings")
+            raise ConfigError(
+                f"language.max_text_tokens = {text}: with {prefix} tokens of the modalities before them "
+                f"that is {text + prefix} positions, and the language model has {limit}: at most "
+                f"{limit - prefix} fit, or raise language.config.max_position_embeddings"
+            )
 
     def _freeze(self) -> None:
         for name in self.config.freeze:
@@ -140,7 +147,7 @@ class AstrobioStack(nn.Module):
         if self.modalities:
             present = torch.stack([batch.present[name] for name in self.modalities], dim=1)
             quality = torch.stack([batch.quality[name] for name in self.modalities], dim=1)
-            text_states = states[:, -batch.tokens.shape[1]:]
+            text_states = states[:, -batch.tokens.shape[1] :]
             logits, single, weights = self.fusion(tokens, text_states, present, quality, batch.real)
             parts["classification"] = losses.classification(logits, batch.label, batch.label_present)
             parts["consistency"] = losses.consistency(logits, single, present)
@@ -165,8 +172,9 @@ class AstrobioStack(nn.Module):
         if "climate" in self.modalities:
             tokens["climate"], error, surface = self._read("climate", batch.climate_levels, batch.climate_surface)
             reconstruction.append(losses.mean_present(error, present["climate"]))
-            surface = surface.mean(2) * batch.moments.surface_std[:, None, None] \
-                + batch.moments.surface_mean[:, None, None]
+            surface = (
+                surface.mean(2) * batch.moments.surface_std[:, None, None] + batch.moments.surface_mean[:, None, None]
+            )
             imbalance = losses.energy_imbalance(surface[:, ABSORBED], surface[:, OUTGOING])
             physics.append(losses.mean_present(imbalance, present["climate"]))
         if "metabolism" in self.modalities:
@@ -197,7 +205,12 @@ def exported_config(config: StackConfig, dtype: str) -> dict[str, Any]:
     built = language_config(config.language)
     known = type(built)()
     content["language"] |= {
-        "init_from": None, "model_type": built.model_type,
-        "config": {key: value for key, value in built.to_diff_dict().items()
-                   if hasattr(known, key) and key not in ("model_type", "dtype", "architectures")}}
+        "init_from": None,
+        "model_type": built.model_type,
+        "config": {
+            key: value
+            for key, value in built.to_diff_dict().items()
+            if hasattr(known, key) and key not in ("model_type", "dtype", "architectures")
+        },
+    }
     return {"architectures": ["AstrobioStack"], "dtype": dtype, "astrobio_stack": content}

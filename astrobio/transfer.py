@@ -52,15 +52,17 @@ def packed(state: Any, pinned: bool = False) -> tuple[bytes, list[tuple[torch.dt
     content = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
     for tensor, start in zip(pickler.tensors, starts, strict=True):
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-        content[start:start + len(flat)] = flat
+        content[start : start + len(flat)] = flat
     return file.getvalue(), layout, content
 
 
 def unpacked(skeleton: bytes, layout: list[tuple[torch.dtype, torch.Size]], content: Tensor) -> Any:
     """The inverse of `packed`; the tensors are views of ``content``."""
     starts, _ = _starts(layout)
-    tensors = [content[start:start + _size(dtype, shape)].view(dtype).view(shape)
-               for (dtype, shape), start in zip(layout, starts, strict=True)]
+    tensors = [
+        content[start : start + _size(dtype, shape)].view(dtype).view(shape)
+        for (dtype, shape), start in zip(layout, starts, strict=True)
+    ]
     return _Unpickler(io.BytesIO(skeleton), tensors).load()
 
 

@@ -1,6 +1,6 @@
 """What recording costs a rank: a phase, a collective, a sample of the process and its machine.
 
-    python benchmarks/blackbox.py
+python benchmarks/blackbox.py
 """
 
 import sys

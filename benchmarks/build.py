@@ -46,8 +46,13 @@ def main() -> None:
     prepare_accelerator()
     join_ranks()
     config = load_preset(args.model)
-    ds_config = resolve(read_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json"), world_size=dist.get_world_size(),
-                        nvme_folder=ROOT, total_steps=10, largest_parameter=1)
+    ds_config = resolve(
+        read_ds_config(ROOT / "ds_configs/zero3_offload_bf16.json"),
+        world_size=dist.get_world_size(),
+        nvme_folder=ROOT,
+        total_steps=10,
+        largest_parameter=1,
+    )
 
     def bare() -> AstrobioStack:
         with deepspeed.zero.Init(config_dict_or_path=ds_config):
@@ -55,8 +60,10 @@ def main() -> None:
 
     theirs, ours = seconds(bare), seconds(lambda: build_stack(config, ds_config, seed=0))
     if dist.get_rank() == 0:
-        print(f"{args.model} on {dist.get_world_size()} rank(s): zero.Init {theirs:.1f} s, launch.zero.weights "
-              f"{ours:.1f} s, ratio {theirs / ours:.1f}")
+        print(
+            f"{args.model} on {dist.get_world_size()} rank(s): zero.Init {theirs:.1f} s, launch.zero.weights "
+            f"{ours:.1f} s, ratio {theirs / ours:.1f}"
+        )
     dist.destroy_process_group()
 
 

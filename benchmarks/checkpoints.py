@@ -45,11 +45,21 @@ def seconds(do: Callable[[], object]) -> float:
 
 def trained_engine(args, ds_config: dict):
     """A language model of the size asked for, after one step: its moments are there."""
-    stack = load_preset("tiny", {
-        "language.config.hidden_size": args.hidden_size, "language.config.num_hidden_layers": args.layers,
-        "language.config.intermediate_size": 4 * args.hidden_size, "language.config.num_attention_heads": 8,
-        "language.config.num_key_value_heads": 8, "planet": None, "climate": None, "metabolism": None,
-        "spectrum": None, "fusion": None})
+    stack = load_preset(
+        "tiny",
+        {
+            "language.config.hidden_size": args.hidden_size,
+            "language.config.num_hidden_layers": args.layers,
+            "language.config.intermediate_size": 4 * args.hidden_size,
+            "language.config.num_attention_heads": 8,
+            "language.config.num_key_value_heads": 8,
+            "planet": None,
+            "climate": None,
+            "metabolism": None,
+            "spectrum": None,
+            "fusion": None,
+        },
+    )
     engine = build_engine(stack, ds_config, seed=0)
     tokens = torch.arange(16)[None] + 5
     text_logits = engine.module.language
@@ -64,7 +74,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def to_disk(folder: Path) -> None:
-    for path in files_of(folder)[dist.get_rank()::dist.get_world_size()]:
+    for path in files_of(folder)[dist.get_rank() :: dist.get_world_size()]:
         sync(path)
 
 
@@ -96,10 +106,13 @@ def main() -> None:
     args = parser.parse_args()
     prepare_accelerator()
     join_ranks()
-    ds_config = resolve(read_ds_config(args.ds_config, {"gradient_accumulation_steps": 1,
-                                                        "fp16.initial_scale_power": 4}),
-                        world_size=dist.get_world_size(), nvme_folder=args.folder / "nvme", total_steps=10,
-                        largest_parameter=4 * args.hidden_size**2)
+    ds_config = resolve(
+        read_ds_config(args.ds_config, {"gradient_accumulation_steps": 1, "fp16.initial_scale_power": 4}),
+        world_size=dist.get_world_size(),
+        nvme_folder=args.folder / "nvme",
+        total_steps=10,
+        largest_parameter=4 * args.hidden_size**2,
+    )
     engine = trained_engine(args, ds_config)
     state, first = EngineState(engine), dist.get_rank() == 0
     times: dict[str, list[float]] = {}
@@ -130,17 +143,22 @@ def main() -> None:
         note("  hashes alone", seconds(lambda saved=saved: hash_as_much(saved)))
     cold = forget_files()
     if first:
-        parameters = sum(parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
-                         for parameter in engine.module.parameters())
+        parameters = sum(
+            parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+            for parameter in engine.module.parameters()
+        )
         sizes = {name: sum(path.stat().st_size for path in files_of(args.folder / name)) for name in ("bare", "ours")}
         where = strategy(ds_config)
-        print(f"{parameters / 1e6:.0f} M parameters, {dist.get_world_size()} ranks, ZeRO-{where.stage}, optimizer on "
-              f"{where.optimizer_device}; {args.rounds} rounds, medians; loads {'cold' if cold else 'warm'}")
+        print(
+            f"{parameters / 1e6:.0f} M parameters, {dist.get_world_size()} ranks, ZeRO-{where.stage}, optimizer on "
+            f"{where.optimizer_device}; {args.rounds} rounds, medians; loads {'cold' if cold else 'warm'}"
+        )
         for name, taken in times.items():
             print(f"{name:24s} {statistics.median(taken):8.2f} s   ({min(taken):.2f} to {max(taken):.2f})")
         for what, base in (("save", "save, bare"), ("save", "save, bare with fsync"), ("load", "load, bare")):
-            ratio = statistics.median(ours / theirs for ours, theirs in zip(times[f"{what}, ours"], times[base],
-                                                                           strict=True))
+            ratio = statistics.median(
+                ours / theirs for ours, theirs in zip(times[f"{what}, ours"], times[base], strict=True)
+            )
             print(f"ours / {base:22s} {ratio:5.2f}")
         print(f"bytes: bare {sizes['bare']:,d}, ours {sizes['ours']:,d}")
         shutil.rmtree(args.folder)

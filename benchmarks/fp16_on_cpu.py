@@ -43,8 +43,10 @@ def main() -> None:
     prepare_accelerator()
     after = measure()
     for name, seconds in before.items():
-        print(f"{name:32s} torch {1e3 * seconds:9.2f} ms   in fp32 {1e3 * after[name]:9.2f} ms   "
-              f"{seconds / after[name]:6.1f} times faster")
+        print(
+            f"{name:32s} torch {1e3 * seconds:9.2f} ms   in fp32 {1e3 * after[name]:9.2f} ms   "
+            f"{seconds / after[name]:6.1f} times faster"
+        )
 
 
 if __name__ == "__main__":

@@ -45,9 +45,17 @@ SCALE = (SIZE / 4096) ** 2
 class Llama(nn.Module):
     def __init__(self):
         super().__init__()
-        self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
-            "llama", hidden_size=SIZE, intermediate_size=11 * SIZE // 4, num_hidden_layers=LAYERS,
-            num_attention_heads=4, vocab_size=VOCABULARY, use_cache=False))
+        self.model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                "llama",
+                hidden_size=SIZE,
+                intermediate_size=11 * SIZE // 4,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=4,
+                vocab_size=VOCABULARY,
+                use_cache=False,
+            )
+        )
 
     def forward(self, ids):
         return self.model(input_ids=ids).logits
@@ -83,6 +91,7 @@ def act_as_cuda() -> None:
     The C functions behind it, which a CPU build of torch has not, do nothing. With a card they take time too: this is a
     lower bound, and calls to the driver are ``launch_s`` of a profile.
     """
+
     def nothing(*args, **kwargs):
         return None
 
@@ -97,9 +106,20 @@ def act_as_cuda() -> None:
         base.stream_id = base.device_index = base.device_type = base.device = 0
     torch.cuda.nvtx._nvtx.rangePushA, torch.cuda.nvtx._nvtx.rangePop = torch._C._itt.rangePush, torch._C._itt.rangePop
     torch.Tensor.record_stream = lambda tensor, stream: tensor.resolve_conj()  # an operator that does nothing
-    for name in ("Stream", "Event", "stream", "current_stream", "default_stream", "range_push", "range_pop",
-                 "_get_nvtx_domain", "supports_nvtx_domain", "is_synchronized_device", "resolves_data_dependency",
-                 "handles_memory_backpressure"):
+    for name in (
+        "Stream",
+        "Event",
+        "stream",
+        "current_stream",
+        "default_stream",
+        "range_push",
+        "range_pop",
+        "_get_nvtx_domain",
+        "supports_nvtx_domain",
+        "is_synchronized_device",
+        "resolves_data_dependency",
+        "handles_memory_backpressure",
+    ):
         setattr(CPU_Accelerator, name, CUDA_Accelerator.__dict__[name])
 
 
@@ -144,19 +164,32 @@ def main() -> None:
     for name, *pair in zip(MODELS, alone, under, strict=True):
         for what, step in zip(("alone", "under ZeRO-3"), pair, strict=True):
             rates = operator * step.operators + hook * step.hooks
-            print(f"{name}, {what}: {1e3 * step.seconds:.0f} ms for {step.operators} operators and {step.hooks} hooks, "
-                  f"{1e3 * rates:.0f} by these rates")
+            print(
+                f"{name}, {what}: {1e3 * step.seconds:.0f} ms for {step.operators} operators and {step.hooks} hooks, "
+                f"{1e3 * rates:.0f} by these rates"
+            )
 
 
 def _engine(model: nn.Module):
     """The model under ZeRO-3, and its backward."""
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config={
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": True,
-                              "reduce_bucket_size": int(5e7 * SCALE), "stage3_prefetch_bucket_size": int(5e7 * SCALE),
-                              "stage3_max_live_parameters": int(1e9 * SCALE),
-                              "stage3_max_reuse_distance": int(1e9 * SCALE)}})
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=model.parameters(),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+            "zero_optimization": {
+                "stage": 3,
+                "stage3_param_persistence_threshold": 0,
+                "overlap_comm": True,
+                "reduce_bucket_size": int(5e7 * SCALE),
+                "stage3_prefetch_bucket_size": int(5e7 * SCALE),
+                "stage3_max_live_parameters": int(1e9 * SCALE),
+                "stage3_max_reuse_distance": int(1e9 * SCALE),
+            },
+        },
+    )
     return engine, engine.backward
 
 

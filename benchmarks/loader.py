@@ -41,8 +41,9 @@ class NpzFiles(torch.utils.data.Dataset):
             record = data._reader[index]
             provenance = json.dumps(record.pop("provenance"))
             path = self._paths[index] = folder / f"{index}.npz"
-            np.savez(path, provenance=provenance, **{name: value for name, value in record.items()
-                                                     if value is not None})
+            np.savez(
+                path, provenance=provenance, **{name: value for name, value in record.items() if value is not None}
+            )
 
     def __getitem__(self, index: int) -> dict:
         with np.load(self._paths[index]) as file:
@@ -56,8 +57,11 @@ class NpzFiles(torch.utils.data.Dataset):
 
 def touch(record: dict) -> float:
     """Read from every page of every array: a view alone would have read nothing of the file."""
-    return sum(float(value.reshape(-1)[::1024].sum()) for name in schema.FEATURES
-               if isinstance(value := record.get(name), np.ndarray) and value.dtype.kind in "fi")
+    return sum(
+        float(value.reshape(-1)[::1024].sum())
+        for name in schema.FEATURES
+        if isinstance(value := record.get(name), np.ndarray) and value.dtype.kind in "fi"
+    )
 
 
 def samples_per_second(read: Callable[[], Iterator], count: int) -> float:
@@ -71,7 +75,7 @@ def measure(data: AstrobioDataset, folder: Path, count: int) -> dict:
     """Medians over `TURNS` turns; in each turn the three come one after the other."""
     indices = SampleOrder(len(data), seed=0).indices(0, count)
     plain, npz = data.records, NpzFiles(folder, data, sorted(set(indices)))
-    batches = [indices[start:start + BATCH] for start in range(0, count, BATCH)]
+    batches = [indices[start : start + BATCH] for start in range(0, count, BATCH)]
 
     def loader(dataset, collate) -> Iterator:
         return iter(torch.utils.data.DataLoader(dataset, batch_sampler=batches, collate_fn=collate))
@@ -110,8 +114,12 @@ def waiting(data: AstrobioDataset, workers: int, steps: int = 30, warm_up: int =
     torch.manual_seed(0)
     stack = AstrobioStack(load_preset("tiny")).train()
     optimizer = torch.optim.AdamW(stack.parameters())
-    loader = torch.utils.data.DataLoader(data, collate_fn=data.collate, num_workers=workers,
-                                         batch_sampler=SampleOrder(len(data), seed=0).micro_batches(BATCH, 0, 1))
+    loader = torch.utils.data.DataLoader(
+        data,
+        collate_fn=data.collate,
+        num_workers=workers,
+        batch_sampler=SampleOrder(len(data), seed=0).micro_batches(BATCH, 0, 1),
+    )
     batches, waited, worked = iter(loader), 0.0, 0.0
     for step in range(steps + warm_up):
         start = time.perf_counter()
@@ -122,8 +130,12 @@ def waiting(data: AstrobioDataset, workers: int, steps: int = 30, warm_up: int =
         optimizer.zero_grad()
         if step >= warm_up:
             waited, worked = waited + got - start, worked + time.perf_counter() - got
-    return {"data_workers": workers, "micro_batch": BATCH, "step_s": round((waited + worked) / steps, 4),
-            "waiting": round(waited / (waited + worked), 4)}
+    return {
+        "data_workers": workers,
+        "micro_batch": BATCH,
+        "step_s": round((waited + worked) / steps, 4),
+        "waiting": round(waited / (waited + worked), 4),
+    }
 
 
 def main() -> None:

@@ -26,18 +26,35 @@ from launch.planner.simulation import pool
 from launch.planner.simulation.spec import Simulation
 
 #: Three sizes: 1 M, 10 M and 110 M parameters.
-MODELS = {"tiny": ("tiny", {}), "small": ("small", {}),
-          "wide": ("small", {"language.config.hidden_size": 768, "language.config.intermediate_size": 2048,
-                             "language.config.num_hidden_layers": 8, "climate.hidden_size": 768, "climate.heads": 12})}
+MODELS = {
+    "tiny": ("tiny", {}),
+    "small": ("small", {}),
+    "wide": (
+        "small",
+        {
+            "language.config.hidden_size": 768,
+            "language.config.intermediate_size": 2048,
+            "language.config.num_hidden_layers": 8,
+            "climate.hidden_size": 768,
+            "climate.heads": 12,
+        },
+    ),
+}
 CONFIGS = ("zero3_offload_bf16", "zero3_nvme", "zero3_offload_nvme", "zero3_resident_nvme", "zero2_offload")
-CHANGES = {"fp16.enabled": False, "bf16.enabled": True, "gradient_accumulation_steps": 4,
-           "zero_optimization.sub_group_size": 20_000_000, "zero_optimization.reduce_bucket_size": 5_000_000}
+CHANGES = {
+    "fp16.enabled": False,
+    "bf16.enabled": True,
+    "gradient_accumulation_steps": 4,
+    "zero_optimization.sub_group_size": 20_000_000,
+    "zero_optimization.reduce_bucket_size": 5_000_000,
+}
 
 
 def watch_gathered(engine, file: Path) -> None:
     """Keep in ``file`` the most elements of parameters that were gathered, or on their way, at a time."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
     parameters, most = list(engine.module.parameters()), 0
     fetch = PartitionedParameterCoordinator.fetch_sub_module
 
@@ -56,6 +73,7 @@ def watch_gathered(engine, file: Path) -> None:
 def watched_stack(simulation: Simulation, mode):
     """A workload: the stack, with `watch_gathered`."""
     from launch.planner.simulation.run import stack_workload  # changes the process that imports it
+
     engine, loss_of = stack_workload(simulation)
     watch_gathered(engine, Path(simulation.workload["gathered"]))
     return engine, loss_of
@@ -64,14 +82,20 @@ def watched_stack(simulation: Simulation, mode):
 def measure(simulation: Simulation) -> dict:
     """Run it for real, in this process."""
     from launch.experiments.real_run import run  # all that a training process imports
+
     return run(simulation, lambda engine: watch_gathered(engine, Path(simulation.workload["gathered"])))
 
 
 def compare(model: str, config: str, folder: Path) -> dict:
     """One row: what a ghost run says and what a real run does."""
     preset, changes = MODELS[model]
-    job = make_job(load_preset(preset, changes), ROOT / "ds_configs" / f"{config}.json", "cpu", ranks=1, changes={
-        key: value for key, value in CHANGES.items() if not (key.startswith("fp16") and "bf16" in config)})
+    job = make_job(
+        load_preset(preset, changes),
+        ROOT / "ds_configs" / f"{config}.json",
+        "cpu",
+        ranks=1,
+        changes={key: value for key, value in CHANGES.items() if not (key.startswith("fp16") and "bf16" in config)},
+    )
     simulation = job.simulation(beyond_training=False)  # the real run neither validates nor saves
     for block in ("offload_optimizer", "offload_param"):
         if "nvme_path" in simulation.ds_config["zero_optimization"].get(block, {}):
@@ -88,10 +112,16 @@ def compare(model: str, config: str, folder: Path) -> dict:
     simulation.workload["gathered"] = str(files["measured"])
     with overhead.start(simulation, "benchmarks.predicted", "--measure") as process:
         measured = overhead.finish(process)
-    row = {"model": model, "config": config, "parameters": predicted.parameters,
-           "host_peak": (predicted.host.peak_bytes - predicted.host.parts.get(WORKERS, 0),
-                         measured["host_peak"]),  # nothing reads ahead here
-           "gathered": tuple(int(file.read_text()) if file.exists() else 0 for file in files.values())}
+    row = {
+        "model": model,
+        "config": config,
+        "parameters": predicted.parameters,
+        "host_peak": (
+            predicted.host.peak_bytes - predicted.host.parts.get(WORKERS, 0),
+            measured["host_peak"],
+        ),  # nothing reads ahead here
+        "gathered": tuple(int(file.read_text()) if file.exists() else 0 for file in files.values()),
+    }
     for key, name in (("read", "nvme_read"), ("written", "nvme_written")):
         row[key] = (sum(getattr(phase, name) for phase in steps[-1]), measured["micro_steps"][-1][key])
     return row
@@ -114,9 +144,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         from launch.experiments import real_run
+
         real_run.main(measure)
-    columns = {"host_peak": "host peak, MB", "read": "NVMe read, MB", "written": "NVMe written, MB",
-               "gathered": "gathered, 1e6 elements"}
+    columns = {
+        "host_peak": "host peak, MB",
+        "read": "NVMe read, MB",
+        "written": "NVMe written, MB",
+        "gathered": "gathered, 1e6 elements",
+    }
     print(" " * 27 + "".join(f"{heading:>28s}" for heading in columns.values()))
     print(f"{'model':6s} {'config':20s}" + f"{'predicted  measured':>21s}{'':7s}" * len(columns))
     rows = []
@@ -126,9 +161,14 @@ def main() -> None:
                 row = compare(model, config, Path(folder))
             rows.append(row)
             print(f"{model:6s} {config:20s}" + "".join(f"{beside(*row[key]):>28s}" for key in columns), flush=True)
-    print("largest deviation" + " " * 10 + "".join(
-        f"{max((abs(said / was - 1) for said, was in (row[key] for row in rows) if was), default=0):>28.1%}"
-        for key in columns))
+    print(
+        "largest deviation"
+        + " " * 10
+        + "".join(
+            f"{max((abs(said / was - 1) for said, was in (row[key] for row in rows) if was), default=0):>28.1%}"
+            for key in columns
+        )
+    )
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -87,14 +87,20 @@ def language_model(simulation, mode):
     ``on_card``; sharded while it is built if ``zero_init``. ``lora``: (rank, names of modules) of adapters, which alone
     are trained. A sequence-to-sequence model reads and writes ``seq_length`` tokens."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
     wanted = simulation.workload
     config = AutoConfig.for_model(wanted["model_type"], **wanted["config"], use_cache=False)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     device = get_accelerator().current_device_name()
-    with torch.device(device) if wanted.get("on_card") else contextlib.nullcontext(), \
-            deepspeed.zero.Init(config_dict_or_path=simulation.ds_config, enabled=wanted.get("zero_init", False)):
-        model = kind.from_config(config, attn_implementation=wanted.get("attention", "eager"),
-                                 dtype=getattr(torch, wanted.get("dtype", "float32")))
+    with (
+        torch.device(device) if wanted.get("on_card") else contextlib.nullcontext(),
+        deepspeed.zero.Init(config_dict_or_path=simulation.ds_config, enabled=wanted.get("zero_init", False)),
+    ):
+        model = kind.from_config(
+            config,
+            attn_implementation=wanted.get("attention", "eager"),
+            dtype=getattr(torch, wanted.get("dtype", "float32")),
+        )
     model.train()
     if "lora" in wanted:
         _add_adapters(model, *wanted["lora"])
@@ -103,8 +109,9 @@ def language_model(simulation, mode):
     if wanted.get("checkpointing"):
         model._set_gradient_checkpointing(True, deepspeed.checkpointing.checkpoint)
         model.enable_input_require_grads()
-    engine, *_ = deepspeed.initialize(model=model, config=simulation.ds_config,
-                                      model_parameters=[p for p in model.parameters() if p.requires_grad])
+    engine, *_ = deepspeed.initialize(
+        model=model, config=simulation.ds_config, model_parameters=[p for p in model.parameters() if p.requires_grad]
+    )
     deepspeed.checkpointing.configure(None, deepspeed_config=simulation.ds_config)
 
     def loss_of(engine):

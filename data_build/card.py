@@ -15,15 +15,30 @@ def write_card(folder: Path, manifest: dict, quality: dict) -> None:
 def card(manifest: dict, quality: dict) -> str:
     """The card's text."""
     recipe, rule = manifest["recipe"], manifest["habitability_rule"]
-    rows = [[split, kind, count["planets"], count.get("records", 0), count.get("label_habitable", 0),
-             count.get("label_not_habitable", 0), count.get("label_open", 0),
-             *(count.get(f"with_{modality}", 0) for modality in OPTIONAL_MODALITIES)]
-            for split in SPLITS for kind, count in manifest["counts"][split].items()]
+    rows = [
+        [
+            split,
+            kind,
+            count["planets"],
+            count.get("records", 0),
+            count.get("label_habitable", 0),
+            count.get("label_not_habitable", 0),
+            count.get("label_open", 0),
+            *(count.get(f"with_{modality}", 0) for modality in OPTIONAL_MODALITIES),
+        ]
+        for split in SPLITS
+        for kind, count in manifest["counts"][split].items()
+    ]
     complete = quality["completeness"]["observed"]
-    completeness = [[name, *(f"{share[key]:.0%}" for key in ("raw", "derived", "known"))]
-                    for name, share in complete.items() if "raw" in share]
-    sources = [[name, info["modality"], info["kind"], info["version"], info["licence"], info["citation"]]
-               for name, info in manifest["sources"].items()]
+    completeness = [
+        [name, *(f"{share[key]:.0%}" for key in ("raw", "derived", "known"))]
+        for name, share in complete.items()
+        if "raw" in share
+    ]
+    sources = [
+        [name, info["modality"], info["kind"], info["version"], info["licence"], info["citation"]]
+        for name, info in manifest["sources"].items()
+    ]
     match = quality["crossmatch"]
     in_common = match["by_name"] + match["by_alias"] + match["by_position"]
     return f"""# astrobio dataset `{recipe["name"]}`
@@ -36,8 +51,21 @@ Content hash `{manifest["content_sha256"]}`, seed {manifest["seed"]}.
 
 ## Records
 
-{_table(["split", "planets are", "planets", "records", "habitable", "not", "no label",
-         *(f"with {modality}" for modality in OPTIONAL_MODALITIES)], rows)}
+{
+        _table(
+            [
+                "split",
+                "planets are",
+                "planets",
+                "records",
+                "habitable",
+                "not",
+                "no label",
+                *(f"with {modality}" for modality in OPTIONAL_MODALITIES),
+            ],
+            rows,
+        )
+    }
 
 No planet is in two splits. `observed` planets are in a catalogue, `synthetic` ones are sampled around catalogued host
 stars; `provenance.planet.kind` tells them apart, and figures should be given for each.
@@ -80,8 +108,10 @@ def _archives(archives: dict) -> str:
     """The section on rows that were asked for over the network; empty if there are none."""
     if not archives:
         return ""
-    rows = [[name, entry["rows"], "all" if entry["complete"] else "the first, by key",
-             sum(entry["quarantined"].values())] for name, entry in archives.items()]
+    rows = [
+        [name, entry["rows"], "all" if entry["complete"] else "the first, by key", sum(entry["quarantined"].values())]
+        for name, entry in archives.items()
+    ]
     return f"""## Archives
 
 The rows of these archives are in `archives/`, checked, as Parquet, with the rows set aside in `quarantine.jsonl` there.

@@ -30,8 +30,12 @@ DEPTH_LIMIT = (0.9, 3.0)  # transit depth without atmosphere is (R_p/R_*)²; the
 
 _ARRAYS = {
     "climate": ("climate_levels", "climate_surface"),
-    "metabolism": ("metabolism_node_kind", "metabolism_node_features", "metabolism_edge_index",
-                   "metabolism_edge_features"),
+    "metabolism": (
+        "metabolism_node_kind",
+        "metabolism_node_features",
+        "metabolism_edge_index",
+        "metabolism_edge_features",
+    ),
     "spectrum": ("spectrum",),
 }
 
@@ -54,12 +58,20 @@ def record_problems(record: dict) -> list[Problem]:
     for modality in OPTIONAL_MODALITIES:
         present = bool(record[f"{modality}_present"])
         wrong = [name for name in _ARRAYS[modality] if (record[name] is not None) != present]
-        problems += [Problem(name, "null" if present else "filled",
-                             f"{'filled' if present else 'null'}, as {modality}_present is {present}")
-                     for name in wrong]
+        problems += [
+            Problem(
+                name,
+                "null" if present else "filled",
+                f"{'filled' if present else 'null'}, as {modality}_present is {present}",
+            )
+            for name in wrong
+        ]
         if present and not wrong:
-            problems += {"climate": _climate_problems, "metabolism": _metabolism_problems,
-                         "spectrum": _spectrum_problems}[modality](record)
+            problems += {
+                "climate": _climate_problems,
+                "metabolism": _metabolism_problems,
+                "spectrum": _spectrum_problems,
+            }[modality](record)
     problems += _label_and_text_problems(record)
     return problems
 
@@ -84,8 +96,13 @@ def _planet_problems(record: dict) -> list[Problem]:
     if {"mass_earth", "radius_earth", "gravity_m_s2"} <= known.keys():
         expected = gravity_m_s2(known["mass_earth"], known["radius_earth"])
         if not abs(known["gravity_m_s2"] / expected - 1) <= GRAVITY_LIMIT:
-            problems.append(Problem("planet.gravity_m_s2", f"{known['gravity_m_s2']:g} m s-2",
-                                    f"within {GRAVITY_LIMIT:.0%} of GM/R² = {expected:g} m s-2"))
+            problems.append(
+                Problem(
+                    "planet.gravity_m_s2",
+                    f"{known['gravity_m_s2']:g} m s-2",
+                    f"within {GRAVITY_LIMIT:.0%} of GM/R² = {expected:g} m s-2",
+                )
+            )
     return problems
 
 
@@ -102,8 +119,13 @@ def _climate_problems(record: dict) -> list[Problem]:
         return problems
     balance = energy_imbalance(record)
     if not abs(balance) <= ENERGY_BALANCE_LIMIT:
-        problems.append(Problem("climate_surface", f"out of energy balance by {balance:.2f} of a quarter of the "
-                                "instellation", f"within ±{ENERGY_BALANCE_LIMIT}"))
+        problems.append(
+            Problem(
+                "climate_surface",
+                f"out of energy balance by {balance:.2f} of a quarter of the instellation",
+                f"within ±{ENERGY_BALANCE_LIMIT}",
+            )
+        )
     return problems
 
 
@@ -118,10 +140,12 @@ def energy_imbalance(record: dict) -> float:
 def _metabolism_problems(record: dict) -> list[Problem]:
     kind, nodes, index, edges = (np.asarray(record[name]) for name in _ARRAYS["metabolism"])
     n, e = len(kind), len(index)
-    for field, array, shape in (("metabolism_node_kind", kind, (n,)),
-                                ("metabolism_node_features", nodes, (n, len(NODE_FEATURES))),
-                                ("metabolism_edge_index", index, (e, 2)),
-                                ("metabolism_edge_features", edges, (e, len(EDGE_FEATURES)))):
+    for field, array, shape in (
+        ("metabolism_node_kind", kind, (n,)),
+        ("metabolism_node_features", nodes, (n, len(NODE_FEATURES))),
+        ("metabolism_edge_index", index, (e, 2)),
+        ("metabolism_edge_features", edges, (e, len(EDGE_FEATURES))),
+    ):
         if array.shape != shape:
             return [Problem(field, f"of shape {array.shape}", f"of shape {shape}")]
         if not np.isfinite(array.astype(float)).all():
@@ -132,22 +156,36 @@ def _metabolism_problems(record: dict) -> list[Problem]:
     if e and (index.min() < 0 or index.max() >= n):
         return [*problems, Problem("metabolism_edge_index", f"{index.min()} to {index.max()}", f"within [0, {n - 1}]")]
     if e and (kind[index[:, 0]] == kind[index[:, 1]]).any():
-        return [*problems, Problem("metabolism_edge_index", "an edge between nodes of one kind",
-                                   "between a metabolite and a reaction")]
+        return [
+            *problems,
+            Problem(
+                "metabolism_edge_index", "an edge between nodes of one kind", "between a metabolite and a reaction"
+            ),
+        ]
     metabolite = np.where(kind[index[:, 0]] == NODE_KINDS.index("metabolite"), index[:, 0], index[:, 1])
     net = np.zeros(n)
     np.add.at(net, metabolite, edges[:, EDGE_FEATURES.index("flux")])
     worst = np.abs(net).max(initial=0.0)
     if worst > MASS_BALANCE_LIMIT:
-        problems.append(Problem("metabolism_edge_features.flux", f"out of mass balance by {worst:g} mmol gDW-1 h-1",
-                                f"within {MASS_BALANCE_LIMIT:g} for each metabolite"))
-    flux, low, high = (nodes[kind == NODE_KINDS.index("reaction"), NODE_FEATURES.index(name)]
-                       for name in ("flux", "lower_bound", "upper_bound"))
+        problems.append(
+            Problem(
+                "metabolism_edge_features.flux",
+                f"out of mass balance by {worst:g} mmol gDW-1 h-1",
+                f"within {MASS_BALANCE_LIMIT:g} for each metabolite",
+            )
+        )
+    flux, low, high = (
+        nodes[kind == NODE_KINDS.index("reaction"), NODE_FEATURES.index(name)]
+        for name in ("flux", "lower_bound", "upper_bound")
+    )
     active = bool((flux != 0).any())  # a dormant network has zero flux even where maintenance asks for more
     beyond = np.maximum(low - flux, flux - high).max(initial=0.0)
     if active and beyond > MASS_BALANCE_LIMIT:
-        problems.append(Problem("metabolism_node_features.flux", f"{beyond:g} beyond a bound",
-                                "between lower_bound and upper_bound"))
+        problems.append(
+            Problem(
+                "metabolism_node_features.flux", f"{beyond:g} beyond a bound", "between lower_bound and upper_bound"
+            )
+        )
     return problems
 
 
@@ -171,8 +209,13 @@ def _spectrum_problems(record: dict) -> list[Problem]:
         error = (sigma**-2).sum() ** -0.5
         low, high = DEPTH_LIMIT[0] * bare - 5 * error, DEPTH_LIMIT[1] * bare + 5 * error
         if not low <= mean <= high:
-            problems.append(Problem("spectrum.transit_depth", f"{mean:g} on average over {SPECTRUM_POINTS} points",
-                                    f"within [{low:g}, {high:g}], as (R_p/R_*)² is {bare:g}"))
+            problems.append(
+                Problem(
+                    "spectrum.transit_depth",
+                    f"{mean:g} on average over {SPECTRUM_POINTS} points",
+                    f"within [{low:g}, {high:g}], as (R_p/R_*)² is {bare:g}",
+                )
+            )
     return problems
 
 
@@ -183,8 +226,10 @@ def _label_and_text_problems(record: dict) -> list[Problem]:
         problems.append(Problem("label", str(label), "0 or 1, and 0 where absent"))
     if not record["text"].strip():
         problems.append(Problem("text", "empty", "a description"))
-    problems += [Problem("text", f"telling ({word!r})", "free of words that judge the climate")
-                 for word in telling_words(record["text"])]
+    problems += [
+        Problem("text", f"telling ({word!r})", "free of words that judge the climate")
+        for word in telling_words(record["text"])
+    ]
     for part, entry in record["provenance"].items():
         if entry["kind"] not in PROVENANCE_KINDS:
             problems.append(Problem(f"provenance.{part}.kind", repr(entry["kind"]), f"one of {PROVENANCE_KINDS}"))

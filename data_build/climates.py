@@ -52,8 +52,10 @@ def to_simulate(candidates: Mapping[str, list[Candidate]], planets: int) -> list
     chosen = []
     for members in candidates.values():
         for core in (True, False):
-            pair = [next((candidate for candidate in members if candidate.label == label and candidate.core == core),
-                         None) for label in (1, 0)]
+            pair = [
+                next((candidate for candidate in members if candidate.label == label and candidate.core == core), None)
+                for label in (1, 0)
+            ]
             if None not in pair:
                 chosen.append(sorted(pair, key=lambda candidate: candidate.number))
                 break
@@ -95,9 +97,16 @@ def read(stored: StoredClimate) -> tuple[np.ndarray, np.ndarray]:
 
 def report(candidates: list[Candidate]) -> list[dict]:
     """For quality.json: what each stored climate is of, and the rule's verdict on it."""
-    return [{"source": candidate.stored.source, "climate": candidate.stored.climate_id,
-             "planet": candidate.planet.key, "habitable": candidate.label,
-             "processing": candidate.stored.processing} for candidate in candidates]
+    return [
+        {
+            "source": candidate.stored.source,
+            "climate": candidate.stored.climate_id,
+            "planet": candidate.planet.key,
+            "habitable": candidate.label,
+            "processing": candidate.stored.processing,
+        }
+        for candidate in candidates
+    ]
 
 
 def _rows(harvest: Harvest) -> Iterator[tuple[Path, int, dict]]:

@@ -97,9 +97,10 @@ def find(sign_in: SignIn | None, explicit: Mapping[str, str] | None = None) -> C
     """
     if sign_in is None:
         return None
-    places = [("explicit", dict(explicit or {})),
-              ("environment", {part: os.environ[name] for part, name in sign_in.variables.items()
-                               if os.environ.get(name)})]
+    places = [
+        ("explicit", dict(explicit or {})),
+        ("environment", {part: os.environ[name] for part, name in sign_in.variables.items() if os.environ.get(name)}),
+    ]
     if sign_in.rc_file:
         places.append((sign_in.rc_file, _rc_file(Path(sign_in.rc_file).expanduser(), sign_in.variables)))
     if sign_in.netrc_host:
@@ -118,8 +119,9 @@ def find(sign_in: SignIn | None, explicit: Mapping[str, str] | None = None) -> C
         return None
     for part in sign_in.open_parts:  # an address or a user name is told; hiding it would spoil every message
         parts[part] = _Open(parts[part])
-    return Credentials({part: value if isinstance(value, Secret) else Secret(value) for part, value in parts.items()},
-                       found_in)
+    return Credentials(
+        {part: value if isinstance(value, Secret) else Secret(value) for part, value in parts.items()}, found_in
+    )
 
 
 def require(sign_in: SignIn, archive: str, explicit: Mapping[str, str] | None = None) -> Credentials:

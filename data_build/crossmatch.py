@@ -53,12 +53,18 @@ def crossmatch(primary: Iterable[Planet], secondary: Iterable[Planet]) -> tuple[
         merged[index] = _merge(merged[index], planet)
     planets = [replace(planet, key=planet_key(planet.name)) for planet in merged + only_secondary]
     matched = sum(counts.values())
-    report = {"primary": len(primary), "secondary": len(secondary), **counts,
-              "share_of_primary_matched": round(matched / max(1, len(primary)), 4),
-              "share_of_secondary_matched": round(matched / max(1, len(secondary)), 4),
-              "only_in_primary": len(primary) - matched, "only_in_secondary": len(only_secondary),
-              "matched_more_than_once": sorted(name for name, count in taken.items() if count > 1),
-              "disagreement_limit": DISAGREEMENT, "disagreements": disagreements}
+    report = {
+        "primary": len(primary),
+        "secondary": len(secondary),
+        **counts,
+        "share_of_primary_matched": round(matched / max(1, len(primary)), 4),
+        "share_of_secondary_matched": round(matched / max(1, len(secondary)), 4),
+        "only_in_primary": len(primary) - matched,
+        "only_in_secondary": len(only_secondary),
+        "matched_more_than_once": sorted(name for name, count in taken.items() if count > 1),
+        "disagreement_limit": DISAGREEMENT,
+        "disagreements": disagreements,
+    }
     return planets, report
 
 
@@ -82,12 +88,16 @@ def _match(planet, number, by_alias, near, primary) -> tuple[int | None, str]:
 
 def _neighbours(first: list[Planet], second: list[Planet]) -> dict[int, list[int]]:
     """Index in ``first`` → indices in ``second`` within `MATCH_RADIUS_ARCSEC`."""
-    placed = [[i for i, planet in enumerate(planets) if planet.ra_deg is not None and planet.dec_deg is not None]
-              for planets in (first, second)]
+    placed = [
+        [i for i, planet in enumerate(planets) if planet.ra_deg is not None and planet.dec_deg is not None]
+        for planets in (first, second)
+    ]
     if not all(placed):
         return {}
-    coordinates = [SkyCoord([planets[i].ra_deg for i in indices] * u.deg, [planets[i].dec_deg for i in indices] * u.deg)
-                   for planets, indices in zip((first, second), placed, strict=True)]
+    coordinates = [
+        SkyCoord([planets[i].ra_deg for i in indices] * u.deg, [planets[i].dec_deg for i in indices] * u.deg)
+        for planets, indices in zip((first, second), placed, strict=True)
+    ]
     pairs = search_around_sky(*coordinates, MATCH_RADIUS_ARCSEC * u.arcsec)[:2]
     near: dict[int, list[int]] = {}
     for i, j in zip(*map(np.asarray, pairs), strict=True):
@@ -105,8 +115,10 @@ def _merge(primary: Planet, secondary: Planet) -> Planet:
         raw_columns=primary.raw_columns | filled,
         aliases=primary.aliases | secondary.aliases,
         description=primary.description or secondary.description,
-        **{name: getattr(primary, name) if getattr(primary, name) is not None else getattr(secondary, name)
-           for name in ("luminosity_sun", "j_magnitude")},
+        **{
+            name: getattr(primary, name) if getattr(primary, name) is not None else getattr(secondary, name)
+            for name in ("luminosity_sun", "j_magnitude")
+        },
     )
 
 
@@ -117,6 +129,13 @@ def _disagreements(first: Planet, second: Planet) -> list[dict]:
             a, b = first.values[name], second.values[name]
             difference = abs(a - b) / ((a + b) / 2)
             if difference > DISAGREEMENT:
-                found.append({"planet": first.name, "column": name, first.source: a, second.source: b,
-                              "relative_difference": round(difference, 4)})
+                found.append(
+                    {
+                        "planet": first.name,
+                        "column": name,
+                        first.source: a,
+                        second.source: b,
+                        "relative_difference": round(difference, 4),
+                    }
+                )
     return found

@@ -39,8 +39,10 @@ def excerpt(source: Path, out: Path, records: dict[str, int]) -> dict:
     parts = datasets.load_from_disk(str(source))
     for split in SPLITS:
         if records[split] > len(parts[split]):
-            raise DataError(f"--records: {records[split]} would be of {split}, which has {len(parts[split])} in "
-                            f"{source}: ask for fewer")
+            raise DataError(
+                f"--records: {records[split]} would be of {split}, which has {len(parts[split])} in "
+                f"{source}: ask for fewer"
+            )
     chosen = datasets.DatasetDict({split: parts[split].select(range(records[split])) for split in SPLITS})
     with whole_folder(out) as folder:
         shown = datasets.is_progress_bar_enabled()
@@ -56,10 +58,15 @@ def excerpt(source: Path, out: Path, records: dict[str, int]) -> dict:
         for split in SPLITS:
             for record in read_records(chosen[split]):
                 digest.update(record_digest(record))
-        manifest |= {"content_sha256": digest.hexdigest(),
-                     "counts": {split: _counts(chosen[split]) for split in SPLITS},
-                     "files": {str(path.relative_to(folder)): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-                               for path in sorted(folder.rglob("*")) if path.is_file()}}
+        manifest |= {
+            "content_sha256": digest.hexdigest(),
+            "counts": {split: _counts(chosen[split]) for split in SPLITS},
+            "files": {
+                str(path.relative_to(folder)): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            },
+        }
         write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -68,5 +75,7 @@ def _counts(split: datasets.Dataset) -> dict[str, dict[str, int]]:
     """Kind of planet → planets and records."""
     kinds = [provenance["planet"]["kind"] for provenance in split["provenance"]]
     planets = dict(zip(split["planet_key"], kinds, strict=True))
-    return {kind: {"planets": list(planets.values()).count(kind), "records": number}
-            for kind, number in sorted(Counter(kinds).items())}
+    return {
+        kind: {"planets": list(planets.values()).count(kind), "records": number}
+        for kind, number in sorted(Counter(kinds).items())
+    }

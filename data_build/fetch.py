@@ -36,8 +36,16 @@ from data_build.store import Answer, AnswerStore, key_of, write_whole
 BUSY = (429, 500, 502, 503, 504)
 _KEPT_STATUS = (200, 201, 301, 302, 303, 307, 308)
 #: Headers of an answer that a client needs again; cookies and the like are not kept.
-_KEPT_HEADERS = ("content-type", "content-encoding", "content-disposition", "location", "link", "etag",
-                 "last-modified", "x-total-results")
+_KEPT_HEADERS = (
+    "content-type",
+    "content-encoding",
+    "content-disposition",
+    "location",
+    "link",
+    "etag",
+    "last-modified",
+    "x-total-results",
+)
 _BLOCK = 1 << 16
 
 
@@ -110,9 +118,18 @@ class Transport(HTTPAdapter):
         volatile: pattern of what changes in every request without changing its meaning, left out of the key.
     """
 
-    def __init__(self, title: str, store: AnswerStore, limit: RateLimit, policy: Policy, *,
-                 authorise: Callable[..., Authorisation] | None = None, sign_in: SignIn | None = None,
-                 settled: Callable[[str, bytes], bool] = lambda method, head: True, volatile: str | None = None):
+    def __init__(
+        self,
+        title: str,
+        store: AnswerStore,
+        limit: RateLimit,
+        policy: Policy,
+        *,
+        authorise: Callable[..., Authorisation] | None = None,
+        sign_in: SignIn | None = None,
+        settled: Callable[[str, bytes], bool] = lambda method, head: True,
+        volatile: str | None = None,
+    ):
         super().__init__(pool_maxsize=8)
         self.title, self.store, self.limit, self.policy = title, store, limit, policy
         self._authorise, self._sign_in, self._settled = authorise, sign_in, settled
@@ -125,8 +142,10 @@ class Transport(HTTPAdapter):
         key = self.key(request)
         kept = self._kept(key)
         if kept is None and self.policy.offline:
-            raise DataError(f"{self.title}: offline, and the answer to {request.method} {redacted(request.url)} is "
-                            "not in the cache; run the same command once without --offline")
+            raise DataError(
+                f"{self.title}: offline, and the answer to {request.method} {redacted(request.url)} is "
+                "not in the cache; run the same command once without --offline"
+            )
         if kept is None:
             self.store.partial.mkdir(parents=True, exist_ok=True)
             with FileLock(self.store.partial / f"{key[:2]}.lock"):  # another build may be fetching the same
@@ -145,24 +164,32 @@ class Transport(HTTPAdapter):
         body = body.encode() if isinstance(body, str) else body
         if self._volatile:
             body = self._volatile.sub("", body.decode("utf-8", "replace")).encode()
-        return key_of(request.method, request.url, body, request.headers.get("Accept", ""),
-                      request.headers.get("Range", ""))
+        return key_of(
+            request.method, request.url, body, request.headers.get("Accept", ""), request.headers.get("Range", "")
+        )
 
     def _replay(self, request, answer: Answer) -> requests.Response:
         headers = {**answer.headers, "content-length": str(answer.size)}
-        raw = HTTPResponse(body=self.store.body(answer).open("rb"), headers=headers, status=answer.status,
-                           preload_content=False, decode_content=False)
+        raw = HTTPResponse(
+            body=self.store.body(answer).open("rb"),
+            headers=headers,
+            status=answer.status,
+            preload_content=False,
+            decode_content=False,
+        )
         return self.build_response(request, raw)
 
     def _ask(self, request, key: str, **options) -> Answer | requests.Response:
         """Send a request and take its answer in, as often as patience allows."""
+
         def send() -> requests.Response:
             outgoing = self._signed(request)
             outgoing.headers.update(_Partial(self.store.partial / key, request).range_header())
             return self._send(outgoing, **options)
 
-        return self._patiently(f"{request.method} {redacted(request.url)}", send,
-                               lambda response: self._received(request, key, response))
+        return self._patiently(
+            f"{request.method} {redacted(request.url)}", send, lambda response: self._received(request, key, response)
+        )
 
     def _send(self, outgoing, **options) -> requests.Response:
         self.limit.wait()
@@ -176,7 +203,7 @@ class Transport(HTTPAdapter):
         """
         problem = ""
         for attempt in range(1, self.policy.tries + 1):
-            wait = self.policy.backoff_s * 2**(attempt - 1)
+            wait = self.policy.backoff_s * 2 ** (attempt - 1)
             # An error of the network is told after its handler: a chained one would carry the URL with its key.
             try:
                 response = send()
@@ -192,8 +219,10 @@ class Transport(HTTPAdapter):
                 break
             if attempt < self.policy.tries:
                 time.sleep(wait)
-        raise DataError(f"{self.title}: {what} failed after {attempt} of {self.policy.tries} tries: "
-                        f"{redacted(problem)}; try again later, what was fetched is kept")
+        raise DataError(
+            f"{self.title}: {what} failed after {attempt} of {self.policy.tries} tries: "
+            f"{redacted(problem)}; try again later, what was fetched is kept"
+        )
 
     def _received(self, request, key: str, response: requests.Response) -> Answer | requests.Response:
         """Take the body in. A final answer is kept; any other is handed on as it is."""
@@ -217,8 +246,9 @@ class Transport(HTTPAdapter):
         if secret or redacted(told) != told or not self._settled(request.method, head):
             content = partial.path.read_bytes()
             partial.discard()
-            raw = HTTPResponse(body=io.BytesIO(content), headers=headers, status=status, preload_content=False,
-                               decode_content=False)
+            raw = HTTPResponse(
+                body=io.BytesIO(content), headers=headers, status=status, preload_content=False, decode_content=False
+            )
             return self.build_response(request, raw)
         answer = self.store.keep(key, partial.path, request.method, redacted(request.url), status, headers)
         partial.discard()
@@ -247,9 +277,11 @@ class Transport(HTTPAdapter):
             if response.status_code in (400, 401, 403):
                 self._refused(response)
             if response.status_code >= 400:
-                raise DataError(f"{self.title}: the sign-in at {urlsplit(url).hostname} failed: it answered "
-                                f"{response.status_code} {response.reason}; if it persists the archive has changed: "
-                                "please report it")
+                raise DataError(
+                    f"{self.title}: the sign-in at {urlsplit(url).hostname} failed: it answered "
+                    f"{response.status_code} {response.reason}; if it persists the archive has changed: "
+                    "please report it"
+                )
             _ = response.content
             return response
 
@@ -257,8 +289,11 @@ class Transport(HTTPAdapter):
 
     def refused(self, why: str) -> RefusedSignIn:
         """The error of a sign-in that was refused; it says what to do."""
-        cure = how_to(self._sign_in) if self._sign_in else \
-            "this archive's public data need no sign-in, so the address or the data's terms have changed"
+        cure = (
+            how_to(self._sign_in)
+            if self._sign_in
+            else "this archive's public data need no sign-in, so the address or the data's terms have changed"
+        )
         return RefusedSignIn(f"{self.title}: refused the sign-in or the request ({redacted(why)}): {cure}")
 
     def _refused(self, response: requests.Response) -> NoReturn:
@@ -269,8 +304,9 @@ class Transport(HTTPAdapter):
         if self.policy.mirror is None:
             return url
         mirror, there = urlsplit(self.policy.mirror), urlsplit(url)
-        return urlunsplit((mirror.scheme, mirror.netloc, f"{mirror.path.rstrip('/')}/{there.hostname}{there.path}",
-                           there.query, ""))
+        return urlunsplit(
+            (mirror.scheme, mirror.netloc, f"{mirror.path.rstrip('/')}/{there.hostname}{there.path}", there.query, "")
+        )
 
 
 class _Partial:
@@ -306,8 +342,13 @@ class _Partial:
             same = response.headers.get("ETag") or response.headers.get("Last-Modified")
             # After the file was emptied: what identifies this body must never stand beside bytes of another. A weak
             # ETag does not promise the same bytes.
-            if mode == "wb" and self._resumable and response.headers.get("Accept-Ranges") == "bytes" and same \
-                    and not same.startswith("W/"):
+            if (
+                mode == "wb"
+                and self._resumable
+                and response.headers.get("Accept-Ranges") == "bytes"
+                and same
+                and not same.startswith("W/")
+            ):
                 write_whole(self._facts, json.dumps({"same": same}))
             for block in response.raw.stream(_BLOCK, decode_content=False):
                 file.write(block)

@@ -13,8 +13,9 @@ from data_build.sampling import sample_planets, stream
 from data_build.sources import ARCHIVES, CATALOGUES
 
 
-def gather_planets(recipe: Recipe, limit: int | None = None,
-                   harvests: Mapping[str, Harvest] | None = None) -> tuple[list[Planet], dict, list[dict]]:
+def gather_planets(
+    recipe: Recipe, limit: int | None = None, harvests: Mapping[str, Harvest] | None = None
+) -> tuple[list[Planet], dict, list[dict]]:
     """The recipe's planets, real and sampled, inside CLERO's extended domain.
 
     Args:
@@ -36,24 +37,29 @@ def gather_planets(recipe: Recipe, limit: int | None = None,
     report["disagreements_in_all"] = len(report["disagreements"])
     report["disagreements"] = [entry for entry in report["disagreements"] if entry["planet"] in names]
     report["raw_completeness"] = {
-        name: {column: round(sum(column in planet.values for planet in members) / max(1, len(members)), 4)
-               for column in PLANET_PARAMETERS}
-        for name, members in zip(recipe.catalogues, catalogues, strict=True)}
+        name: {
+            column: round(sum(column in planet.values for planet in members) / max(1, len(members)), 4)
+            for column in PLANET_PARAMETERS
+        }
+        for name, members in zip(recipe.catalogues, catalogues, strict=True)
+    }
     report["inside_core_domain"] = sum(in_domain(planet, clero.CORE_DOMAIN) for planet in inside)
     set_aside, real = [], []
     for planet in inside:
-        lacking = [name for name in ("stellar_radius_sun", "semi_major_axis_au", "mass_earth")
-                   if name not in planet.values] + (["j_magnitude"] if planet.j_magnitude is None else [])
+        lacking = [
+            name for name in ("stellar_radius_sun", "semi_major_axis_au", "mass_earth") if name not in planet.values
+        ] + (["j_magnitude"] if planet.j_magnitude is None else [])
         if lacking:
-            set_aside.append({"planet_key": planet.key, "reason": f"no spectrum can be computed without "
-                              f"{', '.join(lacking)}"})
+            set_aside.append(
+                {"planet_key": planet.key, "reason": f"no spectrum can be computed without {', '.join(lacking)}"}
+            )
         else:
             real.append(planet)
     sampled = sample_planets(recipe.sampled_planets, planets, {planet.host for planet in real}, recipe.seed)
     if limit is not None:
         share = limit * len(real) // max(1, len(real) + len(sampled))
         chosen = stream(recipe.seed, "limit").permutation(len(real))[:share]
-        real, sampled = [real[index] for index in sorted(chosen)], sampled[:limit - share]
+        real, sampled = [real[index] for index in sorted(chosen)], sampled[: limit - share]
     telescopes = {name: harvest for name, harvest in harvests.items() if ARCHIVES[name].info.modality == "spectrum"}
     if telescopes:
         real, report["observations"] = describe_observations(real, telescopes)

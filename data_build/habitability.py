@@ -32,9 +32,11 @@ def rule_holds(temperature: np.ndarray, water: float) -> int:
     ``water``."""
     rule = HABITABILITY_RULE
     ice_free = area_mean(temperature >= rule["freezing_point_k"])
-    return int(ice_free >= rule["minimum_ice_free_fraction"]
-               and area_mean(temperature) <= rule["maximum_mean_surface_temperature_k"]
-               and water <= rule["maximum_column_water_fraction"])
+    return int(
+        ice_free >= rule["minimum_ice_free_fraction"]
+        and area_mean(temperature) <= rule["maximum_mean_surface_temperature_k"]
+        and water <= rule["maximum_column_water_fraction"]
+    )
 
 
 def column_water_fraction(levels: np.ndarray, surface_pressure_bar: float) -> float:

@@ -29,8 +29,13 @@ from data_build.store import AnswerStore, write_whole
 
 CHUNK, VECTOR_CHUNK = 1000, 4  # rows in memory at a time, and in a file
 MANIFEST = "stage.json"
-_ARROW = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_(),
-          **{name: pa.list_(pa.float32(), int(name[8:-1])) for name in DTYPES if name.startswith("float32[")}}
+_ARROW = {
+    "string": pa.string(),
+    "float64": pa.float64(),
+    "int64": pa.int64(),
+    "bool": pa.bool_(),
+    **{name: pa.list_(pa.float32(), int(name[8:-1])) for name in DTYPES if name.startswith("float32[")},
+}
 assert _ARROW.keys() == DTYPES.keys()
 
 
@@ -48,8 +53,13 @@ class Harvest:
                 yield from pq.read_table(self.folder / name).to_pylist()
 
 
-def harvest_all(names_and_limits: Mapping[str, int], folder: Path, policy: Policy,
-                told: Callable[[str, int], None] = lambda name, rows: None, threads: int = 4) -> dict[str, Harvest]:
+def harvest_all(
+    names_and_limits: Mapping[str, int],
+    folder: Path,
+    policy: Policy,
+    told: Callable[[str, int], None] = lambda name, rows: None,
+    threads: int = 4,
+) -> dict[str, Harvest]:
     """Every named archive's stage, made or found in ``folder``; several archives at a time.
 
     Args:
@@ -59,10 +69,10 @@ def harvest_all(names_and_limits: Mapping[str, int], folder: Path, policy: Polic
     Raises:
         DataError: with a line for each archive that failed. The others' stages are there.
     """
+
     def one(item: tuple[str, int]) -> Harvest | DataError:
         try:
-            return harvest(ARCHIVES[item[0]](), folder / item[0], policy, item[1],
-                           lambda rows: told(item[0], rows))
+            return harvest(ARCHIVES[item[0]](), folder / item[0], policy, item[1], lambda rows: told(item[0], rows))
         except DataError as error:
             return error
 
@@ -74,8 +84,9 @@ def harvest_all(names_and_limits: Mapping[str, int], folder: Path, policy: Polic
     return {name: result for name, result in made.items() if isinstance(result, Harvest)}
 
 
-def harvest(archive: Archive, folder: Path, policy: Policy, limit: int,
-            told: Callable[[int], None] = lambda rows: None) -> Harvest:
+def harvest(
+    archive: Archive, folder: Path, policy: Policy, limit: int, told: Callable[[int], None] = lambda rows: None
+) -> Harvest:
     """The archive's stage in ``folder``: found, if it is whole and of the same limit, else made.
 
     Raises:
@@ -94,12 +105,19 @@ def harvest(archive: Archive, folder: Path, policy: Policy, limit: int,
         quality.close()
     lacking = quality.lacking()
     if lacking:
-        raise DataError(f"{archive.info.title}: required fields are there in too few of {quality.rows} rows: "
-                        f"{', '.join(lacking)}; 95% are needed: the archive has changed, please report it")
+        raise DataError(
+            f"{archive.info.title}: required fields are there in too few of {quality.rows} rows: "
+            f"{', '.join(lacking)}; 95% are needed: the archive has changed, please report it"
+        )
     (partial / "keys.sqlite").unlink()
     files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
-    manifest = {"source": archive.info.as_dict(), "limit": limit, "complete": complete, **quality.report(),
-                "files": files}
+    manifest = {
+        "source": archive.info.as_dict(),
+        "limit": limit,
+        "complete": complete,
+        **quality.report(),
+        "files": files,
+    }
     write_whole(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     for path in partial.iterdir():
         sync(path)
@@ -110,8 +128,9 @@ def harvest(archive: Archive, folder: Path, policy: Policy, limit: int,
     return Harvest(folder, manifest)
 
 
-def _write(archive: Archive, folder: Path, policy: Policy, limit: int, quality: RowQuality,
-           told: Callable[[int], None]) -> bool:
+def _write(
+    archive: Archive, folder: Path, policy: Policy, limit: int, quality: RowQuality, told: Callable[[int], None]
+) -> bool:
     """Write rows and quarantine; returns whether the archive ended before the limit did."""
     schema = schema_of(archive.info.fields)
     key = archive.info.fields[0].name
@@ -146,8 +165,11 @@ def schema_of(fields: Iterable[Field]) -> pa.Schema:
 def _found(folder: Path, info: SourceInfo, limit: int) -> Harvest | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        whole = manifest["source"] == info.as_dict() and manifest["limit"] == limit and all(
-            sha256_of(folder / name) == sha256 for name, sha256 in manifest["files"].items())
+        whole = (
+            manifest["source"] == info.as_dict()
+            and manifest["limit"] == limit
+            and all(sha256_of(folder / name) == sha256 for name, sha256 in manifest["files"].items())
+        )
     except (OSError, ValueError, KeyError):
         return None
     return Harvest(folder, manifest) if whole else None

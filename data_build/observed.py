@@ -37,10 +37,13 @@ def match_stars(planets: list[Planet], stars: Iterable[dict[str, Any]]) -> tuple
     best: dict[int, tuple[float, dict]] = {}
     epochs = sorted({planets[i].epoch for i in placed})
     for block in _blocks(stars):
-        moved = SkyCoord(ra=_column(block, "ra_deg") * u.deg, dec=_column(block, "dec_deg") * u.deg,
-                         pm_ra_cosdec=_column(block, "pm_ra_cosdec_mas_yr") * u.mas / u.yr,
-                         pm_dec=_column(block, "pm_dec_mas_yr") * u.mas / u.yr,
-                         obstime=Time(_column(block, "epoch", 2016.0), format="jyear"))
+        moved = SkyCoord(
+            ra=_column(block, "ra_deg") * u.deg,
+            dec=_column(block, "dec_deg") * u.deg,
+            pm_ra_cosdec=_column(block, "pm_ra_cosdec_mas_yr") * u.mas / u.yr,
+            pm_dec=_column(block, "pm_dec_mas_yr") * u.mas / u.yr,
+            obstime=Time(_column(block, "epoch", 2016.0), format="jyear"),
+        )
         for epoch in epochs:
             members = [i for i in placed if planets[i].epoch == epoch]
             at_epoch = moved.apply_space_motion(new_obstime=Time(epoch, format="jyear"))
@@ -56,17 +59,24 @@ def match_stars(planets: list[Planet], stars: Iterable[dict[str, Any]]) -> tuple
             continue
         if known is None:
             filled += 1
-            planets[i] = replace(planets[i], source=f"{planets[i].source}+gaia",
-                                 values={**planets[i].values, "stellar_temperature_k": temperature},
-                                 raw_columns=planets[i].raw_columns | {"stellar_temperature_k"})
+            planets[i] = replace(
+                planets[i],
+                source=f"{planets[i].source}+gaia",
+                values={**planets[i].values, "stellar_temperature_k": temperature},
+                raw_columns=planets[i].raw_columns | {"stellar_temperature_k"},
+            )
         elif abs(temperature / known - 1) > 0.10:
             disagreeing += 1
-    return planets, {"planets_with_a_star": len(best), "temperatures_filled": filled,
-                     "temperatures_in_disagreement": disagreeing}
+    return planets, {
+        "planets_with_a_star": len(best),
+        "temperatures_filled": filled,
+        "temperatures_in_disagreement": disagreeing,
+    }
 
 
-def describe_observations(planets: list[Planet],
-                          telescopes: Mapping[str, Harvest]) -> tuple[list[Planet], dict[str, dict]]:
+def describe_observations(
+    planets: list[Planet], telescopes: Mapping[str, Harvest]
+) -> tuple[list[Planet], dict[str, dict]]:
     """Count each archive's observations of each planet's star.
 
     Returns:
@@ -82,16 +92,21 @@ def describe_observations(planets: list[Planet],
             pointings = SkyCoord(_column(block, "ra_deg") * u.deg, _column(block, "dec_deg") * u.deg)
             if not placed:
                 continue
-            star, pointing, _, _ = pointings.search_around_sky(_sky(planets, placed),
-                                                               POINTING_RADIUS_ARCSEC * u.arcsec)
+            star, pointing, _, _ = pointings.search_around_sky(_sky(planets, placed), POINTING_RADIUS_ARCSEC * u.arcsec)
             for i, j in zip(star, pointing, strict=True):
                 found[placed[i]][name][block[j]["instrument"] or "an instrument"] += 1
             of_a_star += len(set(pointing.tolist()))
         report[name] = {"with_a_position": rows, "of_a_planets_star": of_a_star}
     planets = list(planets)
     for i, archives in found.items():
-        told = tuple((name, f"{ARCHIVES[name].info.title} lists {sum(instruments.values())} observations of the star, "
-                            f"by {', '.join(sorted(instruments))}.") for name, instruments in sorted(archives.items()))
+        told = tuple(
+            (
+                name,
+                f"{ARCHIVES[name].info.title} lists {sum(instruments.values())} observations of the star, "
+                f"by {', '.join(sorted(instruments))}.",
+            )
+            for name, instruments in sorted(archives.items())
+        )
         planets[i] = replace(planets[i], observations=told)
     return planets, report
 

@@ -20,25 +20,32 @@ def facts(harvests: Mapping[str, Harvest]) -> tuple[tuple[str, str], ...]:
     """Pairs of an archive and a sentence; none where an archive has no row of the organism."""
     told = {}
     if genome := _genome(harvests, "genbank"):
-        told["genbank"] = (f"NCBI GenBank gives the genome of {ORGANISM.name} as {genome['length_bp']} base pairs with "
-                           f"a GC content of {genome['gc_fraction']:.1%} and {genome['coding_sequences']} coding "
-                           "sequences.")
+        told["genbank"] = (
+            f"NCBI GenBank gives the genome of {ORGANISM.name} as {genome['length_bp']} base pairs with "
+            f"a GC content of {genome['gc_fraction']:.1%} and {genome['coding_sequences']} coding "
+            "sequences."
+        )
     if genome := _genome(harvests, "ensembl"):
-        told["ensembl"] = (f"Ensembl Genomes lists {ORGANISM.name} with the assembly {genome['assembly']}"
-                           + (f" of {genome['length_bp']} base pairs." if genome["length_bp"] else "."))
+        told["ensembl"] = f"Ensembl Genomes lists {ORGANISM.name} with the assembly {genome['assembly']}" + (
+            f" of {genome['length_bp']} base pairs." if genome["length_bp"] else "."
+        )
     if genome := _genome(harvests, "gtdb"):
         ranks = [rank.split("__")[1] for rank in genome["taxonomy"].split(";") if "__" in rank]
-        told["gtdb"] = (f"GTDB places {ORGANISM.name} in {', '.join(ranks)}"
-                        + (f" and predicts {genome['proteins']} proteins." if genome["proteins"] else "."))
+        told["gtdb"] = f"GTDB places {ORGANISM.name} in {', '.join(ranks)}" + (
+            f" and predicts {genome['proteins']} proteins." if genome["proteins"] else "."
+        )
     enzymes = _enzymes(harvests)
     if enzymes:
         classes = {number for row in enzymes for number in _classes(row)}
-        told["uniprot"] = (f"UniProt lists {len(enzymes)} reviewed enzymes of {ORGANISM.name} in {len(classes)} "
-                           "enzyme classes.")
+        told["uniprot"] = (
+            f"UniProt lists {len(enzymes)} reviewed enzymes of {ORGANISM.name} in {len(classes)} enzyme classes."
+        )
     checked = compounds(harvests)
     if checked["checked"]:
-        told["kegg"] = (f"The core metabolic network of {ORGANISM.name} has {checked['checked']} metabolites that KEGG "
-                        f"lists, {checked['agree']} of them with the same atoms.")
+        told["kegg"] = (
+            f"The core metabolic network of {ORGANISM.name} has {checked['checked']} metabolites that KEGG "
+            f"lists, {checked['agree']} of them with the same atoms."
+        )
     return tuple(sorted(told.items()))
 
 
@@ -46,22 +53,41 @@ def checks(harvests: Mapping[str, Harvest]) -> list[dict]:
     """Entries for the checks in quality.json: the network against KEGG, and the archives against one another."""
     found = []
     if "kegg" in harvests:
-        found.append({"check": "metabolites' formulas against KEGG, hydrogen apart (the network's are charged)",
-                      "limit": 0, **compounds(harvests), "then": "reported: the published network stands"})
-    lengths = {name: genome["length_bp"] for name in ("genbank", "ensembl", "gtdb")
-               if (genome := _genome(harvests, name)) and genome["length_bp"]}
+        found.append(
+            {
+                "check": "metabolites' formulas against KEGG, hydrogen apart (the network's are charged)",
+                "limit": 0,
+                **compounds(harvests),
+                "then": "reported: the published network stands",
+            }
+        )
+    lengths = {
+        name: genome["length_bp"]
+        for name in ("genbank", "ensembl", "gtdb")
+        if (genome := _genome(harvests, name)) and genome["length_bp"]
+    }
     if len(lengths) > 1:
         spread = max(lengths.values()) / min(lengths.values()) - 1
-        found.append({"check": f"genome length of {ORGANISM.name}, bp", "limit": LENGTH_LIMIT, "checked": len(lengths),
-                      "beyond": lengths if spread > LENGTH_LIMIT else {}, "then": "reported"})
+        found.append(
+            {
+                "check": f"genome length of {ORGANISM.name}, bp",
+                "limit": LENGTH_LIMIT,
+                "checked": len(lengths),
+                "beyond": lengths if spread > LENGTH_LIMIT else {},
+                "then": "reported",
+            }
+        )
     return found
 
 
 def compounds(harvests: Mapping[str, Harvest]) -> dict:
     """How many metabolites of the network KEGG lists, how many with the same atoms besides hydrogen, and the others'
     identifiers in the network (KEGG's own records may not be passed on)."""
-    listed = {row["compound"]: row["formula"] for row in harvests["kegg"].rows() if row["formula"]} \
-        if "kegg" in harvests else {}
+    listed = (
+        {row["compound"]: row["formula"] for row in harvests["kegg"].rows() if row["formula"]}
+        if "kegg" in harvests
+        else {}
+    )
     agree, differ = 0, []
     for metabolite, formula, identifiers in Cobra().metabolites():
         theirs = [atoms for name in identifiers if (atoms := _atoms(listed.get(name, ""))) is not None]

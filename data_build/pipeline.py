@@ -54,8 +54,15 @@ _PLANETS_PER_TASK = 4
 __all__ = ["build", "fetch", "gather_planets", "validate"]
 
 
-def build(recipe: str | Path, out: Path, *, limit: int | None = None, workers: int = 2, progress: bool = True,
-          policy: Policy = Policy()) -> dict:  # noqa: B008 - it is frozen
+def build(
+    recipe: str | Path,
+    out: Path,
+    *,
+    limit: int | None = None,
+    workers: int = 2,
+    progress: bool = True,
+    policy: Policy = Policy(),  # noqa: B008 - it is frozen
+) -> dict:
     """Build a dataset and return its manifest.
 
     If ``out`` already holds a dataset of the same recipe (and limit), its manifest is returned at once. The content
@@ -122,27 +129,38 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         if not groups:
             raise DataError("no run could be chosen: raise the limit, sampled_planets or candidates_per_planet")
         told = facts(harvests)
-        tasks = [(groups[start:start + _GROUPS_PER_TASK], recipe, told)
-                 for start in range(0, len(groups), _GROUPS_PER_TASK)]
+        tasks = [
+            (groups[start : start + _GROUPS_PER_TASK], recipe, told)
+            for start in range(0, len(groups), _GROUPS_PER_TASK)
+        ]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
     stages.say("dataset: checks, statistics, tokenizer, reports")
-    return assemble(work.folder / "dataset", recipe, identity, records_of(groups, chunks), set_aside + alone + crashed,
-                    quality, sources, harvests)
+    return assemble(
+        work.folder / "dataset",
+        recipe,
+        identity,
+        records_of(groups, chunks),
+        set_aside + alone + crashed,
+        quality,
+        sources,
+        harvests,
+    )
 
 
-def _harvest(recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages,
-             policy: Policy) -> dict[str, Harvest]:
+def _harvest(recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages, policy: Policy) -> dict[str, Harvest]:
     if not recipe.archives:
         return {}
-    most = {name: rows if limit is None or name in recipe.catalogues else min(rows, limit)
-            for name, rows in recipe.archives.items()}
+    most = {
+        name: rows if limit is None or name in recipe.catalogues else min(rows, limit)
+        for name, rows in recipe.archives.items()
+    }
     with stages.rows(most) as told:
         return harvest_all(most, work.path("archives"), policy, told)
 
 
 def _candidates(recipe: Recipe, planets: list[Planet], computed: Callable) -> dict[str, list[Candidate]]:
     """Planet key → its candidate runs."""
-    groups = [planets[start:start + _PLANETS_PER_TASK] for start in range(0, len(planets), _PLANETS_PER_TASK)]
+    groups = [planets[start : start + _PLANETS_PER_TASK] for start in range(0, len(planets), _PLANETS_PER_TASK)]
 
     def write(result: list[list[Candidate]], path: Path) -> None:
         path.write_text(json.dumps([candidates_as_json(members) for members in result]))
@@ -155,8 +173,9 @@ def _candidates(recipe: Recipe, planets: list[Planet], computed: Callable) -> di
     return found
 
 
-def _simulated(recipe: Recipe, candidates: dict[str, list[Candidate]],
-               computed: Callable) -> tuple[list[Candidate], list[dict]]:
+def _simulated(
+    recipe: Recipe, candidates: dict[str, list[Candidate]], computed: Callable
+) -> tuple[list[Candidate], list[dict]]:
     """Candidates whose climates ExoPlaSim ran, where the recipe asks for it, and the runs set aside."""
     if not recipe.exoplasim:
         return [], []
@@ -166,8 +185,18 @@ def _simulated(recipe: Recipe, candidates: dict[str, list[Candidate]],
     return simulated(chosen, computed("exoplasim", simulate, tasks, write_row, ".parquet"))
 
 
-def _computed(stage: str, task: Callable, tasks: list[tuple], write: Callable, suffix: str, *, pool: Executor,
-              work: WorkFolder, workers: int, stages: Stages) -> list[Path]:
+def _computed(
+    stage: str,
+    task: Callable,
+    tasks: list[tuple],
+    write: Callable,
+    suffix: str,
+    *,
+    pool: Executor,
+    work: WorkFolder,
+    workers: int,
+    stages: Stages,
+) -> list[Path]:
     """The chunks of a stage, one for each of ``tasks``, in order; those that are there are not computed again."""
     chunks = work.chunks(stage)
     missing = [number for number in range(len(tasks)) if number not in chunks]
@@ -199,8 +228,9 @@ def _existing(out: Path, identity: dict) -> dict:
     manifest = json.loads((out / "manifest.json").read_text())
     if manifest["recipe"] != identity or manifest["habitability_rule"] != HABITABILITY_RULE:
         changed = [key for key in identity if manifest["recipe"].get(key) != identity[key]] or ["habitability_rule"]
-        raise DataError(f"{out} holds a dataset of another recipe (other {', '.join(changed)}); remove it or choose "
-                        "another --out")
+        raise DataError(
+            f"{out} holds a dataset of another recipe (other {', '.join(changed)}); remove it or choose another --out"
+        )
     return manifest
 
 
@@ -210,13 +240,17 @@ def _explained(out: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
-        raise DataError("a worker was killed, perhaps for lack of memory: run the same command again, it goes on where "
-                        "it was, with --workers 1") from error
+        raise DataError(
+            "a worker was killed, perhaps for lack of memory: run the same command again, it goes on where "
+            "it was, with --workers 1"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"the disk is full: nothing was left at {out}, and what was finished is kept in {folder}; "
-                            "free some space (the sample needs about 1 GB) and run the same command again, or remove "
-                            "that folder and choose another --out") from error
+            raise DataError(
+                f"the disk is full: nothing was left at {out}, and what was finished is kept in {folder}; "
+                "free some space (the sample needs about 1 GB) and run the same command again, or remove "
+                "that folder and choose another --out"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise DataError(f"{out} cannot be written: {error.strerror} ({error.filename})") from error
         raise

@@ -11,21 +11,44 @@ from astropy import constants
 from astropy import units as u
 
 #: Columns of the planet table that belong to the star and the planet; the others belong to a run's atmosphere.
-PLANET_PARAMETERS = ("stellar_temperature_k", "stellar_radius_sun", "stellar_mass_sun", "instellation_w_m2",
-                     "radius_earth", "mass_earth", "gravity_m_s2", "period_d", "semi_major_axis_au", "eccentricity")
+PLANET_PARAMETERS = (
+    "stellar_temperature_k",
+    "stellar_radius_sun",
+    "stellar_mass_sun",
+    "instellation_w_m2",
+    "radius_earth",
+    "mass_earth",
+    "gravity_m_s2",
+    "period_d",
+    "semi_major_axis_au",
+    "eccentricity",
+)
 
 #: One Earth insolation (1 S_earth), the unit of pl_insol, in W m-2: IAU 2015 solar luminosity at 1 au.
 EARTH_INSTELLATION = 1361.0
 
 #: The Earth and the Sun: IAU 2015 nominal values (Prša et al. 2016, AJ 152, 41), orbit of J2000 (Simon et al. 1994,
 #: A&A 282, 663).
-EARTH = {"stellar_temperature_k": 5772.0, "stellar_radius_sun": 1.0, "stellar_mass_sun": 1.0,
-         "instellation_w_m2": EARTH_INSTELLATION, "radius_earth": 1.0, "mass_earth": 1.0, "period_d": 365.256,
-         "semi_major_axis_au": 1.0, "eccentricity": 0.0167}
+EARTH = {
+    "stellar_temperature_k": 5772.0,
+    "stellar_radius_sun": 1.0,
+    "stellar_mass_sun": 1.0,
+    "instellation_w_m2": EARTH_INSTELLATION,
+    "radius_earth": 1.0,
+    "mass_earth": 1.0,
+    "period_d": 365.256,
+    "semi_major_axis_au": 1.0,
+    "eccentricity": 0.0167,
+}
 
 #: Column → the emulator's input, for what the emulator needs of a planet.
-EMULATOR_INPUTS = {"stellar_temperature_k": "T_star", "instellation_w_m2": "F_star", "radius_earth": "radius",
-                   "gravity_m_s2": "gravity", "period_d": "P_rot"}
+EMULATOR_INPUTS = {
+    "stellar_temperature_k": "T_star",
+    "instellation_w_m2": "F_star",
+    "radius_earth": "radius",
+    "gravity_m_s2": "gravity",
+    "period_d": "P_rot",
+}
 
 
 @dataclass(frozen=True)
@@ -111,8 +134,10 @@ def derive(planet: Planet) -> Planet:
 
 def in_domain(planet: Planet, domain: dict[str, tuple[float, float]]) -> bool:
     """Whether everything the emulator needs of a planet is known and inside ``domain`` (a CLERO domain)."""
-    return all(name in planet.values and domain[key][0] <= planet.values[name] <= domain[key][1]
-               for name, key in EMULATOR_INPUTS.items())
+    return all(
+        name in planet.values and domain[key][0] <= planet.values[name] <= domain[key][1]
+        for name, key in EMULATOR_INPUTS.items()
+    )
 
 
 # The constants of each law in the units of the columns, so that it is plain arithmetic on numbers.

@@ -74,44 +74,76 @@ class Quality:
         """The content of quality.json."""
         planets = [self._planets[key] for key in self._used]
         return {
-            "completeness": {kind: _completeness([planet for planet in planets if planet.kind == kind])
-                             for kind in ("observed", "synthetic")},
+            "completeness": {
+                kind: _completeness([planet for planet in planets if planet.kind == kind])
+                for kind in ("observed", "synthetic")
+            },
             "crossmatch": self._crossmatch,
             "candidates": self._candidates,
             **({"stored_climates": self._stored} if self._stored else {}),
             "checks": self._checks(planets),
             "set_aside": dict(self._set_aside),
-            "qualities": {"planet": "share of the star and planet columns read from a catalogue; 0.5 if sampled",
-                          "climate": "1 inside CLERO's core domain, 0.5 in the extended one"
-                                     + ("; 1 where it was not emulated" if self._stored else ""),
-                          "metabolism": "0.5: a candidate, not an observation",
-                          "spectrum": "1; its σ tells the rest",
-                          "text": "1 with a catalogue's description, 0.5 without"},
+            "qualities": {
+                "planet": "share of the star and planet columns read from a catalogue; 0.5 if sampled",
+                "climate": "1 inside CLERO's core domain, 0.5 in the extended one"
+                + ("; 1 where it was not emulated" if self._stored else ""),
+                "metabolism": "0.5: a candidate, not an observation",
+                "spectrum": "1; its σ tells the rest",
+                "text": "1 with a catalogue's description, 0.5 without",
+            },
             "modalities": list(MODALITIES),
         }
 
     def _checks(self, planets: list[Planet]) -> list[dict]:
-        ranges = [{"check": f"range of planet.{column.name}", "unit": column.unit,
-                   "limit": [column.minimum, column.maximum],
-                   **_extent([planet.values[column.name] for planet in planets if column.name in planet.values])}
-                  for column in PLANET_COLUMNS if column.name in PLANET_PARAMETERS]
-        kepler = {planet.key: abs(planet.values["semi_major_axis_au"]
-                                  / kepler_axis_au(planet.values["period_d"], planet.values["stellar_mass_sun"]) - 1)
-                  for planet in planets
-                  if {"semi_major_axis_au", "period_d", "stellar_mass_sun"} <= planet.values.keys()}
+        ranges = [
+            {
+                "check": f"range of planet.{column.name}",
+                "unit": column.unit,
+                "limit": [column.minimum, column.maximum],
+                **_extent([planet.values[column.name] for planet in planets if column.name in planet.values]),
+            }
+            for column in PLANET_COLUMNS
+            if column.name in PLANET_PARAMETERS
+        ]
+        kepler = {
+            planet.key: abs(
+                planet.values["semi_major_axis_au"]
+                / kepler_axis_au(planet.values["period_d"], planet.values["stellar_mass_sun"])
+                - 1
+            )
+            for planet in planets
+            if {"semi_major_axis_au", "period_d", "stellar_mass_sun"} <= planet.values.keys()
+        }
         beyond = {key: round(value, 4) for key, value in kepler.items() if value > _KEPLER_LIMIT}
         imbalance = np.abs(self._imbalance) if self._imbalance else np.zeros(1)
         return ranges + [
-            {"check": "Kepler's third law: relative difference of the semi-major axis", "limit": _KEPLER_LIMIT,
-             "checked": len(kepler), "beyond": beyond, "then": "kept: the catalogue's numbers stand"},
-            {"check": "energy balance: |absorbed − outgoing| over a quarter of the instellation",
-             "limit": checks.ENERGY_BALANCE_LIMIT, "checked": len(self._imbalance),
-             "median": float(np.median(imbalance)), "maximum": float(imbalance.max()), "then": "set aside"},
-            {"check": "reactions balance their elements and charge", "limit": 0, "beyond": Cobra().unbalanced(),
-             "then": "reported: the published network stands"},
+            {
+                "check": "Kepler's third law: relative difference of the semi-major axis",
+                "limit": _KEPLER_LIMIT,
+                "checked": len(kepler),
+                "beyond": beyond,
+                "then": "kept: the catalogue's numbers stand",
+            },
+            {
+                "check": "energy balance: |absorbed − outgoing| over a quarter of the instellation",
+                "limit": checks.ENERGY_BALANCE_LIMIT,
+                "checked": len(self._imbalance),
+                "median": float(np.median(imbalance)),
+                "maximum": float(imbalance.max()),
+                "then": "set aside",
+            },
+            {
+                "check": "reactions balance their elements and charge",
+                "limit": 0,
+                "beyond": Cobra().unbalanced(),
+                "then": "reported: the published network stands",
+            },
             {"check": "gravity is GM/R²", "limit": checks.GRAVITY_LIMIT, "then": "set aside"},
-            {"check": "net flux of each metabolite, mmol gDW-1 h-1", "limit": checks.MASS_BALANCE_LIMIT,
-             "then": "set aside"},
+            {
+                "check": "net flux of each metabolite, mmol gDW-1 h-1",
+                "limit": checks.MASS_BALANCE_LIMIT,
+                "then": "set aside",
+            },
             {"check": "mean transit depth over (R_p/R_*)²", "limit": list(checks.DEPTH_LIMIT), "then": "set aside"},
             *self._more_checks,
         ]
@@ -124,17 +156,25 @@ def _completeness(planets: list[Planet]) -> dict:
     for name in PLANET_PARAMETERS:
         known = sum(name in planet.values for planet in planets)
         derived = sum(name in planet.derived for planet in planets)
-        shares[name] = {"raw": round((known - derived) / count, 4), "derived": round(derived / count, 4),
-                        "known": round(known / count, 4)}
+        shares[name] = {
+            "raw": round((known - derived) / count, 4),
+            "derived": round(derived / count, 4),
+            "known": round(known / count, 4),
+        }
     required = [column.name for column in PLANET_COLUMNS if column.required and column.name in PLANET_PARAMETERS]
-    shares["all required columns"] = {"known": round(sum(all(name in planet.values for name in required)
-                                                         for planet in planets) / count, 4)}
+    shares["all required columns"] = {
+        "known": round(sum(all(name in planet.values for name in required) for planet in planets) / count, 4)
+    }
     return shares
 
 
 def _extent(values: list[float]) -> dict:
-    return {"checked": len(values), "minimum": float(min(values, default=0)), "maximum": float(max(values, default=0)),
-            "then": "set aside"}
+    return {
+        "checked": len(values),
+        "minimum": float(min(values, default=0)),
+        "maximum": float(max(values, default=0)),
+        "then": "set aside",
+    }
 
 
 def _label_name(label: int | None) -> str:

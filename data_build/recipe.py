@@ -41,8 +41,11 @@ class Recipe:
 
     def as_dict(self) -> dict:
         """The recipe as plain JSON-able values, for the manifest; without what is left at its default."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-                if key not in ("archives", "exoplasim") or value}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key not in ("archives", "exoplasim") or value
+        }
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
@@ -77,8 +80,10 @@ def _recipe_path(recipe: str | Path) -> Path:
         return path
     names = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
     if str(recipe) not in names:
-        raise DataError(f"unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), names)}; there is: "
-                        f"{', '.join(names)}, or give the path of a .yaml file")
+        raise DataError(
+            f"unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), names)}; there is: "
+            f"{', '.join(names)}, or give the path of a .yaml file"
+        )
     return _FOLDER / f"{recipe}.yaml"
 
 
@@ -107,19 +112,38 @@ def _check_values(path: Path, content: dict) -> None:
 
     for key in ("name",):
         require(key, content[key], isinstance(content[key], str) and bool(content[key]), "a text")
-    for key, lowest in (("seed", 0), ("sampled_planets", 0), ("candidates_per_planet", 2),
-                        ("pairs_per_observed_planet", 1), ("pairs_per_synthetic_planet", 1), ("vocabulary_size", 260)):
+    for key, lowest in (
+        ("seed", 0),
+        ("sampled_planets", 0),
+        ("candidates_per_planet", 2),
+        ("pairs_per_observed_planet", 1),
+        ("pairs_per_synthetic_planet", 1),
+        ("vocabulary_size", 260),
+    ):
         value = content[key]
         require(key, value, type(value) is int and value >= lowest, f"a whole number of at least {lowest}")
-    for key, low, high in (("surface_pressure_bar", 0.1, 12), ("co2_vmr", 0, 1), ("ch4_vmr", 0, 0.05),
-                           ("wavelength_um", 0.3, 30)):
+    for key, low, high in (
+        ("surface_pressure_bar", 0.1, 12),
+        ("co2_vmr", 0, 1),
+        ("ch4_vmr", 0, 0.05),
+        ("wavelength_um", 0.3, 30),
+    ):
         value = content[key]
-        require(key, value, isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
-                and low <= value[0] < value[1] <= high and value[0] > 0,
-                f"two numbers, rising, above 0 and within [{low}, {high}]")
-    shares = {"unlabelled_share": content["unlabelled_share"],
-              **{f"absent_share.{key}": value for key, value in content["absent_share"].items()},
-              **{f"splits.{key}": value for key, value in content["splits"].items()}}
+        require(
+            key,
+            value,
+            isinstance(value, tuple)
+            and len(value) == 2
+            and all(map(_is_number, value))
+            and low <= value[0] < value[1] <= high
+            and value[0] > 0,
+            f"two numbers, rising, above 0 and within [{low}, {high}]",
+        )
+    shares = {
+        "unlabelled_share": content["unlabelled_share"],
+        **{f"absent_share.{key}": value for key, value in content["absent_share"].items()},
+        **{f"splits.{key}": value for key, value in content["splits"].items()},
+    }
     for key, value in shares.items():
         require(key, value, _is_number(value) and 0 <= value < 1, "a share in [0, 1)")
     total = sum(content["splits"].values())
@@ -129,21 +153,29 @@ def _check_values(path: Path, content: dict) -> None:
     for name in catalogues:
         offered = [*CATALOGUES, *(key for key, cls in ARCHIVES.items() if hasattr(cls, "planet"))]
         if name not in offered:
-            raise DataError(f"{path}: unknown catalogue {name!r}{did_you_mean(str(name), offered)}; there is: "
-                            f"{', '.join(offered)}")
+            raise DataError(
+                f"{path}: unknown catalogue {name!r}{did_you_mean(str(name), offered)}; there is: {', '.join(offered)}"
+            )
         if name in ARCHIVES and name not in content.get("archives", {}):
-            raise DataError(f"{path}: the catalogue {name} is read over the network: give it a line in archives, such "
-                            f"as {name}: 20000")
+            raise DataError(
+                f"{path}: the catalogue {name} is read over the network: give it a line in archives, such "
+                f"as {name}: 20000"
+            )
     for key, highest in (("planets", 1000), ("years", 300)):
         value = content["exoplasim"][key] if content.get("exoplasim") else 1
-        require(f"exoplasim.{key}", value, type(value) is int and 1 <= value <= highest,
-                f"a whole number from 1 to {highest}")
+        require(
+            f"exoplasim.{key}",
+            value,
+            type(value) is int and 1 <= value <= highest,
+            f"a whole number from 1 to {highest}",
+        )
     archives = content.get("archives", {})
     require("archives", archives, isinstance(archives, dict), "a mapping of archives to the most rows to take of each")
     for name, rows in archives.items():
         if name not in ARCHIVES:
-            raise DataError(f"{path}: unknown archive {name!r}{did_you_mean(str(name), ARCHIVES)}; there is: "
-                            f"{', '.join(ARCHIVES)}")
+            raise DataError(
+                f"{path}: unknown archive {name!r}{did_you_mean(str(name), ARCHIVES)}; there is: {', '.join(ARCHIVES)}"
+            )
         require(f"archives.{name}", rows, type(rows) is int and rows >= 1, "a whole number of rows, at least 1")
 
 

@@ -38,8 +38,9 @@ _SURFACE_TEMPERATURE = [column.name for column in CLIMATE_SURFACE_VARIABLES].ind
 _QUALITY_EXTENDED, _QUALITY_METABOLISM, _QUALITY_PLAIN_TEXT = 0.5, 0.5, 0.5
 
 _SAMPLED = SourceInfo(SAMPLED_SOURCE, "planet", "1", "Apache-2.0", "data_build.sampling", "synthetic")
-_SOLAR_SYSTEM = SourceInfo("solar_system", "planet", "IAU 2015 nominal values", "public domain",
-                           "Prša et al. 2016, AJ 152, 41", "observed")
+_SOLAR_SYSTEM = SourceInfo(
+    "solar_system", "planet", "IAU 2015 nominal values", "public domain", "Prša et al. 2016, AJ 152, 41", "observed"
+)
 #: Pairs of an archive and a sentence of it.
 Facts = tuple[tuple[str, str], ...]
 
@@ -59,8 +60,12 @@ def wavelengths(recipe: Recipe) -> np.ndarray:
 
 def emulator_inputs(planet: Planet, atmosphere: Atmosphere) -> dict[str, float]:
     """CLERO's inputs for a run."""
-    return {**{key: planet.values[name] for name, key in EMULATOR_INPUTS.items()},
-            "P0": atmosphere.surface_pressure_bar, "CO2": atmosphere.co2_vmr, "CH4": atmosphere.ch4_vmr}
+    return {
+        **{key: planet.values[name] for name, key in EMULATOR_INPUTS.items()},
+        "P0": atmosphere.surface_pressure_bar,
+        "CO2": atmosphere.co2_vmr,
+        "CH4": atmosphere.ch4_vmr,
+    }
 
 
 def in_core(inputs: dict[str, float]) -> bool:
@@ -75,14 +80,22 @@ def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dic
         facts: what archives tell of the metabolic network's organism (`data_build.organism.facts`).
     """
     emulator, _, _ = models()
-    inputs = [emulator_inputs(run.candidate.planet, run.candidate.atmosphere) for run in runs
-              if run.candidate.stored is None]
+    inputs = [
+        emulator_inputs(run.candidate.planet, run.candidate.atmosphere) for run in runs if run.candidate.stored is None
+    ]
     emulated: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
     if inputs:
         climates = emulator.climates(inputs)
         emulated = zip(climates.levels, climates.surface, strict=True)
-    return [_record(run, *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)), recipe,
-                    _told(run, recipe, facts)) for run in runs]
+    return [
+        _record(
+            run,
+            *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)),
+            recipe,
+            _told(run, recipe, facts),
+        )
+        for run in runs
+    ]
 
 
 def _told(run: Run, recipe: Recipe, facts: Facts) -> Facts:
@@ -97,8 +110,12 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, t
     """``levels`` [V, Z, Y, X] and ``surface`` [S, Y, X]: the run's climate, whether or not the record keeps it."""
     candidate = run.candidate
     planet, atmosphere = candidate.planet, candidate.atmosphere
-    values = {**planet.values, "surface_pressure_bar": atmosphere.surface_pressure_bar,
-              "co2_vmr": atmosphere.co2_vmr, "ch4_vmr": atmosphere.ch4_vmr}
+    values = {
+        **planet.values,
+        "surface_pressure_bar": atmosphere.surface_pressure_bar,
+        "co2_vmr": atmosphere.co2_vmr,
+        "ch4_vmr": atmosphere.ch4_vmr,
+    }
     names = [column.name for column in PLANET_COLUMNS]
     record = {
         "run_id": candidate.run_id,
@@ -107,12 +124,16 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, t
         "planet_mask": np.array([name in values for name in names]),
         "planet_derived": np.array([name in planet.derived for name in names]),
         **{f"{modality}_present": run.present[modality] for modality in OPTIONAL_MODALITIES},
-        "climate_levels": None, "climate_surface": None,
-        "metabolism_node_kind": None, "metabolism_node_features": None,
-        "metabolism_edge_index": None, "metabolism_edge_features": None,
+        "climate_levels": None,
+        "climate_surface": None,
+        "metabolism_node_kind": None,
+        "metabolism_node_features": None,
+        "metabolism_edge_index": None,
+        "metabolism_edge_features": None,
         "spectrum": None,
-        "text": describe(planet, atmosphere, run.named, stream(recipe.seed, "text", run.pair),
-                         [sentence for _, sentence in told]),
+        "text": describe(
+            planet, atmosphere, run.named, stream(recipe.seed, "text", run.pair), [sentence for _, sentence in told]
+        ),
         "label_present": candidate.label is not None,
         "label": np.int8(candidate.label or 0),
         "provenance": _provenance(run, told),
@@ -133,10 +154,15 @@ def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere) -> dict
     free = surface_temperature >= HABITABILITY_RULE["freezing_point_k"]
     share = area_mean(free.astype(float))
     temperature = area_mean(surface_temperature * free) / share if share > 0 else area_mean(surface_temperature)
-    network = cobra.network(float(temperature), atmosphere.co2_vmr * atmosphere.surface_pressure_bar,
-                            atmosphere.ch4_vmr * atmosphere.surface_pressure_bar)
-    return {f"metabolism_{name}": getattr(network, name)
-            for name in ("node_kind", "node_features", "edge_index", "edge_features")}
+    network = cobra.network(
+        float(temperature),
+        atmosphere.co2_vmr * atmosphere.surface_pressure_bar,
+        atmosphere.ch4_vmr * atmosphere.surface_pressure_bar,
+    )
+    return {
+        f"metabolism_{name}": getattr(network, name)
+        for name in ("node_kind", "node_features", "edge_index", "edge_features")
+    }
 
 
 def _spectrum(run: Run, levels: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -162,8 +188,11 @@ def _spectrum(run: Run, levels: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 def water_vmr(specific_humidity: np.ndarray, atmosphere: Atmosphere) -> np.ndarray:
     """Volume mixing ratio of water vapour at a specific humidity (kg of water a kg of moist air)."""
-    dry = _M_N2 * (1 - atmosphere.co2_vmr - atmosphere.ch4_vmr) + _M_CO2 * atmosphere.co2_vmr \
+    dry = (
+        _M_N2 * (1 - atmosphere.co2_vmr - atmosphere.ch4_vmr)
+        + _M_CO2 * atmosphere.co2_vmr
         + _M_CH4 * atmosphere.ch4_vmr
+    )
     moles = specific_humidity / _M_H2O
     return moles / (moles + (1 - specific_humidity) / dry)
 
@@ -179,7 +208,8 @@ def _provenance(run: Run, told: Facts) -> dict:
         text = _together([text, *(INFOS[name] for name, _ in told)], text.kind)
     parts = {
         "planet": _planet_source(planet).provenance(planet.quality),
-        "climate": _climate_source(run.candidate.stored) if run.candidate.stored
+        "climate": _climate_source(run.candidate.stored)
+        if run.candidate.stored
         else emulator.info.provenance(1.0 if run.candidate.core else _QUALITY_EXTENDED),
         "metabolism": cobra.info.provenance(_QUALITY_METABOLISM),
         "spectrum": taurex.info.provenance(1.0),
@@ -207,17 +237,27 @@ def _planet_source(planet: Planet) -> SourceInfo:
 
 def _together(infos: list[SourceInfo], kind: str) -> SourceInfo:
     """Several sources as one."""
-    return SourceInfo("+".join(info.name for info in infos), infos[0].modality,
-                      "; ".join(info.version for info in infos), "; ".join(info.licence for info in infos),
-                      "; ".join(info.citation for info in infos), kind)
+    return SourceInfo(
+        "+".join(info.name for info in infos),
+        infos[0].modality,
+        "; ".join(info.version for info in infos),
+        "; ".join(info.licence for info in infos),
+        "; ".join(info.citation for info in infos),
+        kind,
+    )
 
 
 #: Array fields and the dtype in which they are stored.
 ARRAY_DTYPES = {
-    "planet": np.float32, "planet_mask": np.bool_, "planet_derived": np.bool_,
-    "climate_levels": np.float16, "climate_surface": np.float16,
-    "metabolism_node_kind": np.int8, "metabolism_node_features": np.float32,
-    "metabolism_edge_index": np.int64, "metabolism_edge_features": np.float32,
+    "planet": np.float32,
+    "planet_mask": np.bool_,
+    "planet_derived": np.bool_,
+    "climate_levels": np.float16,
+    "climate_surface": np.float16,
+    "metabolism_node_kind": np.int8,
+    "metabolism_node_features": np.float32,
+    "metabolism_edge_index": np.int64,
+    "metabolism_edge_features": np.float32,
     "spectrum": np.float32,
 }
 

@@ -33,8 +33,9 @@ def _value_problem(value: Any, field: Field) -> str:
             return f"{field.name} is the fill value {value:.4g}, not masked"
         if not math.isfinite(value):
             return f"{field.name} is not finite"
-        if (field.minimum is not None and value < field.minimum) or (field.maximum is not None
-                                                                     and value > field.maximum):
+        if (field.minimum is not None and value < field.minimum) or (
+            field.maximum is not None and value > field.maximum
+        ):
             low, high = ("∞" if limit is None else f"{limit:g}" for limit in (field.minimum, field.maximum))
             return f"{field.name} is outside [{low.replace('∞', '-∞')}, {high}] {field.unit}"
     return ""
@@ -81,11 +82,16 @@ class RowQuality:
     def report(self) -> dict:
         """Rows, reasons of quarantine with their counts, and how complete each field is."""
         count = max(1, self.rows)
-        return {"rows": self.rows, "quarantined": dict(sorted(self.reasons.items())),
-                "completeness": {field.name: round(self._known[field.name] / count, 4)
-                                 for field in self._info.fields}}
+        return {
+            "rows": self.rows,
+            "quarantined": dict(sorted(self.reasons.items())),
+            "completeness": {field.name: round(self._known[field.name] / count, 4) for field in self._info.fields},
+        }
 
     def lacking(self) -> list[str]:
         """Required fields that are there in less than `REQUIRED_SHARE` of the rows, with the share."""
-        return [f"{field.name} ({self._known[field.name] / self.rows:.0%})" for field in self._info.fields
-                if field.required and self.rows and self._known[field.name] < REQUIRED_SHARE * self.rows]
+        return [
+            f"{field.name} ({self._known[field.name] / self.rows:.0%})"
+            for field in self._info.fields
+            if field.required and self.rows and self._known[field.name] < REQUIRED_SHARE * self.rows
+        ]

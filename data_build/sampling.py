@@ -43,9 +43,13 @@ def sample_planets(count: int, catalogue: list[Planet], used_hosts: set[str], se
     hosts = {}
     for planet in catalogue:
         value = planet.values
-        if (planet.host not in used_hosts and planet.j_magnitude is not None
-                and {"stellar_temperature_k", "stellar_radius_sun", "stellar_mass_sun"} <= value.keys()
-                and low <= value["stellar_temperature_k"] <= high and value["stellar_radius_sun"] < _DWARF_RADIUS_SUN):
+        if (
+            planet.host not in used_hosts
+            and planet.j_magnitude is not None
+            and {"stellar_temperature_k", "stellar_radius_sun", "stellar_mass_sun"} <= value.keys()
+            and low <= value["stellar_temperature_k"] <= high
+            and value["stellar_radius_sun"] < _DWARF_RADIUS_SUN
+        ):
             hosts.setdefault(planet.host, planet)
     # M dwarfs are rare in the archive but are where CLERO's planets live: the coolest hosts come first.
     pool = sorted(hosts.values(), key=lambda host: (host.values["stellar_temperature_k"], host.host))[: 2 * count]
@@ -69,13 +73,27 @@ def _sample_planet(host: Planet, key: str, rng: np.random.Generator, attempts: i
         flux = np.exp(rng.uniform(*np.log(_INSTELLATION)))
         eccentricity = min(rng.rayleigh(_ECCENTRICITY), 0.5)
         axis = np.sqrt(instellation_w_m2(luminosity, 1.0, eccentricity) / flux)
-        values = {**star, "instellation_w_m2": flux, "radius_earth": radius, "mass_earth": mass,
-                  "gravity_m_s2": gravity_m_s2(mass, radius), "semi_major_axis_au": axis,
-                  "period_d": kepler_period_d(axis, star["stellar_mass_sun"]), "eccentricity": eccentricity}
-        planet = Planet(key=key, name="", source=SAMPLED_SOURCE, kind="synthetic",
-                        values={name: float(value) for name, value in values.items()},
-                        derived=frozenset({"gravity_m_s2", "semi_major_axis_au", "period_d"}),
-                        luminosity_sun=luminosity, j_magnitude=host.j_magnitude, host=host.host)
+        values = {
+            **star,
+            "instellation_w_m2": flux,
+            "radius_earth": radius,
+            "mass_earth": mass,
+            "gravity_m_s2": gravity_m_s2(mass, radius),
+            "semi_major_axis_au": axis,
+            "period_d": kepler_period_d(axis, star["stellar_mass_sun"]),
+            "eccentricity": eccentricity,
+        }
+        planet = Planet(
+            key=key,
+            name="",
+            source=SAMPLED_SOURCE,
+            kind="synthetic",
+            values={name: float(value) for name, value in values.items()},
+            derived=frozenset({"gravity_m_s2", "semi_major_axis_au", "period_d"}),
+            luminosity_sun=luminosity,
+            j_magnitude=host.j_magnitude,
+            host=host.host,
+        )
         if in_domain(planet, clero.EXTENDED_DOMAIN):
             return planet
     return None

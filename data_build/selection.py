@@ -74,8 +74,9 @@ class Block:
     pairs: list[tuple[Candidate, Candidate]] = field(default_factory=list)
 
 
-def select_runs(candidates: dict[str, list[Candidate]], recipe: Recipe,
-                stored: Iterable[Candidate] = ()) -> tuple[list[tuple[Run, ...]], list[dict]]:
+def select_runs(
+    candidates: dict[str, list[Candidate]], recipe: Recipe, stored: Iterable[Candidate] = ()
+) -> tuple[list[tuple[Run, ...]], list[dict]]:
     """Choose the runs.
 
     Args:
@@ -94,12 +95,18 @@ def select_runs(candidates: dict[str, list[Candidate]], recipe: Recipe,
     for members in groups.values():
         found, alone = _blocks(members, candidates, recipe)
         blocks += found
-        set_aside += [{"planet_key": planet.key, "reason": "every labelled candidate is of one class, and no planet "
-                       "with the same columns known and derived has runs of the other class to spare"}
-                      for planet in alone]
+        set_aside += [
+            {
+                "planet_key": planet.key,
+                "reason": "every labelled candidate is of one class, and no planet "
+                "with the same columns known and derived has runs of the other class to spare",
+            }
+            for planet in alone
+        ]
     splits = assign_splits(blocks, recipe)
-    runs = [_pair_runs(pair, split, recipe) for block, split in zip(blocks, splits, strict=True)
-            for pair in block.pairs]
+    runs = [
+        _pair_runs(pair, split, recipe) for block, split in zip(blocks, splits, strict=True) for pair in block.pairs
+    ]
     planet_split = {planet.key: split for block, split in zip(blocks, splits, strict=True) for planet in block.planets}
     runs += _unlabelled(candidates, planet_split, 2 * len(runs), recipe)
     runs += _stored_runs(list(stored), planet_split, recipe)
@@ -110,12 +117,18 @@ def select_runs(candidates: dict[str, list[Candidate]], recipe: Recipe,
 def signature(planet: Planet) -> tuple:
     """What the record tells of a planet besides numbers: partners from two planets must have it in common."""
     names = [column.name for column in PLANET_COLUMNS]
-    return (planet.kind, planet.source, len(planet.raw_columns),
-            tuple(name in planet.values for name in names), tuple(name in planet.derived for name in names))
+    return (
+        planet.kind,
+        planet.source,
+        len(planet.raw_columns),
+        tuple(name in planet.values for name in names),
+        tuple(name in planet.derived for name in names),
+    )
 
 
-def _blocks(planets: list[Planet], candidates: dict[str, list[Candidate]],
-            recipe: Recipe) -> tuple[list[Block], list[Planet]]:
+def _blocks(
+    planets: list[Planet], candidates: dict[str, list[Candidate]], recipe: Recipe
+) -> tuple[list[Block], list[Planet]]:
     """Blocks of planets with one signature, and the planets for which no partner was found."""
     wanted = recipe.pairs_per_observed_planet if planets[0].kind == "observed" else recipe.pairs_per_synthetic_planet
     # Candidates are used up as they are paired: lists by (planet key, label, core).
@@ -193,14 +206,25 @@ def _pair_runs(pair: tuple[Candidate, Candidate], split: str, recipe: Recipe) ->
     return tuple(Run(candidate, split, name, present, named) for candidate in ordered)
 
 
-def _unlabelled(candidates: dict[str, list[Candidate]], planet_split: dict[str, str], labelled: int,
-                recipe: Recipe) -> list[tuple[Run, ...]]:
+def _unlabelled(
+    candidates: dict[str, list[Candidate]], planet_split: dict[str, str], labelled: int, recipe: Recipe
+) -> list[tuple[Run, ...]]:
     """Runs whose label is open, up to the recipe's share: real cases of a missing label."""
     open_ = [candidate for key in sorted(planet_split) for candidate in candidates[key] if candidate.label is None]
     wanted = min(len(open_), round(labelled * recipe.unlabelled_share))
     chosen: Iterable[int] = stream(recipe.seed, "unlabelled").permutation(len(open_))[:wanted]
-    return [(Run(open_[i], planet_split[open_[i].planet.key], open_[i].run_id,
-                 _draw_present(open_[i].run_id, recipe), named=True),) for i in chosen]
+    return [
+        (
+            Run(
+                open_[i],
+                planet_split[open_[i].planet.key],
+                open_[i].run_id,
+                _draw_present(open_[i].run_id, recipe),
+                named=True,
+            ),
+        )
+        for i in chosen
+    ]
 
 
 def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: Recipe) -> list[tuple[Run, ...]]:
@@ -211,8 +235,13 @@ def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: 
     planet_split = planet_split | dict(zip(sorted(new), assign_splits(blocks, recipe), strict=True))
     alike: dict[tuple, list[Candidate]] = defaultdict(list)
     for candidate in stored:
-        alike[candidate.planet.key, candidate.stored.source, candidate.stored.processing, candidate.atmosphere.rest,
-              signature(candidate.planet)].append(candidate)
+        alike[
+            candidate.planet.key,
+            candidate.stored.source,
+            candidate.stored.processing,
+            candidate.atmosphere.rest,
+            signature(candidate.planet),
+        ].append(candidate)
     runs = []
     for members in alike.values():
         verdicts = [[candidate for candidate in members if candidate.label == label] for label in (1, 0)]
@@ -224,8 +253,12 @@ def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: 
             # The climate is what the record is there for; a spectrum would need a tidally locked planet's terminator.
             present = {**_draw_present(name, recipe), "climate": True, "spectrum": False}
             ordered = sorted(group, key=lambda candidate: candidate.number)
-            runs.append(tuple(Run(candidate, planet_split[candidate.planet.key], name, present, named=True)
-                              for candidate in ordered))
+            runs.append(
+                tuple(
+                    Run(candidate, planet_split[candidate.planet.key], name, present, named=True)
+                    for candidate in ordered
+                )
+            )
     return runs
 
 

@@ -59,8 +59,12 @@ class Statistics:
 def planet_transform(planet: np.ndarray) -> np.ndarray:
     """The planet table [P] after each column's own transform (`astrobio.schema.Column`); NaN stays."""
     planet = np.asarray(planet, float)
-    return np.array([np.log10(value + column.offset) if column.log else value
-                     for value, column in zip(planet, PLANET_COLUMNS, strict=True)])
+    return np.array(
+        [
+            np.log10(value + column.offset) if column.log else value
+            for value, column in zip(planet, PLANET_COLUMNS, strict=True)
+        ]
+    )
 
 
 def squash(values: np.ndarray) -> np.ndarray:

@@ -64,8 +64,7 @@ class AnswerStore:
         """The file that holds the answer's body."""
         return self.blobs / answer.sha256
 
-    def keep(self, key: str, received: Path, method: str, url: str, status: int,
-             headers: Mapping[str, str]) -> Answer:
+    def keep(self, key: str, received: Path, method: str, url: str, status: int, headers: Mapping[str, str]) -> Answer:
         """Take a received body over from ``partial/`` and index it."""
         answer = Answer(method, url, status, dict(headers), sha256_of(received), received.stat().st_size)
         self.blobs.mkdir(parents=True, exist_ok=True)
@@ -100,5 +99,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         files.write_whole(path, content)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}; free some space, or set ASTROBIO_CACHE or --out "
-                        "to another disk") from error
+        raise DataError(
+            f"{path} cannot be written: {error.strerror}; free some space, or set ASTROBIO_CACHE or --out "
+            "to another disk"
+        ) from error

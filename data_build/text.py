@@ -12,35 +12,85 @@ import numpy as np
 from data_build.planets import Atmosphere, Planet
 
 #: Beginnings of words that would tell, or seem to tell, how the climate is; sentences with one are left out.
-TELLING = ("habitab", "uninhabit", "inhabit", "goldilocks", "temperate", "temperature", "hot", "cold", "cool", "warm",
-           "heat", "freez", "frozen", "ice", "icy", "liquid", "water", "ocean", "life", "alien", "biolog", "climate",
-           "greenhouse", "venus", "mars", "earth-like", "earthlike", "earth-sized", "similar to earth", "potential",
-           "molten", "scorch", "flux", "insolation", "closest", "close-in", "too close")
+TELLING = (
+    "habitab",
+    "uninhabit",
+    "inhabit",
+    "goldilocks",
+    "temperate",
+    "temperature",
+    "hot",
+    "cold",
+    "cool",
+    "warm",
+    "heat",
+    "freez",
+    "frozen",
+    "ice",
+    "icy",
+    "liquid",
+    "water",
+    "ocean",
+    "life",
+    "alien",
+    "biolog",
+    "climate",
+    "greenhouse",
+    "venus",
+    "mars",
+    "earth-like",
+    "earthlike",
+    "earth-sized",
+    "similar to earth",
+    "potential",
+    "molten",
+    "scorch",
+    "flux",
+    "insolation",
+    "closest",
+    "close-in",
+    "too close",
+)
 _TELLING = re.compile(r"\b(?:" + "|".join(map(re.escape, TELLING)) + r")", re.IGNORECASE)
 
 #: Column → (noun, unit) in words.
-_STAR = {"stellar_temperature_k": ("effective temperature of the star", "kelvin"),
-         "stellar_radius_sun": ("radius of the star", "solar radii"),
-         "stellar_mass_sun": ("mass of the star", "solar masses")}
-_PLANET = {"radius_earth": ("radius of the planet", "Earth radii"),
-           "mass_earth": ("mass of the planet", "Earth masses"),
-           "gravity_m_s2": ("surface gravity", "metres per second squared"),
-           "period_d": ("orbital period", "days"), "semi_major_axis_au": ("semi-major axis", "astronomical units"),
-           "eccentricity": ("orbital eccentricity", ""),
-           "instellation_w_m2": ("stellar flux at the planet", "watts per square metre")}
-_ATMOSPHERE = {"surface_pressure_bar": ("surface pressure", "bar"),
-               "co2_vmr": ("volume mixing ratio of carbon dioxide", ""),
-               "ch4_vmr": ("volume mixing ratio of methane", "")}
+_STAR = {
+    "stellar_temperature_k": ("effective temperature of the star", "kelvin"),
+    "stellar_radius_sun": ("radius of the star", "solar radii"),
+    "stellar_mass_sun": ("mass of the star", "solar masses"),
+}
+_PLANET = {
+    "radius_earth": ("radius of the planet", "Earth radii"),
+    "mass_earth": ("mass of the planet", "Earth masses"),
+    "gravity_m_s2": ("surface gravity", "metres per second squared"),
+    "period_d": ("orbital period", "days"),
+    "semi_major_axis_au": ("semi-major axis", "astronomical units"),
+    "eccentricity": ("orbital eccentricity", ""),
+    "instellation_w_m2": ("stellar flux at the planet", "watts per square metre"),
+}
+_ATMOSPHERE = {
+    "surface_pressure_bar": ("surface pressure", "bar"),
+    "co2_vmr": ("volume mixing ratio of carbon dioxide", ""),
+    "ch4_vmr": ("volume mixing ratio of methane", ""),
+}
 
-_SENTENCES = ("The {noun} is {value}.", "{Noun}: {value}.", "Its record gives {value} for the {noun}.",
-              "A value of {value} is adopted for the {noun}.")
+_SENTENCES = (
+    "The {noun} is {value}.",
+    "{Noun}: {value}.",
+    "Its record gives {value} for the {noun}.",
+    "A value of {value} is adopted for the {noun}.",
+)
 _OPENINGS = ("This is {name}.", "The subject is {name}.", "Parameters of {name} follow.", "Consider {name}.")
-_ATMOSPHERE_OPENINGS = ("The rest of the air is nitrogen.", "Nitrogen makes up the remainder.",
-                        "The background gas is nitrogen.")
+_ATMOSPHERE_OPENINGS = (
+    "The rest of the air is nitrogen.",
+    "Nitrogen makes up the remainder.",
+    "The background gas is nitrogen.",
+)
 
 
-def describe(planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random.Generator,
-             more: Sequence[str] = ()) -> str:
+def describe(
+    planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random.Generator, more: Sequence[str] = ()
+) -> str:
     """The text of a run.
 
     Args:
@@ -54,13 +104,23 @@ def describe(planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random
     if atmosphere.rest != "nitrogen":
         closing = f"The rest of the air is {atmosphere.rest}."
     order = rng.permutation(3)
-    air = {"surface_pressure_bar": atmosphere.surface_pressure_bar, "co2_vmr": atmosphere.co2_vmr,
-           "ch4_vmr": atmosphere.ch4_vmr}
-    groups = [_facts(_STAR, planet.values, sentence), _facts(_PLANET, planet.values, sentence),
-              f"{_facts(_ATMOSPHERE, air, sentence)} {closing}"]
+    air = {
+        "surface_pressure_bar": atmosphere.surface_pressure_bar,
+        "co2_vmr": atmosphere.co2_vmr,
+        "ch4_vmr": atmosphere.ch4_vmr,
+    }
+    groups = [
+        _facts(_STAR, planet.values, sentence),
+        _facts(_PLANET, planet.values, sentence),
+        f"{_facts(_ATMOSPHERE, air, sentence)} {closing}",
+    ]
     told = [planet.description, " ".join(sentence for _, sentence in planet.observations)] if named else []
-    parts = [opening.format(name=planet.name if named and planet.name else "a planet"), *map(scrub, told),
-             *(groups[index] for index in order), *more]
+    parts = [
+        opening.format(name=planet.name if named and planet.name else "a planet"),
+        *map(scrub, told),
+        *(groups[index] for index in order),
+        *more,
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -72,8 +132,11 @@ def scrub(description: str) -> str:
 
 def telling_words(text: str) -> list[str]:
     """The telling words in a text, but for those of the star's effective temperature, a plain fact."""
-    return _TELLING.findall(re.sub(r"effective temperature of the star", "", text, flags=re.IGNORECASE)
-                            .replace("stellar flux at the planet", "").replace("Stellar flux at the planet", ""))
+    return _TELLING.findall(
+        re.sub(r"effective temperature of the star", "", text, flags=re.IGNORECASE)
+        .replace("stellar flux at the planet", "")
+        .replace("Stellar flux at the planet", "")
+    )
 
 
 def _facts(names: dict[str, tuple[str, str]], values: dict[str, float], sentence: str) -> str:

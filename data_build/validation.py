@@ -67,8 +67,10 @@ def validate(folder: str | Path) -> list[str]:
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             problems.append(f"{folder / split}: cannot be read: {error}")
     if not problems and digest.hexdigest() != manifest["content_sha256"]:
-        problems.append(f"{folder / 'manifest.json'}: content_sha256 is {manifest['content_sha256']}, the records give "
-                        f"{digest.hexdigest()}")
+        problems.append(
+            f"{folder / 'manifest.json'}: content_sha256 is {manifest['content_sha256']}, the records give "
+            f"{digest.hexdigest()}"
+        )
     return problems
 
 
@@ -85,9 +87,10 @@ def read_records(table: datasets.Dataset) -> Iterator[dict]:
         for name in ("label_present", *(f"{modality}_present" for modality in OPTIONAL_MODALITIES)):
             record[name] = bool(record[name])
         record["label"] = np.int8(record["label"])
-        record["provenance"] = {part: {key: float(item) if key == "quality" else str(item)
-                                       for key, item in entry.items()}
-                                for part, entry in record["provenance"].items()}
+        record["provenance"] = {
+            part: {key: float(item) if key == "quality" else str(item) for key, item in entry.items()}
+            for part, entry in record["provenance"].items()
+        }
         yield record
 
 

@@ -29,10 +29,14 @@ def _candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
     atmospheres = sample_atmospheres(planet, recipe)
     inputs = [emulator_inputs(planet, atmosphere) for atmosphere in atmospheres]
     climates = emulator.climates(inputs)
-    return [Candidate(planet, number, atmosphere, habitability(levels, surface, atmosphere.surface_pressure_bar),
-                      in_core(row))
-            for number, (atmosphere, row, levels, surface)
-            in enumerate(zip(atmospheres, inputs, climates.levels, climates.surface, strict=True))]
+    return [
+        Candidate(
+            planet, number, atmosphere, habitability(levels, surface, atmosphere.surface_pressure_bar), in_core(row)
+        )
+        for number, (atmosphere, row, levels, surface) in enumerate(
+            zip(atmospheres, inputs, climates.levels, climates.surface, strict=True)
+        )
+    ]
 
 
 def candidates_as_json(candidates: list[Candidate]) -> list:
@@ -42,8 +46,12 @@ def candidates_as_json(candidates: list[Candidate]) -> list:
 
 def candidates_from_json(planet: Planet, stored: list, recipe: Recipe) -> list[Candidate]:
     """The inverse of `candidates_as_json`."""
-    return [Candidate(planet, number, atmosphere, label, core) for number, (atmosphere, (label, core))
-            in enumerate(zip(sample_atmospheres(planet, recipe), stored, strict=True))]
+    return [
+        Candidate(planet, number, atmosphere, label, core)
+        for number, (atmosphere, (label, core)) in enumerate(
+            zip(sample_atmospheres(planet, recipe), stored, strict=True)
+        )
+    ]
 
 
 def group_records(groups: list[tuple[Run, ...]], recipe: Recipe, facts: Facts) -> list[dict]:

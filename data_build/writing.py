@@ -55,10 +55,15 @@ class SplitWriter:
             for shard, name in zip(shards, names, strict=True):
                 os.rename(shard, shard.with_name(name))
             datasets.DatasetInfo(features=FEATURES).write_to_directory(str(self._folder / split))
-            state = {"_data_files": [{"filename": name} for name in names],
-                     "_fingerprint": hashlib.sha256(b"".join(self.digests[split])).hexdigest()[:16],
-                     "_format_columns": None, "_format_kwargs": {}, "_format_type": None,
-                     "_output_all_columns": False, "_split": None}
+            state = {
+                "_data_files": [{"filename": name} for name in names],
+                "_fingerprint": hashlib.sha256(b"".join(self.digests[split])).hexdigest()[:16],
+                "_format_columns": None,
+                "_format_kwargs": {},
+                "_format_type": None,
+                "_output_all_columns": False,
+                "_split": None,
+            }
             (self._folder / split / "state.json").write_text(json.dumps(state, indent=1) + "\n")
         (self._folder / "dataset_dict.json").write_text(json.dumps({"splits": written}) + "\n")
 

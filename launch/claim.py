@@ -50,8 +50,10 @@ def claim(folder: Path, named: str, emptied: bool = False) -> None:
     owner = json.loads(os.pread(file, 1 << 12, 0))
     if owner["launch"] != _this_launch():
         os.close(file)
-        raise ConfigError(f"{named}: another run has {folder}: process {owner['pid']} on {owner['host']}; name another "
-                          f"folder, wait for its end, or stop it: kill {owner['pid']}")
+        raise ConfigError(
+            f"{named}: another run has {folder}: process {owner['pid']} on {owner['host']}; name another "
+            f"folder, wait for its end, or stop it: kill {owner['pid']}"
+        )
     _held[folder] = file
 
 
@@ -94,8 +96,11 @@ def _lock(folder: Path, emptied: bool) -> int:
                 os.close(file)
                 continue
             os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps({"launch": _this_launch(), "pid": os.getpid(),
-                                        "host": socket.gethostname()}).encode(), 0)
+            os.pwrite(
+                file,
+                json.dumps({"launch": _this_launch(), "pid": os.getpid(), "host": socket.gethostname()}).encode(),
+                0,
+            )
             if emptied:
                 _empty(folder)
             fcntl.lockf(file, fcntl.LOCK_SH)

@@ -52,20 +52,25 @@ class GradientWatch:
 
 
 @contextlib.contextmanager
-def _watched(module: torch.nn.Module, forward: list[str] | None = None, backward: list[str] | None = None
-             ) -> Iterator[None]:
+def _watched(
+    module: torch.nn.Module, forward: list[str] | None = None, backward: list[str] | None = None
+) -> Iterator[None]:
     """Hooks on every named module below ``module`` that append its name to the lists."""
 
     def look(name: str):
         def hook(_, inputs, outputs):
             outputs = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-            if forward is not None and not all(_finite(t) for t in outputs) and all(_finite(t) for t in
-                                                                                    tree_leaves(inputs)):
+            if (
+                forward is not None
+                and not all(_finite(t) for t in outputs)
+                and all(_finite(t) for t in tree_leaves(inputs))
+            ):
                 forward.append(name)
             if backward is not None:
                 for tensor in outputs:
                     if tensor.requires_grad:
                         tensor.register_hook(lambda grad: None if _finite(grad) else backward.append(name))
+
         return hook
 
     handles = [child.register_forward_hook(look(name)) for name, child in module.named_modules() if name]

@@ -35,18 +35,32 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
                 sums[name] = sums.get(name, 0.0) + part.item() * kept
             if out.logits is not None:
                 use = counted & batch.label_present.cpu()
-                rows += list(zip(probability(out.logits).cpu()[use].tolist(), batch.label.cpu()[use].tolist(),
-                                 batch.observed.cpu()[use].tolist(), strict=True))
+                rows += list(
+                    zip(
+                        probability(out.logits).cpu()[use].tolist(),
+                        batch.label.cpu()[use].tolist(),
+                        batch.observed.cpu()[use].tolist(),
+                        strict=True,
+                    )
+                )
     engine.train()
     gathered: list = [None] * dist.get_world_size()
     torch.distributed.all_gather_object(gathered, (rows, sums, weight))
     rows = [row for part, _, _ in gathered for row in part]
     total = sum(part for _, _, part in gathered)
     means = {name: sum(part[name] for _, part, _ in gathered) / total for name in sums}
-    chance, label, observed = (torch.tensor([row[i] for row in rows]) for i in range(3)) if rows else \
-        (torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool))
-    result = {"loss": means.pop("loss"), "loss_parts": means, "loss_error": loss_error(chance, label),
-              "records": int(total), **habitability_metrics(chance, label)}
+    chance, label, observed = (
+        (torch.tensor([row[i] for row in rows]) for i in range(3))
+        if rows
+        else (torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool))
+    )
+    result = {
+        "loss": means.pop("loss"),
+        "loss_parts": means,
+        "loss_error": loss_error(chance, label),
+        "records": int(total),
+        **habitability_metrics(chance, label),
+    }
     for name, chosen in (("observed", observed.bool()), ("synthetic", ~observed.bool())):
         result[name] = {"records": int(chosen.sum()), **habitability_metrics(chance[chosen], label[chosen])}
     return result

@@ -64,13 +64,19 @@ class Trainer:
         self.interrupted = False  # agreed by all ranks, unlike what a signal tells one of them
         self.cut_short = False  # by --max_steps, before every record was seen once
         self.unsaved: str | None = None  # why the last step could not be saved
-        self.checkpoints = Checkpoints(engine, plan.run, plan.ds_config, train.seed, train.keep_last,
-                                       train.keep_every_h)
+        self.checkpoints = Checkpoints(
+            engine, plan.run, plan.ds_config, train.seed, train.keep_last, train.keep_every_h
+        )
         blackbox.watch(self._where)
         blackbox.phase("load" if plan.resume else "start")
         resumed = self._resume() if plan.resume else []
-        self.monitor = Monitor(plan.run, self.rank, dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
-                               train.wandb_project, self.wandb_id)
+        self.monitor = Monitor(
+            plan.run,
+            self.rank,
+            dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
+            train.wandb_project,
+            self.wandb_id,
+        )
         self.wandb_id = self.monitor.wandb_id
         for message in resumed:
             self.monitor.event(self.step, "resume", message)
@@ -86,16 +92,29 @@ class Trainer:
 
     def _where(self) -> dict:
         """For the black box; must not wait for anything."""
-        return {"step": self.step, "loss_scale": self._loss_scale(), "overflows": self.overflows,
-                "stop": self.stop.reason, "unsaved": self.unsaved}
+        return {
+            "step": self.step,
+            "loss_scale": self._loss_scale(),
+            "overflows": self.overflows,
+            "stop": self.stop.reason,
+            "unsaved": self.unsaved,
+        }
 
     def state(self) -> dict:
         """All that a checkpoint must hold besides the engine's state, and of what run it is."""
-        return {"model": self.plan.stack.name, "stack": dataclasses.asdict(self.plan.stack),
-                "dataset": dataset_hash(self.plan.data), "global_batch": self.plan.global_batch,
-                "order": self.order.state_dict(), "elapsed_s": self.time_limit.elapsed_s, "wandb_id": self.wandb_id,
-                "early_stop": {"best": self.early_stop.best if math.isfinite(self.early_stop.best) else None,
-                               "since_best": self.early_stop.since_best}}
+        return {
+            "model": self.plan.stack.name,
+            "stack": dataclasses.asdict(self.plan.stack),
+            "dataset": dataset_hash(self.plan.data),
+            "global_batch": self.plan.global_batch,
+            "order": self.order.state_dict(),
+            "elapsed_s": self.time_limit.elapsed_s,
+            "wandb_id": self.wandb_id,
+            "early_stop": {
+                "best": self.early_stop.best if math.isfinite(self.early_stop.best) else None,
+                "since_best": self.early_stop.since_best,
+            },
+        }
 
     def _resume(self) -> list[str]:
         """Go on from the newest checkpoint that is sound; what is to be said of it."""
@@ -122,7 +141,8 @@ class Trainer:
         while reason is None:
             result = self._train_step(batches, last)
             if math.floor(self.epoch / plan.train.validate_every_epochs) > math.floor(
-                    (self.epoch - plan.global_batch / self.order.size) / plan.train.validate_every_epochs):
+                (self.epoch - plan.global_batch / self.order.size) / plan.train.validate_every_epochs
+            ):
                 self._validate()
             reason = self._reason_to_stop(last, result.stop)
             if reason is not None or self._checkpoint_due():
@@ -167,13 +187,25 @@ class Trainer:
         self._watch_overflows(overflow)
         elapsed = time.monotonic() - started
         norm = engine.get_global_grad_norm()
-        self.monitor.train({
-            "step": self.step, "epoch": round(self.epoch, 4), "loss": result.loss, "loss_parts": result.parts,
-            "lr": engine.get_lr()[0], "loss_scale": self._loss_scale(), "overflow": overflow,
-            "grad_norm": None if norm is None or not math.isfinite(norm) else float(norm),
-            "samples_per_s": plan.global_batch / elapsed, "tokens_per_s": result.tokens / elapsed, "step_s": elapsed,
-            "left_s": elapsed * (last - self.step), **usage(plan.ds_config), "sample_ids_hash": ids,
-            "phase_s": {name: round(seconds, 6) for name, seconds in blackbox.take_seconds().items()}})
+        self.monitor.train(
+            {
+                "step": self.step,
+                "epoch": round(self.epoch, 4),
+                "loss": result.loss,
+                "loss_parts": result.parts,
+                "lr": engine.get_lr()[0],
+                "loss_scale": self._loss_scale(),
+                "overflow": overflow,
+                "grad_norm": None if norm is None or not math.isfinite(norm) else float(norm),
+                "samples_per_s": plan.global_batch / elapsed,
+                "tokens_per_s": result.tokens / elapsed,
+                "step_s": elapsed,
+                "left_s": elapsed * (last - self.step),
+                **usage(plan.ds_config),
+                "sample_ids_hash": ids,
+                "phase_s": {name: round(seconds, 6) for name, seconds in blackbox.take_seconds().items()},
+            }
+        )
         return result
 
     def _wait(self) -> None:
@@ -186,8 +218,9 @@ class Trainer:
         names = sorted(parts)
         tokens = sum(int(batch.real.sum()) for batch in micro_batches)
         numbers = torch.stack([torch.stack(losses).float().mean(), *(parts[name].float() for name in names)])
-        numbers = torch.cat([numbers / self.plan.world_size,
-                             torch.tensor([tokens, float(self.stop.asked)], device=numbers.device)])
+        numbers = torch.cat(
+            [numbers / self.plan.world_size, torch.tensor([tokens, float(self.stop.asked)], device=numbers.device)]
+        )
         dist.all_reduce(numbers)
         loss, *values, tokens, stop = numbers.tolist()
         return StepResult(loss, dict(zip(names, values, strict=True)), int(tokens), stop > 0)
@@ -197,8 +230,10 @@ class Trainer:
         nothing would skip it, and the run ends before the weights are spoilt."""
         origin = nonfinite_forward(self.engine, [batch.to(device()) for batch in micro_batches])
         broken = [name for name, value in result.parts.items() if not math.isfinite(value)]
-        message = (f"step {self.step + 1}: the loss is {result.loss} (parts {', '.join(broken) or 'all finite'}); "
-                   f"first non-finite output: {origin or 'none on a second pass'}")
+        message = (
+            f"step {self.step + 1}: the loss is {result.loss} (parts {', '.join(broken) or 'all finite'}); "
+            f"first non-finite output: {origin or 'none on a second pass'}"
+        )
         self.monitor.event(self.step, "nonfinite_loss", message, logging.WARNING, module=origin, parts=broken)
         if strategy(self.plan.ds_config).precision != "fp16":
             raise NonFinite(message + "; the weights are those of the last checkpoint")
@@ -209,13 +244,23 @@ class Trainer:
             self.gradients.disarm()
             return
         self.overflows += 1
-        self.monitor.event(self.step, "overflow", f"step {self.step}: a gradient overflowed fp16; the step is skipped, "
-                           f"the loss scale is now {self._loss_scale():g}", loss_scale=self._loss_scale())
+        self.monitor.event(
+            self.step,
+            "overflow",
+            f"step {self.step}: a gradient overflowed fp16; the step is skipped, "
+            f"the loss scale is now {self._loss_scale():g}",
+            loss_scale=self._loss_scale(),
+        )
         if self.overflows >= self.plan.train.report_overflows_after:
             origin = self.gradients.origin()
-            self.monitor.event(self.step, "repeated_overflow", f"step {self.step}: {self.overflows} skipped steps in a "
-                               f"row; the gradient first overflows at {origin or 'an unknown module'}",
-                               logging.WARNING, module=origin)
+            self.monitor.event(
+                self.step,
+                "repeated_overflow",
+                f"step {self.step}: {self.overflows} skipped steps in a "
+                f"row; the gradient first overflows at {origin or 'an unknown module'}",
+                logging.WARNING,
+                module=origin,
+            )
         if self.overflows >= self.plan.train.report_overflows_after - 1:  # the next one is told
             self.gradients.arm()
 
@@ -228,9 +273,10 @@ class Trainer:
         ids = self.splits["train"].run_ids(self.order.indices(start, plan.global_batch))
         for micro_step, batch in enumerate(micro_batches):
             offset = (micro_step * plan.world_size + self.rank) * plan.micro_batch
-            if batch.run_ids != ids[offset:offset + plan.micro_batch]:
-                raise RuntimeError(f"rank {self.rank} read {batch.run_ids}, the order says "
-                                   f"{ids[offset:offset + plan.micro_batch]}")
+            if batch.run_ids != ids[offset : offset + plan.micro_batch]:
+                raise RuntimeError(
+                    f"rank {self.rank} read {batch.run_ids}, the order says {ids[offset : offset + plan.micro_batch]}"
+                )
         self.order.consumed_global += plan.global_batch
         return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
@@ -269,8 +315,9 @@ class Trainer:
     def _reason_to_stop(self, last: int, stop_asked: bool) -> str | None:
         if stop_asked:
             self.interrupted = True
-            return (f"{self.stop.reason or 'a signal to another rank'}; continue with --resume auto "
-                    f"--run {self.plan.run}")
+            return (
+                f"{self.stop.reason or 'a signal to another rank'}; continue with --resume auto --run {self.plan.run}"
+            )
         if self.step >= last:
             self.cut_short = self.step < self.plan.total_steps and self.epoch < 1
             return "all steps done"
@@ -288,8 +335,13 @@ class Trainer:
         if best is not None:
             which = f"the best weights, {best.name}"
         size, test = self.plan.train.eval_micro_batch, self.splits["test"]
-        result = {"step": self.step, "epoch": round(self.epoch, 4), "split": "test", "weights": which,
-                  **evaluate(self.engine, test, size)}
+        result = {
+            "step": self.step,
+            "epoch": round(self.epoch, 4),
+            "split": "test",
+            "weights": which,
+            **evaluate(self.engine, test, size),
+        }
         if self.engine.module.modalities:
             result["masked"] = masked_figures(self.engine, test, size)
             result["baselines"] = baselines(self.splits["train"], test)

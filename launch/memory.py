@@ -130,6 +130,13 @@ def oom_kills() -> int | None:
 def host_sample() -> dict[str, int | None]:
     """Host memory of this process, of its control group and of its machine, as a black box records it."""
     process, machine, group = psutil.Process().memory_info(), psutil.virtual_memory(), cgroup_memory()
-    return {"rss": process.rss, "address_space": process.vms, "address_space_limit": _soft_limit(resource.RLIMIT_AS),
-            "available": machine.available, "total": machine.total, "cgroup_used": group.used,
-            "cgroup_limit": group.limit, "oom_kills": oom_kills()}
+    return {
+        "rss": process.rss,
+        "address_space": process.vms,
+        "address_space_limit": _soft_limit(resource.RLIMIT_AS),
+        "available": machine.available,
+        "total": machine.total,
+        "cgroup_used": group.used,
+        "cgroup_limit": group.limit,
+        "oom_kills": oom_kills(),
+    }

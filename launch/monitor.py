@@ -41,8 +41,11 @@ class MetricsFile:
                     raise OSError(28, os.strerror(28))
         except OSError as error:
             os.truncate(self.path, before)
-            raise OSError(error.errno, f"{error.strerror}: metrics could not be written; all earlier lines are kept",
-                          str(self.path)) from None
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: metrics could not be written; all earlier lines are kept",
+                str(self.path),
+            ) from None
 
     def _end_broken_line(self) -> None:
         """Cut off a last line that a killed process left half-written."""
@@ -76,16 +79,25 @@ class Monitor:
         if os.environ.get("WANDB_MODE") == "disabled":
             return
         import wandb  # takes seconds, which a run without it saves
+
         if not os.environ.get("WANDB_API_KEY"):
             os.environ.setdefault("WANDB_MODE", "offline")
-        self._wandb = wandb.init(project=project, id=self.wandb_id, name=run.name, dir=run, resume="allow",
-                                 config=config, settings=wandb.Settings(silent=True, console="off"))
+        self._wandb = wandb.init(
+            project=project,
+            id=self.wandb_id,
+            name=run.name,
+            dir=run,
+            resume="allow",
+            config=config,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
         self.wandb_id = self._wandb.id
 
     def start_bar(self, total: int, initial: int) -> None:
         if self.active:
-            self._bar = tqdm(total=total, initial=initial, unit="step", disable=not sys.stderr.isatty(),
-                             dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=initial, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+            )
 
     def train(self, record: dict[str, Any]) -> None:
         """One optimizer step."""
@@ -97,19 +109,32 @@ class Monitor:
             self._bar.update()
             self._bar.set_postfix(loss=f"{record['loss']:.3f}", scale=record["loss_scale"])
         # On a terminal the bar tells the steps; the log has them in any case.
-        log.log(logging.INFO if self._bar is None or self._bar.disable else logging.DEBUG,
-                "step %d  epoch %.2f  loss %.4f  grad_norm %.3g  lr %.2e  scale %g  %.2f samples/s  left %s",
-                record["step"], record["epoch"], record["loss"], record["grad_norm"] or float("nan"), record["lr"],
-                record["loss_scale"], record["samples_per_s"], duration(record["left_s"]))
+        log.log(
+            logging.INFO if self._bar is None or self._bar.disable else logging.DEBUG,
+            "step %d  epoch %.2f  loss %.4f  grad_norm %.3g  lr %.2e  scale %g  %.2f samples/s  left %s",
+            record["step"],
+            record["epoch"],
+            record["loss"],
+            record["grad_norm"] or float("nan"),
+            record["lr"],
+            record["loss_scale"],
+            record["samples_per_s"],
+            duration(record["left_s"]),
+        )
 
     def evaluation(self, record: dict[str, Any]) -> None:
         if not self.active:
             return
         self.metrics.write({"kind": "eval", **record})
         self._to_wandb(record["split"], record)
-        log.info("%s  step %d  loss %.4f  accuracy %.4f  roc_auc %.4f  ece %.4f  (%d records)", record["split"],
-                 record["step"], record["loss"], *(_number(record[k]) for k in ("accuracy", "roc_auc", "ece")),
-                 record["records"])
+        log.info(
+            "%s  step %d  loss %.4f  accuracy %.4f  roc_auc %.4f  ece %.4f  (%d records)",
+            record["split"],
+            record["step"],
+            record["loss"],
+            *(_number(record[k]) for k in ("accuracy", "roc_auc", "ece")),
+            record["records"],
+        )
 
     def event(self, step: int, event: str, message: str, level: int = logging.INFO, **details: Any) -> None:
         """Something that is not a number: a checkpoint, an overflow, the reason for a stop."""
@@ -122,8 +147,13 @@ class Monitor:
         if self._wandb is None:
             return
         flat = {f"{prefix}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
-        flat |= {f"{prefix}/{key}/{part}": value for key, inner in record.items() if isinstance(inner, dict)
-                 for part, value in inner.items() if isinstance(value, int | float)}
+        flat |= {
+            f"{prefix}/{key}/{part}": value
+            for key, inner in record.items()
+            if isinstance(inner, dict)
+            for part, value in inner.items()
+            if isinstance(value, int | float)
+        }
         self._tell_wandb(self._wandb.log, flat | {"step": record["step"]})
 
     def _tell_wandb(self, function, *arguments) -> None:
@@ -149,12 +179,16 @@ def usage(ds_config: dict) -> dict[str, int]:
     On a CPU the device is the host, and its bytes are those resident now.
     """
     resident = resident_bytes()
-    record = {"device_peak_bytes": resident if on_cpu() else get_accelerator().max_memory_allocated(),
-              "host_rss_bytes": resident, "host_available_bytes": available_bytes()}
+    record = {
+        "device_peak_bytes": resident if on_cpu() else get_accelerator().max_memory_allocated(),
+        "host_rss_bytes": resident,
+        "host_available_bytes": available_bytes(),
+    }
     folders = {path for _, path in nvme_paths(ds_config)}
     if folders:
-        record["nvme_bytes"] = sum(file.stat().st_size for folder in folders for file in Path(folder).rglob("*")
-                                   if file.is_file())
+        record["nvme_bytes"] = sum(
+            file.stat().st_size for folder in folders for file in Path(folder).rglob("*") if file.is_file()
+        )
         record["nvme_free_bytes"] = min(shutil.disk_usage(folder).free for folder in folders)
     with contextlib.suppress(OSError, psutil.Error, NotImplementedError):
         io = psutil.Process().io_counters()  # of this rank since it began
@@ -176,8 +210,10 @@ def _log_to(path: Path) -> None:
     log.setLevel(logging.DEBUG)
     log.propagate = False
     log.handlers.clear()
-    for handler, level, form in ((logging.FileHandler(path), logging.DEBUG, "%(asctime)s %(levelname)s %(message)s"),
-                                 (_AboveBar(), logging.INFO, "%(message)s")):
+    for handler, level, form in (
+        (logging.FileHandler(path), logging.DEBUG, "%(asctime)s %(levelname)s %(message)s"),
+        (_AboveBar(), logging.INFO, "%(message)s"),
+    ):
         handler.setLevel(level)
         handler.setFormatter(logging.Formatter(form))
         log.addHandler(handler)

@@ -56,28 +56,48 @@ def parse_arguments(argv: list[str] | None = None) -> Options:
     """The options of launch/train.py. None of them may be a prefix of one of the `deepspeed` command's own: its
     parser matches prefixes even behind the script's name."""
     parser = argparse.ArgumentParser(
-        prog="deepspeed --num_gpus N launch/train.py", allow_abbrev=False,
-        description="Train the stack as one ds_config says.")
+        prog="deepspeed --num_gpus N launch/train.py",
+        allow_abbrev=False,
+        description="Train the stack as one ds_config says.",
+    )
     parser.add_argument("--ds_config", required=True, type=Path, metavar="FILE", help="one of ds_configs/, or your own")
-    parser.add_argument("--model", default="auto", metavar="NAME|FILE|auto",
-                        help="preset; auto (the default) takes the largest that fits this machine")
-    parser.add_argument("--data", type=Path, metavar="DIR",
-                        help="a built dataset (default: data/sample, built on first need)")
+    parser.add_argument(
+        "--model",
+        default="auto",
+        metavar="NAME|FILE|auto",
+        help="preset; auto (the default) takes the largest that fits this machine",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="a built dataset (default: data/sample, built on first need)"
+    )
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run's folder (default: a dated one under runs/)")
-    parser.add_argument("--resume", metavar="auto|DIR",
-                        help="auto: the newest valid checkpoint of --run (without --run: of the newest run), or a "
-                             "fresh start where there is none; DIR: a run's folder or one checkpoint")
-    parser.add_argument("--max_steps", type=int, metavar="N",
-                        help="stop after N optimizer steps in all; a run stopped within its first epoch is not tested")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="change one value: ds_config.fp16.initial_scale_power=8 model.language.max_text_tokens=32 "
-                             "train.epochs=3")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|DIR",
+        help="auto: the newest valid checkpoint of --run (without --run: of the newest run), or a "
+        "fresh start where there is none; DIR: a run's folder or one checkpoint",
+    )
+    parser.add_argument(
+        "--max_steps",
+        type=int,
+        metavar="N",
+        help="stop after N optimizer steps in all; a run stopped within its first epoch is not tested",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one value: ds_config.fp16.initial_scale_power=8 model.language.max_text_tokens=32 train.epochs=3",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     args = parser.parse_args(argv)
     if args.max_steps is not None and args.max_steps < 1:
         raise ConfigError(f"--max_steps {args.max_steps}: must be at least 1")
-    return Options(args.ds_config, args.model, args.data, args.run, args.resume, args.max_steps,
-                   parse_changes(args.set))
+    return Options(
+        args.ds_config, args.model, args.data, args.run, args.resume, args.max_steps, parse_changes(args.set)
+    )
 
 
 def parse_changes(pairs: list[str]) -> dict[str, dict[str, Any]]:
@@ -87,8 +107,7 @@ def parse_changes(pairs: list[str]) -> dict[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         section, dot, rest = key.partition(".")
         if not equals or not dot or not rest:
-            raise ConfigError(f"--set {pair}: write it as SECTION.KEY=VALUE, with SECTION one of "
-                              f"{', '.join(SECTIONS)}")
+            raise ConfigError(f"--set {pair}: write it as SECTION.KEY=VALUE, with SECTION one of {', '.join(SECTIONS)}")
         if section not in SECTIONS:
             raise ConfigError(f"--set {pair}: unknown section {section!r}{suggestion(section, SECTIONS)}")
         try:

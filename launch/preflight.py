@@ -45,6 +45,7 @@ from launch.zero import ops
 DEFAULT_DATA = ROOT / "data" / "sample"
 RUNS = ROOT / "runs"
 
+
 def preflight(options: Options) -> RunPlan:
     """Check the options against the machine and each other, and resolve them.
 
@@ -85,8 +86,14 @@ def preflight(options: Options) -> RunPlan:
         raw["gradient_accumulation_steps"] = accumulation
         raw.pop("train_batch_size", None)
     steps_per_epoch = records / (micro * accumulation * world_size)
-    ds_config = resolve(raw, world_size=world_size, nvme_folder=swap, largest_parameter=facts.largest,
-                        hidden_size=facts.hidden_size, total_steps=math.ceil(train.epochs * steps_per_epoch))
+    ds_config = resolve(
+        raw,
+        world_size=world_size,
+        nvme_folder=swap,
+        largest_parameter=facts.largest,
+        hidden_size=facts.hidden_size,
+        total_steps=math.ceil(train.epochs * steps_per_epoch),
+    )
     if saved is not None:
         problems = refusals(saved, network, stack.name, data)
         if problems:
@@ -105,20 +112,35 @@ def preflight(options: Options) -> RunPlan:
         block = ds_config.get(monitor) or {}
         if block.get("enabled") and not block.get("output_path"):
             block["output_path"] = str(run)
-    return RunPlan(stack=stack, ds_config=ds_config, train=train, parameters=facts.parameters,
-                   trainable=facts.trainable,
-                   attention=network.language.attention, data=data, tokenizer=tokenizer, run=run,
-                   resume=resume, resume_notes=resume_notes, max_steps=options.max_steps, micro_batch=micro,
-                   accumulation=accumulation, world_size=world_size, steps_per_epoch=steps_per_epoch,
-                   model_reason=f"{name} ({facts.parameters / 1e6:,.1f} M parameters): {reason}",
-                   remarks=[str(finding) for finding in findings if not finding.problem])
+    return RunPlan(
+        stack=stack,
+        ds_config=ds_config,
+        train=train,
+        parameters=facts.parameters,
+        trainable=facts.trainable,
+        attention=network.language.attention,
+        data=data,
+        tokenizer=tokenizer,
+        run=run,
+        resume=resume,
+        resume_notes=resume_notes,
+        max_steps=options.max_steps,
+        micro_batch=micro,
+        accumulation=accumulation,
+        world_size=world_size,
+        steps_per_epoch=steps_per_epoch,
+        model_reason=f"{name} ({facts.parameters / 1e6:,.1f} M parameters): {reason}",
+        remarks=[str(finding) for finding in findings if not finding.problem],
+    )
 
 
 def check_attention(attention: str, precision: str, ds_config: Path) -> None:
     """Refuse the package flash_attn where it cannot compute: its kernels are for 16 bits."""
     if precision == "fp32" and attention.startswith("flash"):
-        raise ConfigError(f"model.language.attn_implementation = {attention}: computes in fp16 and bf16 only, and "
-                          f"--ds_config {ds_config} has neither enabled: take sdpa, or enable bf16")
+        raise ConfigError(
+            f"model.language.attn_implementation = {attention}: computes in fp16 and bf16 only, and "
+            f"--ds_config {ds_config} has neither enabled: take sdpa, or enable bf16"
+        )
 
 
 @contextlib.contextmanager
@@ -143,8 +165,10 @@ def ensure_sample(folder: Path) -> None:
         print(f"building the sample dataset in {folder} (once, some minutes)", flush=True)
         built = subprocess.run([sys.executable, "-m", "data_build", "build", "sample", "--out", str(folder)], cwd=ROOT)
         if built.returncode:
-            raise ConfigError(f"the sample dataset could not be built in {folder}: see above; to try it alone: "
-                              f"`astrobio data build sample --out {folder}`")
+            raise ConfigError(
+                f"the sample dataset could not be built in {folder}: see above; to try it alone: "
+                f"`astrobio data build sample --out {folder}`"
+            )
 
 
 def _check_port() -> None:
@@ -157,15 +181,18 @@ def _check_port() -> None:
         try:
             probe.bind(("", int(port)))
         except OSError as error:
-            raise ConfigError(f"port {port} of this machine cannot be used ({error.strerror}): another run? Give "
-                              f"another one, before the script: deepspeed --master_port {int(port) + 1} …") from None
+            raise ConfigError(
+                f"port {port} of this machine cannot be used ({error.strerror}): another run? Give "
+                f"another one, before the script: deepspeed --master_port {int(port) + 1} …"
+            ) from None
 
 
 def _check_pretrained(network: AstrobioStack) -> None:
     """Compare the checkpoint that the language model starts from with the network, by its files' headers alone."""
     if network.config.language.init_from:
-        problems = Pretrained(network.config.language.init_from).problems(network.language.model,
-                                                                          network.language.pretrained)
+        problems = Pretrained(network.config.language.init_from).problems(
+            network.language.model, network.language.pretrained
+        )
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -177,9 +204,11 @@ def _tokenizer(data: Path, stack: StackConfig) -> Path:
     tokens = len(load_tokenizer(folder))
     vocabulary = language_config(stack.language).vocab_size
     if tokens > vocabulary:
-        raise ConfigError(f"{folder}: the tokenizer has {tokens} tokens, but language.config.vocab_size of model "
-                          f"{stack.name!r} is {vocabulary}: raise it with --set model.language.config.vocab_size="
-                          f"{tokens}, or take the dataset the model belongs to")
+        raise ConfigError(
+            f"{folder}: the tokenizer has {tokens} tokens, but language.config.vocab_size of model "
+            f"{stack.name!r} is {vocabulary}: raise it with --set model.language.config.vocab_size="
+            f"{tokens}, or take the dataset the model belongs to"
+        )
     return folder
 
 
@@ -188,8 +217,10 @@ def _run_and_resume(options: Options, model: str) -> tuple[list[Path], Path, lis
     fresh = options.run or RUNS / f"{_launch_time():%Y%m%d-%H%M%S}-{model}-{options.ds_config.stem}"
     if options.resume is None:
         if options.run and checkpoints(options.run):
-            raise ConfigError(f"--run {options.run}: holds checkpoints of an earlier run: continue it with --resume "
-                              "auto, or give another folder")
+            raise ConfigError(
+                f"--run {options.run}: holds checkpoints of an earlier run: continue it with --resume "
+                "auto, or give another folder"
+            )
         return [], fresh, []
     if options.resume == "auto":
         for run in [options.run] if options.run else sorted(RUNS.glob("*"), reverse=True):
@@ -204,8 +235,10 @@ def _run_and_resume(options: Options, model: str) -> tuple[list[Path], Path, lis
             raise ConfigError(f"--resume {damage}".replace("\n", "\n--resume "))
         return [given], options.run or given.parent.parent, []
     if not checkpoints(given):
-        raise ConfigError(f"--resume {given}: neither a checkpoint nor a run's folder with one; a checkpoint is a "
-                          f"folder like RUN/checkpoints/step_00000500 with {MANIFEST}")
+        raise ConfigError(
+            f"--resume {given}: neither a checkpoint nor a run's folder with one; a checkpoint is a "
+            f"folder like RUN/checkpoints/step_00000500 with {MANIFEST}"
+        )
     found, notes = _valid_of(given)
     return found, options.run or given, notes
 
@@ -224,8 +257,14 @@ def _valid_of(run: Path) -> tuple[list[Path], list[str]]:
         elif not found:
             broken += [f"{path}: {problem}" for problem in damage.problems]
     if not found:
-        raise ConfigError("\n".join([*(f"--resume {problem}" for problem in broken),
-                                     f"--resume: no checkpoint of {run} is valid: begin anew with another --run"]))
+        raise ConfigError(
+            "\n".join(
+                [
+                    *(f"--resume {problem}" for problem in broken),
+                    f"--resume: no checkpoint of {run} is valid: begin anew with another --run",
+                ]
+            )
+        )
     pointer = pointer_problem(run, LATEST)
     notes = [f"{problem}; {found[0].name} is taken" for problem in ([pointer] if pointer else []) + broken]
     return found, notes
@@ -234,17 +273,20 @@ def _valid_of(run: Path) -> tuple[list[Path], list[str]]:
 def _launch_time() -> datetime:
     """When the launcher started: the same for all ranks of a machine, unlike the clock. Ranks of several machines must
     be given --run."""
-    return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time() if "LOCAL_RANK" in os.environ
-                                  else time.time())
+    return datetime.fromtimestamp(
+        psutil.Process(os.getppid()).create_time() if "LOCAL_RANK" in os.environ else time.time()
+    )
 
 
 def _keep_global_batch(resume: Path, saved: Manifest, micro: int, world_size: int) -> int:
     """Accumulation steps that keep the checkpoint's global batch under this number of ranks."""
     batch = saved.about["global_batch"]
     if batch % (micro * world_size):
-        raise ConfigError(f"--resume {resume}: its global batch of {batch} samples cannot be made of {world_size} "
-                          f"ranks × train_micro_batch_size_per_gpu {micro}: choose a number of ranks and a micro-batch "
-                          f"whose product divides {batch}")
+        raise ConfigError(
+            f"--resume {resume}: its global batch of {batch} samples cannot be made of {world_size} "
+            f"ranks × train_micro_batch_size_per_gpu {micro}: choose a number of ranks and a micro-batch "
+            f"whose product divides {batch}"
+        )
     return batch // (micro * world_size)
 
 
@@ -252,11 +294,19 @@ def write_config(plan: RunPlan) -> None:
     """``config.yaml`` of the run's folder: all that was resolved, and what it ran with."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     content = {
-        "model": dataclasses.asdict(plan.stack), "ds_config": plan.ds_config, "train": dataclasses.asdict(plan.train),
+        "model": dataclasses.asdict(plan.stack),
+        "ds_config": plan.ds_config,
+        "train": dataclasses.asdict(plan.train),
         "data": {"folder": str(plan.data), "content_sha256": dataset_hash(plan.data)},
-        "world_size": plan.world_size, "global_batch": plan.global_batch, "model_choice": plan.model_reason,
-        "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__,
-                     "transformers": transformers.__version__, "python": sys.version.split()[0]},
+        "world_size": plan.world_size,
+        "global_batch": plan.global_batch,
+        "model_choice": plan.model_reason,
+        "versions": {
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+            "transformers": transformers.__version__,
+            "python": sys.version.split()[0],
+        },
         "git": commit.stdout.strip() or None,
     }
     text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)

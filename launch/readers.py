@@ -22,9 +22,14 @@ class Readers:
     def __init__(self, split: AstrobioDataset, number: int):
         self._order: Iterable[list[int]] = ()
         self._loader = DataLoader(
-            split, collate_fn=split.collate, batch_sampler=self, num_workers=number, persistent_workers=number > 0,
+            split,
+            collate_fn=split.collate,
+            batch_sampler=self,
+            num_workers=number,
+            persistent_workers=number > 0,
             generator=torch.Generator(),  # else it draws from the model's random numbers at each start
-            worker_init_fn=ignore_stop_signals if number else None)
+            worker_init_fn=ignore_stop_signals if number else None,
+        )
         if number:
             gc.freeze()  # else a collection writes into every object that they share with the rank
             iter(self._loader)  # starts them, with nothing to read

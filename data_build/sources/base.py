@@ -43,8 +43,14 @@ class Field:
 
 
 #: dtype of a field → the Python type of its values; a vector is a NumPy array.
-DTYPES = {"string": str, "float64": float, "int64": int, "bool": bool, "float32[6144]": np.ndarray,
-          "float32[102400]": np.ndarray}
+DTYPES = {
+    "string": str,
+    "float64": float,
+    "int64": int,
+    "bool": bool,
+    "float32[6144]": np.ndarray,
+    "float32[102400]": np.ndarray,
+}
 
 #: Numbers at least as large as this are fill values that nothing declared as such: netCDF's default 9.96921e36, the
 #: 1e20 of CMIP, 1e30 and 1e36 of older models. No quantity here comes near.
@@ -74,15 +80,28 @@ class SourceInfo:
 
     def provenance(self, quality: float) -> dict:
         """The record's provenance struct for one part, with ``quality`` from 0 to 1."""
-        return {"source": self.name, "version": self.version, "licence": self.licence, "kind": self.kind,
-                "quality": float(quality)}
+        return {
+            "source": self.name,
+            "version": self.version,
+            "licence": self.licence,
+            "kind": self.kind,
+            "quality": float(quality),
+        }
 
     def as_dict(self) -> dict:
         """Plain values, for manifest.json and ``astrobio data sources --json``."""
-        return {"name": self.name, "title": self.title or self.name, "modality": self.modality, "version": self.version,
-                "licence": self.licence, "citation": self.citation, "kind": self.kind, "client": self.client,
-                "requests_per_second": self.requests_per_second,
-                "fields": [{"name": field.name, "dtype": field.dtype, "unit": field.unit} for field in self.fields]}
+        return {
+            "name": self.name,
+            "title": self.title or self.name,
+            "modality": self.modality,
+            "version": self.version,
+            "licence": self.licence,
+            "citation": self.citation,
+            "kind": self.kind,
+            "client": self.client,
+            "requests_per_second": self.requests_per_second,
+            "fields": [{"name": field.name, "dtype": field.dtype, "unit": field.unit} for field in self.fields],
+        }
 
 
 class Archive(Protocol):
@@ -113,10 +132,16 @@ def connect(archive: Archive, policy: Policy, explicit: Mapping[str, str] | None
     if info.sign_in is not None and not policy.offline:
         given = require(info.sign_in, info.title, explicit) if info.sign_in.required else find(info.sign_in, explicit)
     authorise = None if given is None else partial(archive.authorise, given)
-    transport = Transport(info.title, AnswerStore(info.name, policy.root), RateLimit(info.requests_per_second or 1.0),
-                          policy, authorise=authorise, sign_in=info.sign_in,
-                          settled=getattr(archive, "settled", lambda method, head: True),
-                          volatile=getattr(archive, "volatile", None))
+    transport = Transport(
+        info.title,
+        AnswerStore(info.name, policy.root),
+        RateLimit(info.requests_per_second or 1.0),
+        policy,
+        authorise=authorise,
+        sign_in=info.sign_in,
+        settled=getattr(archive, "settled", lambda method, head: True),
+        volatile=getattr(archive, "volatile", None),
+    )
     return open_session(transport)
 
 
@@ -139,7 +164,8 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
         except Exception as error:  # noqa: BLE001 - seven client libraries, each with errors of its own
             problem = _data_error(error) or DataError(
                 f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
-                f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it")
+                f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
+            )
         if problem is not None:  # raised outside of the handler: a chained error may quote a credential
             raise problem
         if row is None:
@@ -151,15 +177,19 @@ def require_columns(info: SourceInfo, columns) -> None:
     """Raise a `DataError` that names the fields an answer lacks."""
     lacking = [field.column for field in info.fields if field.column not in columns]
     if lacking:
-        raise DataError(f"{info.title}: the answer lacks {', '.join(lacking)}; it has {', '.join(list(columns)[:20])}: "
-                        "the archive has changed, please report it")
+        raise DataError(
+            f"{info.title}: the answer lacks {', '.join(lacking)}; it has {', '.join(list(columns)[:20])}: "
+            "the archive has changed, please report it"
+        )
 
 
 def good(response: requests.Response, info: SourceInfo) -> requests.Response:
     """The response, if its status is good; else a `DataError` with what the archive said."""
     if response.status_code >= 400:
-        raise DataError(f"{info.title}: {response.request.method} {redacted(response.url)} gave {response.status_code} "
-                        f"{response.reason}: {' '.join(redacted(response.text).split())[:200]}")
+        raise DataError(
+            f"{info.title}: {response.request.method} {redacted(response.url)} gave {response.status_code} "
+            f"{response.reason}: {' '.join(redacted(response.text).split())[:200]}"
+        )
     return response
 
 

@@ -34,8 +34,9 @@ def _opener(session: requests.Session):
     def urlopen(request: Request | str):
         if isinstance(request, str):
             request = Request(request)
-        answer = session.request(request.get_method(), request.full_url, data=request.data, stream=True,
-                                 headers=dict(request.header_items()))
+        answer = session.request(
+            request.get_method(), request.full_url, data=request.data, stream=True, headers=dict(request.header_items())
+        )
         if answer.status_code >= 400:
             raise HTTPError(request.full_url, answer.status_code, answer.reason, _message(answer), None)
         answer.raw.decode_content = True

@@ -17,10 +17,18 @@ _BUNDLE_SHA256 = "1844f58df327c0c495c5342bdb1bfc91d4dcf5e202ddc9ab932bb53d1ac74c
 GCM = "um"
 
 #: Schema variable → prefix of the emulator's fields on levels.
-_LEVEL_FIELDS = {"air_temperature": "temperature", "log10_specific_humidity": "specific_humidity",
-                 "cloud_fraction": "cloud_fraction", "eastward_wind": "u", "northward_wind": "v"}
-_SURFACE_FIELDS = {"surface_temperature": "surface_temperature", "absorbed_shortwave": "asr",
-                   "outgoing_longwave": "olr"}
+_LEVEL_FIELDS = {
+    "air_temperature": "temperature",
+    "log10_specific_humidity": "specific_humidity",
+    "cloud_fraction": "cloud_fraction",
+    "eastward_wind": "u",
+    "northward_wind": "v",
+}
+_SURFACE_FIELDS = {
+    "surface_temperature": "surface_temperature",
+    "absorbed_shortwave": "asr",
+    "outgoing_longwave": "olr",
+}
 HUMIDITY_FLOOR = 1e-9  # kg kg-1, the schema's floor
 
 AREA_WEIGHTS = climate_analysis.latitude_weights(climate_analysis.latitude_centers(32))
@@ -50,8 +58,10 @@ class Clero:
     def _emulator(self) -> clero.Emulator:
         emulator = clero.Emulator()
         if emulator.bundle_sha256 != _BUNDLE_SHA256:
-            raise DataError(f"the weights of clero {clero.__version__} have sha256 {emulator.bundle_sha256}, expected "
-                            f"{_BUNDLE_SHA256}; install clero==0.1.4 again")
+            raise DataError(
+                f"the weights of clero {clero.__version__} have sha256 {emulator.bundle_sha256}, expected "
+                f"{_BUNDLE_SHA256}; install clero==0.1.4 again"
+            )
         return emulator
 
     def ensure(self) -> None:

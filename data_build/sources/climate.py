@@ -40,8 +40,14 @@ FIELDS = (
 )
 
 
-def climate_row(climate_id: str, planet: str, values: Mapping[str, float], means: Mapping[str, Mean],
-                problems: Sequence[str], rest_of_air: str = "nitrogen") -> dict[str, Any]:
+def climate_row(
+    climate_id: str,
+    planet: str,
+    values: Mapping[str, float],
+    means: Mapping[str, Mean],
+    problems: Sequence[str],
+    rest_of_air: str = "nitrogen",
+) -> dict[str, Any]:
     """A row of `FIELDS`.
 
     Args:
@@ -67,9 +73,16 @@ def climate_row(climate_id: str, planet: str, values: Mapping[str, float], means
     unknown = [column.name for column in PLANET_COLUMNS if column.required and column.name not in known]
     if unknown and not problems:
         problems.append(f"its files do not tell {', '.join(unknown)}")
-    return {"climate_id": climate_id, "planet": planet, "rest_of_air": rest_of_air, "processing": processing,
-            **{column.name: values.get(column.name) for column in PLANET_COLUMNS},
-            "problems": "; ".join(problems) or None, "levels": levels, "surface": surface}
+    return {
+        "climate_id": climate_id,
+        "planet": planet,
+        "rest_of_air": rest_of_air,
+        "processing": processing,
+        **{column.name: values.get(column.name) for column in PLANET_COLUMNS},
+        "problems": "; ".join(problems) or None,
+        "levels": levels,
+        "surface": surface,
+    }
 
 
 def climate_problems(row: dict[str, Any]) -> list[str]:
@@ -91,14 +104,24 @@ def planet_and_air(row: Mapping[str, Any], source: str, kind: str) -> tuple[Plan
 def fields(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """A good row's climate: levels [V, Z, Y, X] and surface [S, Y, X] of the schema."""
     shape = (CLIMATE_LATITUDES, CLIMATE_LONGITUDES)
-    return (np.asarray(row["levels"], np.float32).reshape(len(CLIMATE_LEVEL_VARIABLES), CLIMATE_LEVELS, *shape),
-            np.asarray(row["surface"], np.float32).reshape(len(CLIMATE_SURFACE_VARIABLES), *shape))
+    return (
+        np.asarray(row["levels"], np.float32).reshape(len(CLIMATE_LEVEL_VARIABLES), CLIMATE_LEVELS, *shape),
+        np.asarray(row["surface"], np.float32).reshape(len(CLIMATE_SURFACE_VARIABLES), *shape),
+    )
 
 
 def _planet(name: str, values: Mapping[str, float], source: str, kind: str) -> Planet:
     """A planet of the values that are known, completed by physics."""
-    planet = Planet(key="", name=name, source=source, kind=kind, values=dict(values), aliases=frozenset({name}),
-                    host=name, raw_columns=frozenset(values))
+    planet = Planet(
+        key="",
+        name=name,
+        source=source,
+        kind=kind,
+        values=dict(values),
+        aliases=frozenset({name}),
+        host=name,
+        raw_columns=frozenset(values),
+    )
     if {"radius_earth", "gravity_m_s2"} <= values.keys() and "mass_earth" not in values:  # the model's gravity stands
         mass = values["gravity_m_s2"] * values["radius_earth"] ** 2 / gravity_m_s2(1, 1)
         planet = replace(planet, values={**values, "mass_earth": mass}, derived=frozenset({"mass_earth"}))
@@ -120,7 +143,9 @@ def _fields(means: Mapping[str, Mean], surface_pressure_pa: float) -> tuple[np.n
     levels[cloud] = np.clip(levels[cloud], 0, 1)  # packed integers stray from 0 and 1 by a rounding
     surface = [means[column.name].values[0] for column in CLIMATE_SURFACE_VARIABLES]
     air = means["air_temperature"]
-    processing = (f"mean of {air.times} times, conservatively regridded to {CLIMATE_LATITUDES} × "
-                  f"{CLIMATE_LONGITUDES}, {len(air.levels)} levels interpolated to {CLIMATE_LEVELS} in ln p"
-                  + (f", {', '.join(continued)} continued below the ground" if continued else ""))
+    processing = (
+        f"mean of {air.times} times, conservatively regridded to {CLIMATE_LATITUDES} × "
+        f"{CLIMATE_LONGITUDES}, {len(air.levels)} levels interpolated to {CLIMATE_LEVELS} in ln p"
+        + (f", {', '.join(continued)} continued below the ground" if continued else "")
+    )
     return np.stack(levels).astype(np.float32).ravel(), np.stack(surface).astype(np.float32).ravel(), processing

@@ -83,10 +83,13 @@ class Cobra:
 
     def metabolites(self) -> list[tuple[str, str, list[str]]]:
         """Identifier, formula and KEGG's identifiers of each metabolite."""
-        annotated = [(metabolite, metabolite.annotation.get("kegg.compound", [])) for metabolite in
-                     self._model.metabolites]
-        return [(metabolite.id, metabolite.formula, [known] if isinstance(known, str) else list(known))
-                for metabolite, known in annotated]
+        annotated = [
+            (metabolite, metabolite.annotation.get("kegg.compound", [])) for metabolite in self._model.metabolites
+        ]
+        return [
+            (metabolite.id, metabolite.formula, [known] if isinstance(known, str) else list(known))
+            for metabolite, known in annotated
+        ]
 
     def unbalanced(self) -> dict[str, dict[str, float]]:
         """`unbalanced_reactions` of the network."""
@@ -120,7 +123,7 @@ class Cobra:
                 features[index, column[name]] = metabolite.elements.get(symbol, 0)
             features[index, column["charge"]] = metabolite.charge or 0
             features[index, column["extracellular"]] = metabolite.compartment == "e"
-        features[count:, column["lower_bound"]:column["upper_bound"] + 1] = bounds
+        features[count:, column["lower_bound"] : column["upper_bound"] + 1] = bounds
         features[count:, column["flux"]] = fluxes
         edges, edge_features = [], []
         for number, reaction in enumerate(model.reactions):
@@ -130,8 +133,12 @@ class Cobra:
                 edge_features.append((stoichiometry, stoichiometry * fluxes[number]))
         kind = np.full(len(features), NODE_KINDS.index("reaction"), np.int8)
         kind[:count] = NODE_KINDS.index("metabolite")
-        return Network(kind, features, np.array(edges, np.int64),
-                       np.array(edge_features, np.float32).reshape(-1, len(EDGE_FEATURES)))
+        return Network(
+            kind,
+            features,
+            np.array(edges, np.int64),
+            np.array(edge_features, np.float32).reshape(-1, len(EDGE_FEATURES)),
+        )
 
 
 def unbalanced_reactions(model: cobra.Model) -> dict[str, dict[str, float]]:
@@ -139,8 +146,7 @@ def unbalanced_reactions(model: cobra.Model) -> dict[str, dict[str, float]]:
 
     Exchanges with the surroundings and the growth objective, which sums a cell up, balance nothing by their nature.
     """
-    inside = [reaction for reaction in model.reactions
-              if not reaction.boundary and reaction.objective_coefficient == 0]
+    inside = [reaction for reaction in model.reactions if not reaction.boundary and reaction.objective_coefficient == 0]
     return {reaction.id: balance for reaction in inside if (balance := reaction.check_mass_balance())}
 
 
@@ -151,8 +157,7 @@ def growth_factor(temperature_k: float) -> float:
     if not _T_MIN < t < _T_MAX:
         return 0.0
     numerator = (t - _T_MAX) * (t - _T_MIN) ** 2
-    denominator = (_T_OPT - _T_MIN) * ((_T_OPT - _T_MIN) * (t - _T_OPT)
-                                       - (_T_OPT - _T_MAX) * (_T_OPT + _T_MIN - 2 * t))
+    denominator = (_T_OPT - _T_MIN) * ((_T_OPT - _T_MIN) * (t - _T_OPT) - (_T_OPT - _T_MAX) * (_T_OPT + _T_MIN - 2 * t))
     return float(np.clip(numerator / denominator, 0.0, 1.0))
 
 

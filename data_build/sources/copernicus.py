@@ -24,9 +24,11 @@ DATASET = "reanalysis-era5-single-levels-monthly-means"
 REQUESTS = (
     (DATASET, ("skin_temperature", "surface_pressure"), {}),
     (DATASET, ("mean_top_net_short_wave_radiation_flux", "mean_top_net_long_wave_radiation_flux"), {}),
-    ("reanalysis-era5-pressure-levels-monthly-means",
-     ("temperature", "specific_humidity", "fraction_of_cloud_cover", "u_component_of_wind", "v_component_of_wind"),
-     {"pressure_level": ["10", "70", "100", "175", "300", "400", "550", "700", "800", "900", "925", "1000"]}),
+    (
+        "reanalysis-era5-pressure-levels-monthly-means",
+        ("temperature", "specific_humidity", "fraction_of_cloud_cover", "u_component_of_wind", "v_component_of_wind"),
+        {"pressure_level": ["10", "70", "100", "175", "300", "400", "550", "700", "800", "900", "925", "1000"]},
+    ),
 )
 #: Year → CO2 at Mauna Loa in ppm and global CH4 in ppb, annual means (Lan, Tans & Thoning, NOAA Global Monitoring
 #: Laboratory, gml.noaa.gov/ccgg/trends).
@@ -38,16 +40,26 @@ class Copernicus:
     """Annual means of an Earth that is known. Each data set's licence must be accepted once on its web page."""
 
     info = SourceInfo(
-        name="copernicus", title="Copernicus Climate Data Store", modality="climate", kind="simulated",
-        version="ERA5 monthly means", client="cdsapi",
+        name="copernicus",
+        title="Copernicus Climate Data Store",
+        modality="climate",
+        kind="simulated",
+        version="ERA5 monthly means",
+        client="cdsapi",
         licence="Licence to use Copernicus Products",
         citation="Hersbach et al. 2020, QJRMS 146, 1999; doi:10.24381/cds.f17050d7; doi:10.24381/cds.6860a573",
         requests_per_second=2.0,
         fields=FIELDS,
-        sign_in=SignIn(variables={"key": "CDSAPI_KEY"}, required=True, rc_file="~/.cdsapirc",
-                       where="https://cds.climate.copernicus.eu/profile (and accept the data set's licence on "
-                             f"https://cds.climate.copernicus.eu/datasets/{DATASET}?tab=download)",
-                       hosts=("cds.climate.copernicus.eu",), keyring_service="astrobio:cds"))
+        sign_in=SignIn(
+            variables={"key": "CDSAPI_KEY"},
+            required=True,
+            rc_file="~/.cdsapirc",
+            where="https://cds.climate.copernicus.eu/profile (and accept the data set's licence on "
+            f"https://cds.climate.copernicus.eu/datasets/{DATASET}?tab=download)",
+            hosts=("cds.climate.copernicus.eu",),
+            keyring_service="astrobio:cds",
+        ),
+    )
 
     #: Where the planet's numbers come from: `data_build.records` has the declaration.
     planet_source, planet_kind = "solar_system", "observed"
@@ -65,25 +77,53 @@ class Copernicus:
             values = {**EARTH, "co2_vmr": co2 * 1e-6, "ch4_vmr": ch4 * 1e-9}
             yield climate_row(f"era5-{year}", "Earth", values, merged(parts), problems, "nitrogen and oxygen")
 
-    def _asked(self, session: requests.Session, year: int, name: str, dataset: str, variables: tuple[str, ...],
-               more: dict[str, Any]):
+    def _asked(
+        self,
+        session: requests.Session,
+        year: int,
+        name: str,
+        dataset: str,
+        variables: tuple[str, ...],
+        more: dict[str, Any],
+    ):
         """The means of one file over a year's months."""
         # A key without a colon makes it the present client; the real one is added by the transport.
-        client = cdsapi.Client(url=URL, key="added-by-the-transport", quiet=True, progress=False, retry_max=1,
-                               sleep_max=60, session=session)
-        result = client.retrieve(dataset, {
-            "product_type": ["monthly_averaged_reanalysis"], "variable": list(variables), "year": [str(year)],
-            "month": [f"{month:02d}" for month in range(1, MONTHS + 1)], "time": ["00:00"], **more,
-            "grid": [1.0, 1.0], "data_format": "netcdf", "download_format": "unarchived"})
+        client = cdsapi.Client(
+            url=URL,
+            key="added-by-the-transport",
+            quiet=True,
+            progress=False,
+            retry_max=1,
+            sleep_max=60,
+            session=session,
+        )
+        result = client.retrieve(
+            dataset,
+            {
+                "product_type": ["monthly_averaged_reanalysis"],
+                "variable": list(variables),
+                "year": [str(year)],
+                "month": [f"{month:02d}" for month in range(1, MONTHS + 1)],
+                "time": ["00:00"],
+                **more,
+                "grid": [1.0, 1.0],
+                "data_format": "netcdf",
+                "download_format": "unarchived",
+            },
+        )
         with downloaded(session, result.location, self.info) as path:  # its own download goes past the session
             if path.stat().st_size != result.content_length:
-                raise DataError(f"{self.info.title}: {name} has {path.stat().st_size} of {result.content_length} "
-                                "bytes: the answer was cut short; build with --refresh")
+                raise DataError(
+                    f"{self.info.title}: {name} has {path.stat().st_size} of {result.content_length} "
+                    "bytes: the answer was cut short; build with --refresh"
+                )
             means, problems, attributes = read_means(path, name, self.info.title)
         short = [f"{variable} {mean.times}" for variable, mean in means.items() if mean.times != MONTHS]
         if short:
-            raise DataError(f"{self.info.title}: {name} has not {MONTHS} months ({', '.join(short)}): the answer was "
-                            "cut short; build with --refresh")
+            raise DataError(
+                f"{self.info.title}: {name} has not {MONTHS} months ({', '.join(short)}): the answer was "
+                "cut short; build with --refresh"
+            )
         return means, problems, attributes
 
     def settled(self, method: str, head: bytes) -> bool:

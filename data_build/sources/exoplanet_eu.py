@@ -17,8 +17,12 @@ class ExoplanetEu:
     """One row for each planet; masses and radii come in Jupiter's."""
 
     info = SourceInfo(
-        name="exoplanet_eu", title="exoplanet.eu", modality="planet", kind="observed",
-        version="exoplanet.epn_core, live", client="pyvo",
+        name="exoplanet_eu",
+        title="exoplanet.eu",
+        modality="planet",
+        kind="observed",
+        version="exoplanet.epn_core, live",
+        client="pyvo",
         licence="free to use with acknowledgement",
         citation="Schneider et al. 2011, A&A 532, A79",
         requests_per_second=1.0,
@@ -39,7 +43,8 @@ class ExoplanetEu:
             Field("period_d", "float64", "d", 0.01, 1e9, theirs="period"),
             Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="semi_major_axis"),
             Field("eccentricity", "float64", "1", 0, 1),
-        ))
+        ),
+    )
 
     def rows(self, session):
         """Every planet, however it was published."""
@@ -55,7 +60,16 @@ class ExoplanetEu:
         values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
         others = [name.strip() for name in (row["other_names"] or "").replace(";", ",").split(",") if name.strip()]
         return Planet(
-            key="", name=row["name"], source=cls.info.name, kind="observed", values=values,
-            derived=frozenset({"mass_earth"} & values.keys()), aliases=frozenset({row["name"], *others}),
-            ra_deg=row["ra_deg"], dec_deg=row["dec_deg"], j_magnitude=row["j_magnitude"],
-            host=row["host"] or row["name"], raw_columns=frozenset(values))
+            key="",
+            name=row["name"],
+            source=cls.info.name,
+            kind="observed",
+            values=values,
+            derived=frozenset({"mass_earth"} & values.keys()),
+            aliases=frozenset({row["name"], *others}),
+            ra_deg=row["ra_deg"],
+            dec_deg=row["dec_deg"],
+            j_magnitude=row["j_magnitude"],
+            host=row["host"] or row["name"],
+            raw_columns=frozenset(values),
+        )

@@ -37,13 +37,22 @@ class ExoPlaSim:
     """Climates on 10 levels × 32 latitudes × 64 longitudes; about six minutes for a simulated year on one core."""
 
     info = SourceInfo(
-        name="exoplasim", title="ExoPlaSim", modality="climate", version=f"{VERSION}, T21, 10 layers", kind="simulated",
-        client="exoplasim", licence="GPL-2.0", citation="Paradise et al. 2022, MNRAS 511, 3272")
+        name="exoplasim",
+        title="ExoPlaSim",
+        modality="climate",
+        version=f"{VERSION}, T21, 10 layers",
+        kind="simulated",
+        client="exoplasim",
+        licence="GPL-2.0",
+        citation="Paradise et al. 2022, MNRAS 511, 3272",
+    )
 
     def ensure(self) -> None:
         """Raise a `DataError` where the model cannot run."""
-        cure = (f"pip install exoplasim=={VERSION} (it compiles Fortran: apt-get install gfortran), or take the key "
-                "exoplasim out of the recipe")
+        cure = (
+            f"pip install exoplasim=={VERSION} (it compiles Fortran: apt-get install gfortran), or take the key "
+            "exoplasim out of the recipe"
+        )
         if importlib.util.find_spec("exoplasim") is None:
             raise DataError(f"ExoPlaSim is not installed, and it is optional: {cure}")
         try:
@@ -51,12 +60,16 @@ class ExoPlaSim:
         except PackageNotFoundError:
             installed = "unknown"
         if installed != VERSION:
-            raise DataError(f"ExoPlaSim is of version {installed}, it must be {VERSION}, as another one makes other "
-                            f"climates: {cure}")
+            raise DataError(
+                f"ExoPlaSim is of version {installed}, it must be {VERSION}, as another one makes other "
+                f"climates: {cure}"
+            )
         lacking = [name for name in ("gfortran", "gcc", "make") if shutil.which(name) is None]
         if lacking:
-            raise DataError(f"ExoPlaSim compiles Fortran and finds no {', '.join(lacking)}: apt-get install gfortran "
-                            "gcc make (Debian, Ubuntu), or dnf install gcc-gfortran gcc make (Fedora, RHEL)")
+            raise DataError(
+                f"ExoPlaSim compiles Fortran and finds no {', '.join(lacking)}: apt-get install gfortran "
+                "gcc make (Debian, Ubuntu), or dnf install gcc-gfortran gcc make (Fedora, RHEL)"
+            )
 
     def prepare(self) -> None:
         """Compile the model, unless that is done: before several run at once, since it compiles into its own package.
@@ -80,11 +93,25 @@ class ExoPlaSim:
         mean_flux = values["instellation_w_m2"] / 4
         pressure = atmosphere.surface_pressure_bar
         carbon, methane = atmosphere.co2_vmr * pressure, atmosphere.ch4_vmr * pressure
-        config = {"years": years, "balance": BALANCE * mean_flux, "configure": {
-            "flux": values["instellation_w_m2"], "startemp": values["stellar_temperature_k"],
-            "rotationperiod": values["period_d"], "gravity": values["gravity_m_s2"], "radius": values["radius_earth"],
-            "pN2": pressure - carbon - methane, "pCO2": carbon, "pCH4": methane, "substellarlon": 0.0, "vtype": 4,
-            "modeltop": TOP_HPA, "timestep": _TIMESTEP_MIN, "snapshots": None}}
+        config = {
+            "years": years,
+            "balance": BALANCE * mean_flux,
+            "configure": {
+                "flux": values["instellation_w_m2"],
+                "startemp": values["stellar_temperature_k"],
+                "rotationperiod": values["period_d"],
+                "gravity": values["gravity_m_s2"],
+                "radius": values["radius_earth"],
+                "pN2": pressure - carbon - methane,
+                "pCO2": carbon,
+                "pCH4": methane,
+                "substellarlon": 0.0,
+                "vtype": 4,
+                "modeltop": TOP_HPA,
+                "timestep": _TIMESTEP_MIN,
+                "snapshots": None,
+            },
+        }
         with tempfile.TemporaryDirectory() as folder:
             result = _run(Path(folder), config)
             means, problems = {}, []
@@ -92,8 +119,13 @@ class ExoPlaSim:
                 problems.append(f"ExoPlaSim crashed in year {result['crashed']}: {result['error'].replace(';', ',')}")
             else:
                 means, problems = read_last_year(Path(folder))
-        return climate_row(run_id, planet.name or planet.key, {**values, "co2_vmr": atmosphere.co2_vmr,
-                                                               "ch4_vmr": atmosphere.ch4_vmr}, means, problems)
+        return climate_row(
+            run_id,
+            planet.name or planet.key,
+            {**values, "co2_vmr": atmosphere.co2_vmr, "ch4_vmr": atmosphere.ch4_vmr},
+            means,
+            problems,
+        )
 
 
 def read_last_year(folder: Path) -> tuple[dict[str, Mean], list[str]]:
@@ -101,8 +133,10 @@ def read_last_year(folder: Path) -> tuple[dict[str, Mean], list[str]]:
     with np.load(folder / "last.npz") as data, np.load(folder / "units.npz", allow_pickle=True) as about:
         coordinates = {name: data[name] for name in ("lat", "lon", "lev")}
         # Of each field: name, CF name, unit, code, dimensions.
-        fields = {name: (tuple(str(about[name][4]).split("/")), data[name], {"units": str(about[name][2])})
-                  for name in ("ta", "hus", "cl", "ua", "va", "ts", "ps", "rst", "rlut")}
+        fields = {
+            name: (tuple(str(about[name][4]).split("/")), data[name], {"units": str(about[name][2])})
+            for name in ("ta", "hus", "cl", "ua", "va", "ts", "ps", "rst", "rlut")
+        }
     fields["trnf_toa"] = fields.pop("rlut")  # CMIP's name, but counted downward
     return means_of(xarray.Dataset(fields, coordinates))
 
@@ -111,12 +145,21 @@ def _run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What ``exoplasim_run.py`` says of a run in ``folder``; an empty dict where it was only to compile."""
     (folder / "config.json").write_text(json.dumps(config))
     with (folder / "log").open("w+") as log:
-        ended = subprocess.run([sys.executable, exoplasim_run.__file__, str(folder)], stdout=log, stderr=log,
-                               stdin=subprocess.DEVNULL, start_new_session=True, cwd=folder,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        ended = subprocess.run(
+            [sys.executable, exoplasim_run.__file__, str(folder)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
         log.seek(0)
         last = " ".join(log.read()[-600:].split())
     if ended.returncode or (config["configure"] and not (folder / "result.json").is_file()):
-        raise DataError(f"ExoPlaSim could not be run (status {ended.returncode}): {last}; run `python -c \"import "
-                        "exoplasim; exoplasim.sysconfigure()\"` to see why; its package folder must be writable")
+        raise DataError(
+            f'ExoPlaSim could not be run (status {ended.returncode}): {last}; run `python -c "import '
+            'exoplasim; exoplasim.sysconfigure()"` to see why; its package folder must be writable'
+        )
     return json.loads((folder / "result.json").read_text()) if config["configure"] else {}

@@ -26,8 +26,15 @@ def main(folder: Path) -> None:
     import numpy as np
 
     config = json.loads((folder / "config.json").read_text())
-    model = exoplasim.TLaquaplanet(workdir=str(folder / "run"), modelname="run", resolution="T21", layers=10, ncpus=1,
-                                   precision=8, outputtype=".npz")
+    model = exoplasim.TLaquaplanet(
+        workdir=str(folder / "run"),
+        modelname="run",
+        resolution="T21",
+        layers=10,
+        ncpus=1,
+        precision=8,
+        outputtype=".npz",
+    )
     if config["configure"] is None:
         return
     model.configure(**config["configure"])

@@ -12,8 +12,12 @@ class Gaia:
     """Stars near enough that rocky planets around them can be followed up."""
 
     info = SourceInfo(
-        name="gaia", title="Gaia archive", modality="planet", kind="observed",
-        version="DR3, gaia_source", client="pyvo",
+        name="gaia",
+        title="Gaia archive",
+        modality="planet",
+        kind="observed",
+        version="DR3, gaia_source",
+        client="pyvo",
         licence="CC BY-SA 3.0 IGO",
         citation="Gaia Collaboration, Vallenari et al. 2023, A&A 674, A1",
         requests_per_second=1.0,
@@ -27,9 +31,15 @@ class Gaia:
             Field("parallax_mas", "float64", "mas", 0, 800, required=True, theirs="parallax"),
             Field("g_magnitude", "float64", "mag", -2, 25, theirs="phot_g_mean_mag"),
             Field("stellar_temperature_k", "float64", "K", 1000, 1e5, theirs="teff_gspphot"),
-        ))
+        ),
+    )
 
     def rows(self, session):
         """Every star with a sound parallax of at least 20 mas."""
-        return tap_rows(self.info, session, "https://gea.esac.esa.int/tap-server/tap", "gaiadr3.gaia_source",
-                        "parallax > 20 AND parallax_over_error > 10")
+        return tap_rows(
+            self.info,
+            session,
+            "https://gea.esac.esa.int/tap-server/tap",
+            "gaiadr3.gaia_source",
+            "parallax > 20 AND parallax_over_error > 10",
+        )

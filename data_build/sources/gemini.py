@@ -25,18 +25,38 @@ class Gemini:
     """Science spectra of Gemini North's near-infrared spectrograph. Public rows need no sign-in."""
 
     info = SourceInfo(
-        name="gemini", title="Gemini Observatory Archive", modality="spectrum", kind="observed",
-        version=f"jsonsummary, {FIRST:%Y-%m-%d} to {LAST:%Y-%m-%d}", client="astroquery.gemini",
+        name="gemini",
+        title="Gemini Observatory Archive",
+        modality="spectrum",
+        kind="observed",
+        version=f"jsonsummary, {FIRST:%Y-%m-%d} to {LAST:%Y-%m-%d}",
+        client="astroquery.gemini",
         licence="free to use with acknowledgement",
         citation="Hirst & Cardenes 2016, SPIE 9913, 99131E",
         requests_per_second=1.0,
-        fields=(*observation_fields("name", {"target_name": "object", "ra_deg": "ra", "dec_deg": "dec",
-                                             "exposure_s": "exposure_time", "instrument": "instrument"}, 1.0),
-                Field("observed_at", "string", theirs="ut_datetime"),
-                Field("program", "string", theirs="program_id")),
-        sign_in=SignIn(variables={"user": "GEMINI_USERNAME", "password": "GEMINI_PASSWORD"},
-                       where="https://archive.gemini.edu/request_account/", hosts=("archive.gemini.edu",),
-                       netrc_host="archive.gemini.edu", keyring_service="astrobio:gemini"))
+        fields=(
+            *observation_fields(
+                "name",
+                {
+                    "target_name": "object",
+                    "ra_deg": "ra",
+                    "dec_deg": "dec",
+                    "exposure_s": "exposure_time",
+                    "instrument": "instrument",
+                },
+                1.0,
+            ),
+            Field("observed_at", "string", theirs="ut_datetime"),
+            Field("program", "string", theirs="program_id"),
+        ),
+        sign_in=SignIn(
+            variables={"user": "GEMINI_USERNAME", "password": "GEMINI_PASSWORD"},
+            where="https://archive.gemini.edu/request_account/",
+            hosts=("archive.gemini.edu",),
+            netrc_host="archive.gemini.edu",
+            keyring_service="astrobio:gemini",
+        ),
+    )
     query = {"instrument": "GNIRS", "observation_class": "science", "mode": "spectroscopy"}
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
@@ -48,9 +68,11 @@ class Gemini:
             first, last = spans.pop()
             table = client.query_criteria(utc_date=(first, last), **self.query)
             if len(table) >= LIMIT and first == last:
-                raise DataError(f"{self.info.title}: {len(table)} rows for {first} alone, at or over the archive's "
-                                f"limit of {LIMIT}: the answer was cut short; ask for less in data_build/sources/"
-                                "gemini.py")
+                raise DataError(
+                    f"{self.info.title}: {len(table)} rows for {first} alone, at or over the archive's "
+                    f"limit of {LIMIT}: the answer was cut short; ask for less in data_build/sources/"
+                    "gemini.py"
+                )
             if len(table) >= LIMIT:
                 middle = first + (last - first) // 2
                 spans += [(middle + timedelta(days=1), last), (first, middle)]
@@ -62,8 +84,11 @@ class Gemini:
 
     def authorise(self, credentials: Credentials, ask) -> Authorisation:
         """The archive's session cookie. astroquery's own login would put the password into the address."""
-        answer = ask("POST", "https://archive.gemini.edu/login/", **form({
-            "username": credentials.reveal("user"), "password": credentials.reveal("password")}))
+        answer = ask(
+            "POST",
+            "https://archive.gemini.edu/login/",
+            **form({"username": credentials.reveal("user"), "password": credentials.reveal("password")}),
+        )
         cookies = "; ".join(f"{cookie.name}={Secret(cookie.value).reveal()}" for cookie in answer.cookies)
         if not cookies:
             raise answer.connection.refused("the login gave no session")

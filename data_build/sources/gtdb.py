@@ -24,17 +24,24 @@ class Gtdb:
     """Genomes with their place in the taxonomy, size and completeness."""
 
     info = SourceInfo(
-        name="gtdb", title="GTDB", modality="metabolism", kind="observed",
-        version="release 220", client="requests",
+        name="gtdb",
+        title="GTDB",
+        modality="metabolism",
+        kind="observed",
+        version="release 220",
+        client="requests",
         licence="CC BY-SA 4.0",
         citation="Parks et al. 2022, Nucleic Acids Res. 50, D785",
         requests_per_second=1.0,
-        fields=(Field("accession", "string", required=True),
-                Field("taxonomy", "string", required=True, theirs="gtdb_taxonomy"),
-                Field("length_bp", "int64", "bp", 1, 10**10, required=True, theirs="genome_size"),
-                Field("gc_percent", "float64", "%", 0, 100, required=True, theirs="gc_percentage"),
-                Field("proteins", "int64", "1", 0, 10**6, theirs="protein_count"),
-                Field("completeness_percent", "float64", "%", 0, 100, theirs="checkm2_completeness")))
+        fields=(
+            Field("accession", "string", required=True),
+            Field("taxonomy", "string", required=True, theirs="gtdb_taxonomy"),
+            Field("length_bp", "int64", "bp", 1, 10**10, required=True, theirs="genome_size"),
+            Field("gc_percent", "float64", "%", 0, 100, required=True, theirs="gc_percentage"),
+            Field("proteins", "int64", "1", 0, 10**6, theirs="protein_count"),
+            Field("completeness_percent", "float64", "%", 0, 100, theirs="checkm2_completeness"),
+        ),
+    )
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every archaeal genome of the release, and the organism's among the bacterial ones.
@@ -50,8 +57,9 @@ class Gtdb:
     def _genomes(self, session: requests.Session, sums: str, file: str) -> Iterator[dict[str, Any]]:
         expected = next((line.split()[0] for line in sums.splitlines() if line.strip().endswith(file)), None)
         if expected is None:
-            raise DataError(f"{self.info.title}: MD5SUM.txt does not list {file}: the release has changed, please "
-                            "report it")
+            raise DataError(
+                f"{self.info.title}: MD5SUM.txt does not list {file}: the release has changed, please report it"
+            )
         answer = good(session.get(f"{RELEASE}/{file}", stream=True), self.info)
         answer.raw.decode_content = True  # what the web server packed, not the file itself
         packed = _Hashed(answer.raw)
@@ -61,8 +69,10 @@ class Gtdb:
             for row in lines:
                 yield {name: None if value == "none" else value for name, value in row.items()}
         if packed.md5.hexdigest() != expected:
-            raise DataError(f"{self.info.title}: {file} has MD5 {packed.md5.hexdigest()}, the release says {expected}: "
-                            "it is damaged or cut short; build with --refresh")
+            raise DataError(
+                f"{self.info.title}: {file} has MD5 {packed.md5.hexdigest()}, the release says {expected}: "
+                "it is damaged or cut short; build with --refresh"
+            )
 
 
 class _Hashed(io.RawIOBase):
@@ -77,5 +87,5 @@ class _Hashed(io.RawIOBase):
     def readinto(self, buffer) -> int:
         block = self._raw.read(len(buffer))
         self.md5.update(block)
-        buffer[:len(block)] = block
+        buffer[: len(block)] = block
         return len(block)

@@ -14,14 +14,30 @@ class Keck:
     """Spectra with the HIRES spectrograph; the rows of public exposures need no sign-in."""
 
     info = SourceInfo(
-        name="keck", title="Keck Observatory Archive", modality="spectrum", kind="observed",
-        version="koa_hires, live", client="pyvo",
+        name="keck",
+        title="Keck Observatory Archive",
+        modality="spectrum",
+        kind="observed",
+        version="koa_hires, live",
+        client="pyvo",
         licence="free to use with acknowledgement",
         citation="Keck Observatory Archive, doi:10.26135/KOA; Vogt et al. 1994, SPIE 2198, 362",
         requests_per_second=1.0,
-        fields=observation_fields("koaid", {
-            "target_name": "targname", "ra_deg": "ra", "dec_deg": "dec", "start_mjd": "mjd", "exposure_s": "elaptime",
-            "wavelength_min_um": "waveblue", "wavelength_max_um": "wavered", "instrument": "instrume"}, 1e-4))
+        fields=observation_fields(
+            "koaid",
+            {
+                "target_name": "targname",
+                "ra_deg": "ra",
+                "dec_deg": "dec",
+                "start_mjd": "mjd",
+                "exposure_s": "elaptime",
+                "wavelength_min_um": "waveblue",
+                "wavelength_max_um": "wavered",
+                "instrument": "instrume",
+            },
+            1e-4,
+        ),
+    )
 
     def rows(self, session):
         """Every science exposure of HIRES."""

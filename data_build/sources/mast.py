@@ -18,11 +18,22 @@ from data_build.sources.observation import OBSCORE, observation_fields
 
 PAGE = 5000  # rows
 
-_SIGN_IN = SignIn(variables={"token": "MAST_API_TOKEN"}, where="https://auth.mast.stsci.edu/tokens",
-                  hosts=("mast.stsci.edu",), keyring_service="astroquery:mast.stsci.edu.token")
-_COMMON = {"modality": "spectrum", "kind": "observed", "version": "CAOM, live", "client": "astroquery.mast",
-           "licence": "public domain (STScI data use policy)", "requests_per_second": 2.0, "sign_in": _SIGN_IN,
-           "fields": observation_fields("obs_id", OBSCORE, 1e-3)}  # its wavelengths are in nanometres
+_SIGN_IN = SignIn(
+    variables={"token": "MAST_API_TOKEN"},
+    where="https://auth.mast.stsci.edu/tokens",
+    hosts=("mast.stsci.edu",),
+    keyring_service="astroquery:mast.stsci.edu.token",
+)
+_COMMON = {
+    "modality": "spectrum",
+    "kind": "observed",
+    "version": "CAOM, live",
+    "client": "astroquery.mast",
+    "licence": "public domain (STScI data use policy)",
+    "requests_per_second": 2.0,
+    "sign_in": _SIGN_IN,
+    "fields": observation_fields("obs_id", OBSCORE, 1e-3),
+}  # its wavelengths are in nanometres
 
 
 class _Mast:
@@ -41,8 +52,10 @@ class _Mast:
         while True:
             answer = client.query_criteria_async(pagesize=PAGE, page=page, **self.criteria)[-1].json()
             if answer.get("status") != "COMPLETE":
-                raise DataError(f"{self.info.title}: the query ended with status {answer.get('status')!r}: "
-                                f"{answer.get('msg') or 'no reason given'}; try again later")
+                raise DataError(
+                    f"{self.info.title}: the query ended with status {answer.get('status')!r}: "
+                    f"{answer.get('msg') or 'no reason given'}; try again later"
+                )
             if answer["data"]:
                 require_columns(self.info, answer["data"][0])
             for row in answer["data"]:
@@ -53,8 +66,10 @@ class _Mast:
             if seen >= total:
                 return
             if not answer["data"]:
-                raise DataError(f"{self.info.title}: gave {seen} rows of {total}: the answer was cut short; try again "
-                                "later, what was fetched is kept")
+                raise DataError(
+                    f"{self.info.title}: gave {seen} rows of {total}: the answer was cut short; try again "
+                    "later, what was fetched is kept"
+                )
             page += 1
 
     def settled(self, method: str, head: bytes) -> bool:
@@ -76,8 +91,12 @@ class Jwst(_Mast):
 class Kepler(_Mast):
     """Light curves of Kepler and K2."""
 
-    info = SourceInfo(name="kepler", title="Kepler and K2 at MAST",
-                      citation="Borucki et al. 2010, Sci 327, 977; Howell et al. 2014, PASP 126, 398", **_COMMON)
+    info = SourceInfo(
+        name="kepler",
+        title="Kepler and K2 at MAST",
+        citation="Borucki et al. 2010, Sci 327, 977; Howell et al. 2014, PASP 126, 398",
+        **_COMMON,
+    )
     criteria = {"obs_collection": ["Kepler", "K2"], "dataproduct_type": "timeseries"}
 
 

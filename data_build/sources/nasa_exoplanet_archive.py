@@ -21,11 +21,31 @@ FILES = WheelFiles(
 )
 
 #: Archive column → schema column; the archive's units (K, R_sun, M_sun, R_earth, M_earth, d, au) are the schema's.
-_COLUMNS = {"st_teff": "stellar_temperature_k", "st_rad": "stellar_radius_sun", "st_mass": "stellar_mass_sun",
-            "pl_rade": "radius_earth", "pl_bmasse": "mass_earth", "pl_orbper": "period_d",
-            "pl_orbsmax": "semi_major_axis_au", "pl_orbeccen": "eccentricity"}
-_READ = ("pl_name", "pl_hostname", "hd_name", "hip_name", "pl_letter", "pl_bmassprov", "ra", "dec", "st_j",
-         "st_lum", "pl_insol", *_COLUMNS, *(f"{name}lim" for name in _COLUMNS))
+_COLUMNS = {
+    "st_teff": "stellar_temperature_k",
+    "st_rad": "stellar_radius_sun",
+    "st_mass": "stellar_mass_sun",
+    "pl_rade": "radius_earth",
+    "pl_bmasse": "mass_earth",
+    "pl_orbper": "period_d",
+    "pl_orbsmax": "semi_major_axis_au",
+    "pl_orbeccen": "eccentricity",
+}
+_READ = (
+    "pl_name",
+    "pl_hostname",
+    "hd_name",
+    "hip_name",
+    "pl_letter",
+    "pl_bmassprov",
+    "ra",
+    "dec",
+    "st_j",
+    "st_lum",
+    "pl_insol",
+    *_COLUMNS,
+    *(f"{name}lim" for name in _COLUMNS),
+)
 
 
 class NasaExoplanetArchive:
@@ -69,14 +89,24 @@ class NasaExoplanetArchive:
         minimum_mass = "mass_earth" in values and str(row["pl_bmassprov"]) != "Mass"
         letter = str(row["pl_letter"])
         name = str(row["pl_name"])
-        aliases = {name} | {f"{host} {letter}" for host in (str(row["pl_hostname"]), _text(row, "hd_name"),
-                                                            _text(row, "hip_name")) if host}
+        aliases = {name} | {
+            f"{host} {letter}"
+            for host in (str(row["pl_hostname"]), _text(row, "hd_name"), _text(row, "hip_name"))
+            if host
+        }
         return Planet(
-            key="", name=name, source=self.info.name, kind="observed", values=values,
-            derived=frozenset({"mass_earth"} if minimum_mass else ()), aliases=frozenset(aliases),
-            ra_deg=_number(row, "ra"), dec_deg=_number(row, "dec"),
+            key="",
+            name=name,
+            source=self.info.name,
+            kind="observed",
+            values=values,
+            derived=frozenset({"mass_earth"} if minimum_mass else ()),
+            aliases=frozenset(aliases),
+            ra_deg=_number(row, "ra"),
+            dec_deg=_number(row, "dec"),
             luminosity_sun=None if log_luminosity is None else 10**log_luminosity,
-            j_magnitude=_number(row, "st_j"), host=str(row["pl_hostname"]),
+            j_magnitude=_number(row, "st_j"),
+            host=str(row["pl_hostname"]),
             raw_columns=frozenset(values),
         )
 

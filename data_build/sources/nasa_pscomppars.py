@@ -14,8 +14,12 @@ class NasaPsCompPars:
     """One row for each confirmed planet, put together from all its references."""
 
     info = SourceInfo(
-        name="nasa_pscomppars", title="NASA Exoplanet Archive", modality="planet", kind="observed",
-        version="pscomppars, live", client="pyvo",
+        name="nasa_pscomppars",
+        title="NASA Exoplanet Archive",
+        modality="planet",
+        kind="observed",
+        version="pscomppars, live",
+        client="pyvo",
         licence="free to use with acknowledgement",
         citation="Christiansen et al. 2025, PSJ 6, 186; NASA Exoplanet Archive, doi:10.26133/NEA13",
         requests_per_second=1.0,
@@ -23,7 +27,9 @@ class NasaPsCompPars:
             Field("name", "string", required=True, theirs="pl_name"),
             Field("host", "string", required=True, theirs="hostname"),
             Field("letter", "string", theirs="pl_letter"),
-            Field("hd_name", "string"), Field("hip_name", "string"), Field("tic_id", "string"),
+            Field("hd_name", "string"),
+            Field("hip_name", "string"),
+            Field("tic_id", "string"),
             Field("ra_deg", "float64", "deg", 0, 360, required=True, theirs="ra"),
             Field("dec_deg", "float64", "deg", -90, 90, required=True, theirs="dec"),
             Field("stellar_temperature_k", "float64", "K", 250, 2e5, theirs="st_teff"),
@@ -38,7 +44,8 @@ class NasaPsCompPars:
             Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="pl_orbsmax"),
             Field("eccentricity", "float64", "1", 0, 1, theirs="pl_orbeccen"),
             Field("insolation_earth", "float64", "S_earth", 0, 1e7, theirs="pl_insol"),
-        ))
+        ),
+    )
 
     def rows(self, session):
         """Every confirmed planet."""
@@ -54,8 +61,17 @@ class NasaPsCompPars:
         hosts = (row["host"], row["hd_name"], row["hip_name"])
         luminosity = row["log10_luminosity_sun"]
         return Planet(
-            key="", name=row["name"], source=cls.info.name, kind="observed", values=values,
+            key="",
+            name=row["name"],
+            source=cls.info.name,
+            kind="observed",
+            values=values,
             derived=frozenset({"mass_earth"} if estimated else ()),
             aliases=frozenset({row["name"], *(f"{host} {row['letter']}" for host in hosts if host and row["letter"])}),
-            ra_deg=row["ra_deg"], dec_deg=row["dec_deg"], luminosity_sun=None if luminosity is None else 10**luminosity,
-            j_magnitude=row["j_magnitude"], host=row["host"], raw_columns=frozenset(values))
+            ra_deg=row["ra_deg"],
+            dec_deg=row["dec_deg"],
+            luminosity_sun=None if luminosity is None else 10**luminosity,
+            j_magnitude=row["j_magnitude"],
+            host=row["host"],
+            raw_columns=frozenset(values),
+        )

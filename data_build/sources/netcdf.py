@@ -59,10 +59,16 @@ VARIABLES = {
     "eastward_wind": Variable("m s-1", -500, 500, True, _all("u", "ub", "ucp", "ua", units=_WIND), "u_"),
     "northward_wind": Variable("m s-1", -500, 500, True, _all("v", "vb", "vcp", "va", units=_WIND), "v_"),
     "surface_temperature": Variable("K", 30, 2000, False, _all("skt", "tgrnd", "ts", units=_TEMPERATURE)),
-    "absorbed_shortwave": Variable("W m-2", -10, 2e4, False, _all("avg_tnswrf", "mtnswrf", "srnf_toa", "rst",
-                                                                  units=_FLUX)),
-    "outgoing_longwave": Variable("W m-2", 0, 2e4, False, {
-        **_all("avg_tnlwrf", "mtnlwrf", "trnf_toa", units=_DOWNWARD), **_all("rlut", units=_FLUX)}),
+    "absorbed_shortwave": Variable(
+        "W m-2", -10, 2e4, False, _all("avg_tnswrf", "mtnswrf", "srnf_toa", "rst", units=_FLUX)
+    ),
+    "outgoing_longwave": Variable(
+        "W m-2",
+        0,
+        2e4,
+        False,
+        {**_all("avg_tnlwrf", "mtnlwrf", "trnf_toa", units=_DOWNWARD), **_all("rlut", units=_FLUX)},
+    ),
     "surface_pressure": Variable("Pa", 10, 1e8, False, _all("sp", "prsurf", "ps", units=_PRESSURE)),
 }
 
@@ -97,8 +103,10 @@ def read_means(path: Path, name: str, title: str) -> tuple[dict[str, Mean], list
     try:
         data = xarray.open_dataset(path, decode_times=False, engine=_engine(path))
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{title}: {name} is no whole netCDF file ({type(error).__name__}: {error}): it is damaged or "
-                        "cut short; build with --refresh") from error
+        raise DataError(
+            f"{title}: {name} is no whole netCDF file ({type(error).__name__}: {error}): it is damaged or "
+            "cut short; build with --refresh"
+        ) from error
     with data:
         return *means_of(data), {str(key): str(value) for key, value in data.attrs.items()}
 
@@ -115,8 +123,10 @@ def means_of(data: xarray.Dataset) -> tuple[dict[str, Mean], list[str]]:
         units = about.names[theirs]
         unit = _unit(data[theirs])
         if unit not in units:
-            problems.append(f"the unit of {variable} ({theirs}) is {data[theirs].attrs.get('units', '')!r}, it must "
-                            f"be {about.unit} or another of {', '.join(units)}")
+            problems.append(
+                f"the unit of {variable} ({theirs}) is {data[theirs].attrs.get('units', '')!r}, it must "
+                f"be {about.unit} or another of {', '.join(units)}"
+            )
             continue
         mean, found = _mean(data, theirs, variable, about, units[unit])
         problems += found
@@ -127,8 +137,11 @@ def means_of(data: xarray.Dataset) -> tuple[dict[str, Mean], list[str]]:
 
 def _stacked(data: xarray.Dataset, about: Variable) -> tuple[xarray.Dataset, str | None]:
     """The data set with the family's maps as one variable on levels in hPa, and its name; None if there are none."""
-    found = {float(name.removeprefix(about.family)): name for name in map(str, data.data_vars)
-             if about.family and re.fullmatch(rf"{about.family}\d+", name)}
+    found = {
+        float(name.removeprefix(about.family)): name
+        for name in map(str, data.data_vars)
+        if about.family and re.fullmatch(rf"{about.family}\d+", name)
+    }
     if len(found) < 2:
         return data, None
     name = next(iter(about.names))
@@ -136,14 +149,17 @@ def _stacked(data: xarray.Dataset, about: Variable) -> tuple[xarray.Dataset, str
     return data.assign({name: xarray.concat([data[found[level]] for level in sorted(found)], levels)}), name
 
 
-def _mean(data, theirs: str, variable: str, about: Variable,
-          conversion: tuple[float, float]) -> tuple[Mean | None, list[str]]:
+def _mean(
+    data, theirs: str, variable: str, about: Variable, conversion: tuple[float, float]
+) -> tuple[Mean | None, list[str]]:
     array = data[theirs]
     axes = [_axis(array, names) for names in (("lat", "latitude", "lat2"), ("lon", "longitude", "lon2"))]
     vertical = _axis(array, ("pressure_level", "plev", "plm", "level", "lev")) if about.on_levels else None
     if None in axes or (about.on_levels and vertical is None):
-        return None, [f"{variable} ({theirs}) has the dimensions {', '.join(map(str, array.dims))}: latitude, "
-                      f"longitude{' and level' if about.on_levels else ''} are needed"]
+        return None, [
+            f"{variable} ({theirs}) has the dimensions {', '.join(map(str, array.dims))}: latitude, "
+            f"longitude{' and level' if about.on_levels else ''} are needed"
+        ]
     latitude, longitude = axes
     others = [axis for axis in array.dims if axis not in (latitude, longitude, vertical)]
     array = array.transpose(*others, *([vertical] if vertical else []), latitude, longitude)
@@ -168,8 +184,9 @@ def _mean(data, theirs: str, variable: str, about: Variable,
     return (None if found else Mean(total / times * factor + offset, levels, sigma, times)), found
 
 
-def _range_problems(variable: str, about: Variable, conversion: tuple[float, float], low: float,
-                    high: float) -> list[str]:
+def _range_problems(
+    variable: str, about: Variable, conversion: tuple[float, float], low: float, high: float
+) -> list[str]:
     if not np.isfinite(low):
         return [f"{variable} has no value"]
     fill = max(low, high, key=abs)
@@ -203,9 +220,14 @@ def overlaps(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, n
     A cell ends halfway to the next; the outermost ones end at the poles. Each weight is the share of a new cell's
     area that an old one covers, so that rows sum to one and the area-weighted mean stays.
     """
-    return (_shares(np.sin(np.deg2rad(_schema_bounds_latitude())), np.sin(np.deg2rad(_bounds(latitude, -90, 90))),
-                    np.argsort(latitude)),
-            _longitude_shares(longitude))
+    return (
+        _shares(
+            np.sin(np.deg2rad(_schema_bounds_latitude())),
+            np.sin(np.deg2rad(_bounds(latitude, -90, 90))),
+            np.argsort(latitude),
+        ),
+        _longitude_shares(longitude),
+    )
 
 
 def regridded(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -258,8 +280,10 @@ def on_pressures(mean: Mean, surface_pressure_pa: float, pressures: np.ndarray) 
     """
     levels = mean.levels * surface_pressure_pa if mean.sigma else mean.levels
     if levels.min() > pressures.min() * 1.001 or levels.max() < pressures.max() * 0.999:
-        raise ValueError(f"its levels reach from {levels.min() / 100:.4g} to {levels.max() / 100:.4g} hPa, "
-                         f"{pressures.min() / 100:.4g} to {pressures.max() / 100:.4g} are needed")
+        raise ValueError(
+            f"its levels reach from {levels.min() / 100:.4g} to {levels.max() / 100:.4g} hPa, "
+            f"{pressures.min() / 100:.4g} to {pressures.max() / 100:.4g} are needed"
+        )
     order = np.argsort(levels)
     unit = np.eye(len(levels))
     weights = np.stack([np.interp(np.log(pressures), np.log(levels[order]), row) for row in unit], axis=1)
@@ -305,4 +329,3 @@ def _unit(array) -> str:
 def _engine(path: Path) -> str:
     with path.open("rb") as file:
         return "scipy" if file.read(3) == b"CDF" else "h5netcdf"
-

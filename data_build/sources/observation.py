@@ -3,9 +3,16 @@
 from data_build.sources.base import Field
 
 #: The IVOA's ObsCore names (Louys et al. 2017, REC-ObsCore-v1.1): wavelengths there are in metres.
-OBSCORE = {"target_name": "target_name", "ra_deg": "s_ra", "dec_deg": "s_dec", "start_mjd": "t_min",
-           "exposure_s": "t_exptime", "wavelength_min_um": "em_min", "wavelength_max_um": "em_max",
-           "instrument": "instrument_name"}
+OBSCORE = {
+    "target_name": "target_name",
+    "ra_deg": "s_ra",
+    "dec_deg": "s_dec",
+    "start_mjd": "t_min",
+    "exposure_s": "t_exptime",
+    "wavelength_min_um": "em_min",
+    "wavelength_max_um": "em_max",
+    "instrument": "instrument_name",
+}
 
 
 def observation_fields(observation_id: str, theirs: dict[str, str], micrometres: float) -> tuple[Field, ...]:
@@ -26,5 +33,7 @@ def observation_fields(observation_id: str, theirs: dict[str, str], micrometres:
         Field("wavelength_max_um", "float64", "um", 1e-6, 1e5, factor=micrometres),
         Field("instrument", "string"),
     )
-    return (Field("observation_id", "string", required=True, theirs=observation_id),
-            *(Field(**{**field.__dict__, "theirs": theirs[field.name]}) for field in fields if field.name in theirs))
+    return (
+        Field("observation_id", "string", required=True, theirs=observation_id),
+        *(Field(**{**field.__dict__, "theirs": theirs[field.name]}) for field in fields if field.name in theirs),
+    )

@@ -17,11 +17,18 @@ from data_build.sources.base import SourceInfo
 _SHA256 = "297880b9989568a784d5d1a89eb9668a6245babc35b2baad66321c5a4fcbf998"
 _PACKAGE = "astroquery==0.4.11"
 
-_STAR_COLUMNS = {"temperature": ("stellar_temperature_k", 1.0), "radius": ("stellar_radius_sun", 1.0),
-                 "mass": ("stellar_mass_sun", 1.0)}
-_PLANET_COLUMNS = {"radius": ("radius_earth", u.R_jup.to(u.R_earth)), "mass": ("mass_earth", u.M_jup.to(u.M_earth)),
-                   "period": ("period_d", 1.0), "semimajoraxis": ("semi_major_axis_au", 1.0),
-                   "eccentricity": ("eccentricity", 1.0)}
+_STAR_COLUMNS = {
+    "temperature": ("stellar_temperature_k", 1.0),
+    "radius": ("stellar_radius_sun", 1.0),
+    "mass": ("stellar_mass_sun", 1.0),
+}
+_PLANET_COLUMNS = {
+    "radius": ("radius_earth", u.R_jup.to(u.R_earth)),
+    "mass": ("mass_earth", u.M_jup.to(u.M_earth)),
+    "period": ("period_d", 1.0),
+    "semimajoraxis": ("semi_major_axis_au", 1.0),
+    "eccentricity": ("eccentricity", 1.0),
+}
 
 
 class OpenExoplanetCatalogue:
@@ -52,10 +59,13 @@ class OpenExoplanetCatalogue:
         """
         with gzip.open(self.path()) as file:
             systems = ElementTree.parse(file).getroot()
-        return [self._planet(system, star, planet)
-                for system in systems.iter("system") for star in system.iter("star")
-                for planet in star.findall("planet")
-                if "Confirmed planets" in {element.text for element in planet.findall("list")}]
+        return [
+            self._planet(system, star, planet)
+            for system in systems.iter("system")
+            for star in system.iter("star")
+            for planet in star.findall("planet")
+            if "Confirmed planets" in {element.text for element in planet.findall("list")}
+        ]
 
     def _planet(self, system, star, planet) -> Planet:
         values = {}
@@ -67,11 +77,17 @@ class OpenExoplanetCatalogue:
         names = [element.text.strip() for element in planet.findall("name")]
         minimum_mass = "mass_earth" in values and planet.find("mass").get("type") == "msini"
         return Planet(
-            key="", name=names[0], source=self.info.name, kind="observed", values=values,
-            derived=frozenset({"mass_earth"} if minimum_mass else ()), aliases=frozenset(names),
+            key="",
+            name=names[0],
+            source=self.info.name,
+            kind="observed",
+            values=values,
+            derived=frozenset({"mass_earth"} if minimum_mass else ()),
+            aliases=frozenset(names),
             ra_deg=_angle(system.findtext("rightascension"), u.hourangle),
             dec_deg=_angle(system.findtext("declination"), u.deg),
-            j_magnitude=_number(star, "magJ"), host=star.findtext("name") or names[0],
+            j_magnitude=_number(star, "magJ"),
+            host=star.findtext("name") or names[0],
             description=" ".join((planet.findtext("description") or "").split()),
             raw_columns=frozenset(values),
         )

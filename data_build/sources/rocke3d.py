@@ -37,8 +37,13 @@ STARS = {
 #: Paper's folder → what its runs have in common and do not tell themselves. planet_2.0's runs are an Earth of 1850
 #: (``master_yr=1850``) with the gases of CMIP6 (Meinshausen et al. 2017, GMD 10, 2057).
 SUPPLEMENTS = {
-    "Tsigaridis2025GMD-planet_2.0": {**EARTH, "planet": "Earth", "co2_vmr": 284.3e-6, "ch4_vmr": 0.808e-6,
-                                     "rest_of_air": "nitrogen and oxygen"},
+    "Tsigaridis2025GMD-planet_2.0": {
+        **EARTH,
+        "planet": "Earth",
+        "co2_vmr": 284.3e-6,
+        "ch4_vmr": 0.808e-6,
+        "rest_of_air": "nitrogen and oxygen",
+    }
 }
 
 
@@ -49,12 +54,17 @@ class Rocke3d:
     """
 
     info = SourceInfo(
-        name="rocke3d", title="ROCKE-3D", modality="climate", kind="simulated",
-        version="publication supplements", client="xarray",
+        name="rocke3d",
+        title="ROCKE-3D",
+        modality="climate",
+        kind="simulated",
+        version="publication supplements",
+        client="xarray",
         licence="public domain (NASA)",
         citation="Way et al. 2017, ApJS 231, 12; Tsigaridis et al. 2025, GMD 18, 5825",
         requests_per_second=1.0,
-        fields=FIELDS)
+        fields=FIELDS,
+    )
 
     #: The planet is the modellers' assumption.
     planet_source, planet_kind = "rocke3d", "synthetic"
@@ -76,8 +86,9 @@ class Rocke3d:
                 rundeck = good(session.get(deck), self.info).text if deck else ""
                 yield self._climate(session, f"{folder.removeprefix(FOLDER)}{period}.{run}".strip("/."), files, rundeck)
 
-    def _climate(self, session: requests.Session, climate_id: str, files: Mapping[str, str],
-                 rundeck: str) -> dict[str, Any]:
+    def _climate(
+        self, session: requests.Session, climate_id: str, files: Mapping[str, str], rundeck: str
+    ) -> dict[str, Any]:
         parts, attributes = [], {}
         problems = [f"its folder has no {kind} file of that year" for kind in ("aij", "aijl") if kind not in files]
         for url in sorted(files.values()) if not problems else ():
@@ -86,8 +97,11 @@ class Rocke3d:
             parts.append(means)
             problems += found
             attributes |= said
-        values = {**SUPPLEMENTS.get(climate_id.split("/")[0], {}), **from_rundeck(rundeck),
-                  **from_attributes(attributes)}
+        values = {
+            **SUPPLEMENTS.get(climate_id.split("/")[0], {}),
+            **from_rundeck(rundeck),
+            **from_attributes(attributes),
+        }
         planet = str(values.pop("planet", climate_id.split("/")[0]))
         rest = str(values.pop("rest_of_air", "nitrogen"))
         return climate_row(climate_id, planet, values, merged(parts), problems, rest)
@@ -96,8 +110,10 @@ class Rocke3d:
         """Each folder with the links on its page, sorted, and those of its folders down to ``depth``."""
         page = good(session.get(folder), self.info).text
         if "</html>" not in page.lower():
-            raise DataError(f"{self.info.title}: the page of {folder} is no whole page: it was cut short, or the "
-                            "server has changed; try again later; if it persists, please report it")
+            raise DataError(
+                f"{self.info.title}: the page of {folder} is no whole page: it was cut short, or the "
+                "server has changed; try again later; if it persists, please report it"
+            )
         links = sorted({urljoin(folder, link) for link in _LINK.findall(page)})
         inside = [link for link in links if link.startswith(folder) and link != folder]
         yield folder, [link for link in inside if not link.endswith("/")]

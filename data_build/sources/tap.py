@@ -17,8 +17,9 @@ from data_build.sources.base import SourceInfo, require_columns
 PAGE = 2000  # rows; below the synchronous limits of all archives here
 
 
-def tap_rows(info: SourceInfo, session: requests.Session, url: str, table: str,
-             where: str = "") -> Iterator[Mapping[str, Any]]:
+def tap_rows(
+    info: SourceInfo, session: requests.Session, url: str, table: str, where: str = ""
+) -> Iterator[Mapping[str, Any]]:
     """Every row of ``table`` that meets ``where`` (ADQL), in the order of the first field of ``info``, its key.
 
     Raises:
@@ -39,14 +40,18 @@ def tap_rows(info: SourceInfo, session: requests.Session, url: str, table: str,
         if len(page):
             require_columns(info, [field.column for field in info.fields if field.column.lower() in names])
         else:
-            raise DataError(f"{info.title}: {table} gave {seen} rows, but counts {expected}: the answer was cut short; "
-                            "try again later, what was fetched is kept")
+            raise DataError(
+                f"{info.title}: {table} gave {seen} rows, but counts {expected}: the answer was cut short; "
+                "try again later, what was fetched is kept"
+            )
         for row in page:
             yield {field.column: row[names[field.column.lower()]] for field in info.fields}
         first, end = (_plain(page[index][names[key.lower()]]) for index in (0, -1))
         if last is not None and last in (first, end):
-            raise DataError(f"{info.title}: {table} gave rows after {key} = {last!r} that begin or end with it: it "
-                            f"does not keep the order of {key} that was asked for")
+            raise DataError(
+                f"{info.title}: {table} gave rows after {key} = {last!r} that begin or end with it: it "
+                f"does not keep the order of {key} that was asked for"
+            )
         last, seen = end, seen + len(page)
 
 

@@ -64,8 +64,17 @@ class TauRex:
             pressures_in_pa(opacity)
             cache.add_opacity(opacity)
 
-    def spectrum(self, planet: Planet, surface_pressure_pa: float, pressure_pa: np.ndarray, temperature_k: np.ndarray,
-                 h2o_vmr: np.ndarray, co2_vmr: float, ch4_vmr: float, wavelength_um: np.ndarray) -> np.ndarray:
+    def spectrum(
+        self,
+        planet: Planet,
+        surface_pressure_pa: float,
+        pressure_pa: np.ndarray,
+        temperature_k: np.ndarray,
+        h2o_vmr: np.ndarray,
+        co2_vmr: float,
+        ch4_vmr: float,
+        wavelength_um: np.ndarray,
+    ) -> np.ndarray:
         """Transit depth at the terminator, without noise.
 
         Args:
@@ -101,11 +110,16 @@ class TauRex:
             chemistry.addGas(ArrayGas(molecule, ratio.tolist()))  # an array has no truth value, which it asks for
         value = planet.values
         model = TransmissionModel(
-            planet=TaurexPlanet(planet_mass=value["mass_earth"] * u.M_earth.to(u.M_jup),
-                                planet_radius=value["radius_earth"] * u.R_earth.to(u.R_jup)),
+            planet=TaurexPlanet(
+                planet_mass=value["mass_earth"] * u.M_earth.to(u.M_jup),
+                planet_radius=value["radius_earth"] * u.R_earth.to(u.R_jup),
+            ),
             star=BlackbodyStar(temperature=value["stellar_temperature_k"], radius=value["stellar_radius_sun"]),
-            pressure_profile=grid, temperature_profile=TemperatureArray(temperature), chemistry=chemistry,
-            contributions=[AbsorptionContribution(), RayleighContribution()], nlayers=_LAYERS,
+            pressure_profile=grid,
+            temperature_profile=TemperatureArray(temperature),
+            chemistry=chemistry,
+            contributions=[AbsorptionContribution(), RayleighContribution()],
+            nlayers=_LAYERS,
         )
         model.build()
         wavenumber, depth, _, _ = model.model(wngrid=np.sort(1e4 / wavelength_um))
@@ -147,7 +161,8 @@ def noise(planet: Planet, wavelength_um: np.ndarray) -> np.ndarray:
     flux = flux_j * (body(wavelength) / body(_J_BAND)).to_value(u.one)
     relative_width = np.gradient(np.log(wavelength_um))
     rate = (flux * _COLLECTING_AREA * _THROUGHPUT / constants.h).to(1 / u.s) * relative_width
-    duration = (value["period_d"] * u.day * value["stellar_radius_sun"] * u.R_sun
-                / (np.pi * value["semi_major_axis_au"] * u.au)).to(u.s)
+    duration = (
+        value["period_d"] * u.day * value["stellar_radius_sun"] * u.R_sun / (np.pi * value["semi_major_axis_au"] * u.au)
+    ).to(u.s)
     photons = (rate * duration * VISITS).to_value(u.one)
     return np.hypot(np.sqrt(2 / photons), _FLOOR)

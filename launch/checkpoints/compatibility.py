@@ -24,13 +24,20 @@ def refusals(manifest: Manifest, network: AstrobioStack, model: str, data: Path)
     saved = {name: tensor.shape for kind in ("fp32", "frozen") for name, tensor in manifest.of_kind(kind).items()}
     problems = []
     if saved != shapes:
-        examples = [*(f"{name} is {saved[name]} there and {shape} here" for name, shape in shapes.items()
-                      if name in saved and saved[name] != shape),
-                    *(f"{name} is not in it" for name in shapes if name not in saved),
-                    *(f"{name} is only in it" for name in saved if name not in shapes)]
-        problems.append(f"it was saved from model {manifest.about['model']!r}, whose network is not that of "
-                        f"{model!r}: {examples[0]}"
-                        f"{f', and {len(examples) - 1} more differences' if len(examples) > 1 else ''}")
+        examples = [
+            *(
+                f"{name} is {saved[name]} there and {shape} here"
+                for name, shape in shapes.items()
+                if name in saved and saved[name] != shape
+            ),
+            *(f"{name} is not in it" for name in shapes if name not in saved),
+            *(f"{name} is only in it" for name in saved if name not in shapes),
+        ]
+        problems.append(
+            f"it was saved from model {manifest.about['model']!r}, whose network is not that of "
+            f"{model!r}: {examples[0]}"
+            f"{f', and {len(examples) - 1} more differences' if len(examples) > 1 else ''}"
+        )
     before, now = manifest.about["dataset"], dataset_hash(data)
     if before != now:
         problems.append(f"it was trained on a dataset of content_sha256 {before[:12]}…, {data} has {now[:12]}…")
@@ -49,28 +56,44 @@ def changes(manifest: Manifest, network: AstrobioStack, ds_config: dict, world_s
     differs("ZeRO stage", old.stage, new.stage)
     differs("optimizer on", old.optimizer_device, new.optimizer_device)
     differs("parameters on", old.param_device, new.param_device)
-    differs("ranks", manifest.world_size, world_size, "new ranks draw random numbers of their own" if
-            world_size > manifest.world_size else "")
-    differs("device", manifest.random[0].get("device_type", get_accelerator().device_name()),
-            get_accelerator().device_name(), "masks and noise are drawn anew from the seed")
+    differs(
+        "ranks",
+        manifest.world_size,
+        world_size,
+        "new ranks draw random numbers of their own" if world_size > manifest.world_size else "",
+    )
+    differs(
+        "device",
+        manifest.random[0].get("device_type", get_accelerator().device_name()),
+        get_accelerator().device_name(),
+        "masks and noise are drawn anew from the seed",
+    )
     if world_size != manifest.world_size and len(_buffers(manifest)) > len(_distinct_buffers(manifest)):
         lines.append("buffers that differed between the ranks: new ranks take those of rank 0")
     for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         differs(key, before.get(key), ds_config.get(key))
-    differs("sub_group_size", *(config.get("zero_optimization", {}).get("sub_group_size")
-                                for config in (before, ds_config)))
+    differs(
+        "sub_group_size", *(config.get("zero_optimization", {}).get("sub_group_size") for config in (before, ds_config))
+    )
     differs("precision", old.precision, new.precision, _precision(manifest, old.precision, new.precision))
-    differs("moments", _moment_dtype(before), _moment_dtype(ds_config),
-            "rounded, or no finer than they were saved")
+    differs("moments", _moment_dtype(before), _moment_dtype(ds_config), "rounded, or no finer than they were saved")
     if not keeps_moments(before, ds_config):
-        differs("optimizer", before["optimizer"]["type"], ds_config["optimizer"]["type"],
-                "the moments of the one mean nothing to the other: they begin at zero")
+        differs(
+            "optimizer",
+            before["optimizer"]["type"],
+            ds_config["optimizer"]["type"],
+            "the moments of the one mean nothing to the other: they begin at zero",
+        )
     for key in sorted(new_settings(before, ds_config)):
-        differs(f"optimizer.params.{key}", *(config["optimizer"].get("params", {}).get(key)
-                                             for config in (before, ds_config)))
+        differs(
+            f"optimizer.params.{key}",
+            *(config["optimizer"].get("params", {}).get(key) for config in (before, ds_config)),
+        )
     if not same_scheduler(before, ds_config):
-        lines.append(f"scheduler: {_scheduler(before)} before, {_scheduler(ds_config)} now; it goes on at step "
-                     f"{manifest.step} of the new one")
+        lines.append(
+            f"scheduler: {_scheduler(before)} before, {_scheduler(ds_config)} now; it goes on at step "
+            f"{manifest.step} of the new one"
+        )
     return lines + _thawed(manifest, network)
 
 
@@ -125,8 +148,9 @@ def _moment_dtype(config: dict) -> str:
     """What a ds_config makes of Adam's moments."""
     for precision in ("fp16", "bf16"):
         block = config.get(precision, {})
-        if block.get("enabled") and (block.get(f"{precision}_optimizer_states")
-                                     or block.get(f"{precision}_master_weights_and_grads")):
+        if block.get("enabled") and (
+            block.get(f"{precision}_optimizer_states") or block.get(f"{precision}_master_weights_and_grads")
+        ):
             return precision
     return "fp32"
 

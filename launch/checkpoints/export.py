@@ -36,8 +36,15 @@ class Exported:
         return Entry(self.name, self.dtype, self.shape)
 
 
-def export(checkpoint: Path, out: Path, part: str = "whole", dtype: str = "bf16", shard_bytes: int = 5_000_000_000,
-           tokenizer: Path | None = None, progress=lambda tensors: tensors) -> list[Path]:
+def export(
+    checkpoint: Path,
+    out: Path,
+    part: str = "whole",
+    dtype: str = "bf16",
+    shard_bytes: int = 5_000_000_000,
+    tokenizer: Path | None = None,
+    progress=lambda tensors: tensors,
+) -> list[Path]:
     """Write the model of a checkpoint into ``out``; returns the safetensors files. One tensor at a time is in memory.
 
     Args:
@@ -76,8 +83,9 @@ class Source:
 
     def __init__(self, checkpoint: Path, manifest: Manifest):
         self.checkpoint, self.manifest = checkpoint, manifest
-        self.parameters = {key.partition("/")[2]: key for key in manifest.tensors
-                           if key.startswith(("fp32/", "frozen/"))}
+        self.parameters = {
+            key.partition("/")[2]: key for key in manifest.tensors if key.startswith(("fp32/", "frozen/"))
+        }
         self.buffers = {key.partition("/")[2]: key for key in manifest.tensors if key.startswith("buffer.0/")}
 
     def saved(self, name: str) -> SavedTensor:
@@ -95,8 +103,10 @@ class Source:
             flat[start:stop] = reader.read(file, key, 0, stop - start)
             found += fingerprint(flat[start:stop], start)
         if found != saved.expected:
-            raise Damaged(self.checkpoint, [f"{key}: not the numbers that were saved; `astrobio checkpoint verify` "
-                                            "names the file"])
+            raise Damaged(
+                self.checkpoint,
+                [f"{key}: not the numbers that were saved; `astrobio checkpoint verify` names the file"],
+            )
         return flat.view(saved.shape)
 
 
@@ -112,20 +122,26 @@ def _language(source: Source, stack: StackConfig, dtype: torch.dtype) -> Iterato
     for name, key in source.parameters.items():
         if name.startswith(LANGUAGE) and ".lora_" not in name:
             own = name.removeprefix(LANGUAGE).replace(".base_layer.", ".")
-            yield Exported(own, tuple(source.saved(name).shape), dtype,
-                           lambda name=name, key=key: _merged(source, stack, name, key).to(dtype))
+            yield Exported(
+                own,
+                tuple(source.saved(name).shape),
+                dtype,
+                lambda name=name, key=key: _merged(source, stack, name, key).to(dtype),
+            )
     for name, key in source.buffers.items():
         if name.startswith(LANGUAGE):
             saved = source.manifest.tensors[key]
-            yield Exported(name.removeprefix(LANGUAGE), tuple(saved.shape), saved.torch_dtype,
-                           lambda key=key: source.read(key))
+            yield Exported(
+                name.removeprefix(LANGUAGE), tuple(saved.shape), saved.torch_dtype, lambda key=key: source.read(key)
+            )
 
 
 def _merged(source: Source, stack: StackConfig, name: str, key: str) -> Tensor:
     """A weight with what its adapter adds: W + alpha / rank · B A (Hu et al. 2021)."""
     weight = source.read(key)
-    down, up = (source.parameters.get(name.replace("base_layer.weight", f"lora_{letter}.default.weight"))
-                for letter in "AB")
+    down, up = (
+        source.parameters.get(name.replace("base_layer.weight", f"lora_{letter}.default.weight")) for letter in "AB"
+    )
     if ".base_layer.weight" not in name or down is None:
         return weight
     lora = stack.language.lora
@@ -151,8 +167,9 @@ def _write_shards(out: Path, tensors: list[Exported], shard_bytes: int, progress
             writer.close()
     next(bar, None)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(tensor.entry.nbytes for tensor in tensors)},
-                 "weight_map": {tensor.name: name for name, shard in zip(names, shards, strict=True)
-                                for tensor in shard}}
+        index = {
+            "metadata": {"total_size": sum(tensor.entry.nbytes for tensor in tensors)},
+            "weight_map": {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
+        }
         write_whole(out / INDEX, json.dumps(index, indent=2))
     return names

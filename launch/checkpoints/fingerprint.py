@@ -47,7 +47,7 @@ def pieces(part: Tensor) -> Iterator[tuple[Tensor, int]]:
     flat = part.detach().reshape(-1)
     length = PIECE_BYTES // flat.element_size()
     for offset in range(0, len(flat), length):
-        yield flat[offset:offset + length], offset
+        yield flat[offset : offset + length], offset
 
 
 def _of_piece(piece: Tensor, start: int) -> Fingerprint:
@@ -55,14 +55,14 @@ def _of_piece(piece: Tensor, start: int) -> Fingerprint:
     in_word = 8 // size
     lead = min(-start % in_word, len(piece))  # elements before the first whole word
     whole = (len(piece) - lead) // in_word
-    body = piece[lead:lead + whole * in_word]
+    body = piece[lead : lead + whole * in_word]
     if body.storage_offset() % in_word or body.data_ptr() % 8:
         body = body.clone()
     words = body.view(torch.int64)
     first = (start + lead) // in_word
     found = _of_words(words, first)
     for index in (*range(lead), *range(lead + whole * in_word, len(piece))):
-        bits = int.from_bytes(bytes(piece[index:index + 1].cpu().view(torch.uint8).tolist()), "little")
+        bits = int.from_bytes(bytes(piece[index : index + 1].cpu().view(torch.uint8).tolist()), "little")
         word = bits << (8 * size * ((start + index) % in_word))
         found += Fingerprint(word & _MASK, word * ((start + index) // in_word) & _MASK)
     return found
@@ -72,10 +72,14 @@ def _of_words(words: Tensor, first: int, columns: int = 4096) -> Fingerprint:
     """Sums of rows and columns, which are fast, make up the weighted sum: the word at row r, column c has the position
     ``first + r * columns + c``."""
     rows = len(words) // columns
-    table, rest = words[:rows * columns].view(rows, columns), words[rows * columns:]
+    table, rest = words[: rows * columns].view(rows, columns), words[rows * columns :]
     by_row, by_column = table.sum(1), table.sum(0)
     numbers = torch.arange(max(rows, columns), device=words.device)
     total = int(by_row.sum()) + int(rest.sum())
-    weighted = (columns * int((numbers[:rows] * by_row).sum()) + int((numbers[:columns] * by_column).sum())
-                + int((numbers[:len(rest)] * rest).sum()) + rows * columns * int(rest.sum()))
+    weighted = (
+        columns * int((numbers[:rows] * by_row).sum())
+        + int((numbers[:columns] * by_column).sum())
+        + int((numbers[: len(rest)] * rest).sum())
+        + rows * columns * int(rest.sum())
+    )
     return Fingerprint(total & _MASK, (weighted + first * total) & _MASK)

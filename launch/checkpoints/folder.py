@@ -76,7 +76,7 @@ def remove_old(run: Path, keep_last: int, keep_every_h: float | None = None) -> 
     """Remove valid checkpoints but the last ``keep_last``, the best one and the first of every ``keep_every_h`` hours
     of training; returns them. Broken ones neither count nor go: the last valid one always stays."""
     valid = valid_checkpoints(run)
-    kept = {*valid[-max(1, keep_last):], named(run, BEST)}
+    kept = {*valid[-max(1, keep_last) :], named(run, BEST)}
     if keep_every_h is not None:
         seen = set()
         for path in valid:

@@ -17,8 +17,9 @@ from launch.zero.state import FROZEN, EngineState
 class Checkpoints:
     """Saves an engine's state into a run's folder, loads it back, and removes what is no longer kept."""
 
-    def __init__(self, engine, run: Path, ds_config: dict, seed: int = 0, keep_last: int = 2,
-                 keep_every_h: float | None = None):
+    def __init__(
+        self, engine, run: Path, ds_config: dict, seed: int = 0, keep_last: int = 2, keep_every_h: float | None = None
+    ):
         self.engine, self.run, self.ds_config, self.seed = engine, run, ds_config, seed
         self.keep_last, self.keep_every_h = keep_last, keep_every_h
         self._frozen_in: Path | None = None  # where the frozen parameters are saved as they are now
@@ -63,8 +64,11 @@ class Checkpoints:
     def _holds_frozen(self, path: Path, manifest: Manifest) -> bool:
         """Whether the engine's frozen parameters are in this checkpoint of the same run to the last bit."""
         frozen = {part.name: parameter.dtype for parameter, part in EngineState(self.engine).frozen()}
-        return (path.parent == folder_of(self.run) and manifest.world_size == dist.get_world_size()
-                and frozen == {name: saved.torch_dtype for name, saved in manifest.of_kind(FROZEN).items()})
+        return (
+            path.parent == folder_of(self.run)
+            and manifest.world_size == dist.get_world_size()
+            and frozen == {name: saved.torch_dtype for name, saved in manifest.of_kind(FROZEN).items()}
+        )
 
     def load_best(self) -> Path | None:
         """Load the best checkpoint's weights; None where there is none, or none but the present weights.

@@ -43,13 +43,15 @@ class Loading:
         for file, first, begin, end in _runs(saved, start, stop):
             values = self.reader.read(file, key, begin - first, end - first)
             converted = values.to(target.dtype)
-            target[begin - start:end - start].copy_(converted)
+            target[begin - start : end - start].copy_(converted)
             found = fingerprint(values, begin)
             self.held[held_as] = self.held.get(held_as, Fingerprint()) + (
-                found if converted.dtype == values.dtype else fingerprint(converted, begin))
-            mine = values[max(low - begin, 0):max(high - begin, 0)]
+                found if converted.dtype == values.dtype else fingerprint(converted, begin)
+            )
+            mine = values[max(low - begin, 0) : max(high - begin, 0)]
             self.read[key] = self.read.get(key, Fingerprint()) + (
-                found if len(mine) == len(values) else fingerprint(mine, max(low, begin)))
+                found if len(mine) == len(values) else fingerprint(mine, max(low, begin))
+            )
 
 
 def load(state: EngineState, checkpoint: Path, ds_config: dict, seed: int = 0, weights_only: bool = False) -> Manifest:
@@ -106,7 +108,7 @@ def _together(checkpoint: Path, read) -> None:
 def _broken_files(checkpoint: Path) -> list[str]:
     """Which files are to blame: each rank hashes some of them."""
     manifest = Manifest.read(checkpoint)
-    mine = list(manifest.files)[dist.get_rank()::dist.get_world_size()]
+    mine = list(manifest.files)[dist.get_rank() :: dist.get_world_size()]
     broken = [name for name in mine if hash_file(checkpoint / name) != manifest.files[name].xxh3_128]
     return [f"{name}: its contents are not what was written" for names in gathered(broken) for name in names]
 
@@ -127,7 +129,7 @@ def _fill_all(state: EngineState, loading: Loading, ds_config: dict, weights_onl
         with state.frozen_values(parameter, write=True) as values:
             if state.sharded:
                 if part.stop > part.start:
-                    loading.fill(key, values[:part.stop - part.start], part.start, f"{FROZEN}/{part.name}")
+                    loading.fill(key, values[: part.stop - part.start], part.start, f"{FROZEN}/{part.name}")
             else:
                 loading.fill(key, values, 0, f"{FROZEN}/{part.name}", counted=(part.start, part.stop))
     rank = dist.get_rank()
@@ -187,8 +189,9 @@ def _check_files(loading: Loading) -> None:
             read[key] = read.get(key, Fingerprint()) + found
     wrong = [key for key, found in read.items() if found != loading.manifest.tensors[key].expected]
     if wrong:
-        raise Damaged(loading.checkpoint, [f"{_some(wrong)}: not the numbers that were saved",
-                                           *_broken_files(loading.checkpoint)])
+        raise Damaged(
+            loading.checkpoint, [f"{_some(wrong)}: not the numbers that were saved", *_broken_files(loading.checkpoint)]
+        )
 
 
 def _check_engine(state: EngineState, loading: Loading, weights_only: bool) -> None:
@@ -199,8 +202,9 @@ def _check_engine(state: EngineState, loading: Loading, weights_only: bool) -> N
         wrong += _wrong_settings(state, loading.manifest)
     everywhere = sorted({key for share in gathered(wrong) for key in share})
     if everywhere:
-        raise LoadFailed(f"{loading.checkpoint}: after loading the engine does not hold what was saved: "
-                         f"{_some(everywhere)}")
+        raise LoadFailed(
+            f"{loading.checkpoint}: after loading the engine does not hold what was saved: {_some(everywhere)}"
+        )
 
 
 def fingerprints(state: EngineState, weights_only: bool = False) -> dict[str, Fingerprint]:
@@ -216,7 +220,7 @@ def fingerprints(state: EngineState, weights_only: bool = False) -> dict[str, Fi
     for parameter, part in state.frozen():
         with state.frozen_values(parameter) as values:
             if state.sharded and part.stop > part.start:
-                found[f"{FROZEN}/{part.name}"] = fingerprint(values[:part.stop - part.start], part.start)
+                found[f"{FROZEN}/{part.name}"] = fingerprint(values[: part.stop - part.start], part.start)
             elif not state.sharded:
                 found[f"{FROZEN}/{part.name}"] = fingerprint(values)
     for name, buffer in state.buffers().items():
@@ -232,8 +236,7 @@ def _set_settings(state: EngineState, manifest: Manifest, ds_config: dict) -> No
     for index, group in enumerate(state.param_groups()):
         saved = next((group_of[name] for name in group["parameters"] if name in group_of), None)
         if saved is not None:
-            state.set_param_group(index, {key: value for key, value in saved["settings"].items()
-                                          if key not in chosen})
+            state.set_param_group(index, {key: value for key, value in saved["settings"].items() if key not in chosen})
     if manifest.scheduler is not None and state.scheduler() is not None:
         state.set_scheduler(manifest.scheduler, changed=not same_scheduler(manifest.about["ds_config"], ds_config))
     if manifest.loss_scale is not None and state.loss_scale() is not None:
@@ -241,19 +244,24 @@ def _set_settings(state: EngineState, manifest: Manifest, ds_config: dict) -> No
 
 
 def _wrong_settings(state: EngineState, manifest: Manifest) -> list[str]:
-    wrong = [f"{name} ({found}, saved {manifest.counters[name]})" for name, found in state.counters().items()
-             if name != "micro_steps" and found != manifest.counters[name]]
+    wrong = [
+        f"{name} ({found}, saved {manifest.counters[name]})"
+        for name, found in state.counters().items()
+        if name != "micro_steps" and found != manifest.counters[name]
+    ]
     if manifest.scheduler is not None and state.scheduler() is not None and state.scheduler() != manifest.scheduler:
         wrong.append("scheduler")
-    if manifest.loss_scale is not None and state.loss_scale() is not None and \
-            state.loss_scale() != manifest.loss_scale:
+    if manifest.loss_scale is not None and state.loss_scale() is not None and state.loss_scale() != manifest.loss_scale:
         wrong.append("loss_scale")
     for group in state.groups:
         _, moments, scalars = state.layout(group)
         for key, value in scalars.items():
             saved = [manifest.scalars.get(part.name, {}).get(key) for part in group.parts]
-            if moments and any(number is not None for number in saved) and \
-                    not math.isclose(value, max(number for number in saved if number is not None), abs_tol=0.5):
+            if (
+                moments
+                and any(number is not None for number in saved)
+                and not math.isclose(value, max(number for number in saved if number is not None), abs_tol=0.5)
+            ):
                 wrong.append(f"{key} of {group.parts[0].name} ({value:g})")
     return wrong
 

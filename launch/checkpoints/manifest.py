@@ -99,8 +99,9 @@ class Manifest:
             text = (checkpoint / MANIFEST).read_text()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not text"
-            raise Damaged(checkpoint, [f"{MANIFEST}: {reason}; without it nothing in the folder can be trusted"]) \
-                from None
+            raise Damaged(
+                checkpoint, [f"{MANIFEST}: {reason}; without it nothing in the folder can be trusted"]
+            ) from None
         body, _, written = text.rstrip("\n").rpartition("\n")
         if xxhash.xxh3_128_hexdigest(body.encode()) != written:
             raise Damaged(checkpoint, [f"{MANIFEST}: not as it was written (its hash does not match)"])
@@ -151,8 +152,10 @@ def verify(checkpoint: Path, progress=lambda files: files) -> Manifest:
             problems.append(f"{name} cannot be read ({error.strerror})")
             continue
         if found != manifest.files[name].xxh3_128:
-            problems.append(f"{name}: its contents are not what was written (hash {found[:12]}…, "
-                            f"{manifest.files[name].xxh3_128[:12]}… in {MANIFEST})")
+            problems.append(
+                f"{name}: its contents are not what was written (hash {found[:12]}…, "
+                f"{manifest.files[name].xxh3_128[:12]}… in {MANIFEST})"
+            )
     if problems:
         raise Damaged(checkpoint, problems)
     return manifest

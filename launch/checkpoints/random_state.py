@@ -18,9 +18,13 @@ from launch.zero.accelerator import on_cpu
 def random_state() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     kind, key, *rest = np.random.get_state()
-    return {"python": [version, list(numbers), gauss], "numpy": [kind, key.tolist(), *rest],
-            "torch": _text(torch.get_rng_state()), "device_type": get_accelerator().device_name(),
-            "device": _text(get_accelerator().get_rng_state())}
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, key.tolist(), *rest],
+        "torch": _text(torch.get_rng_state()),
+        "device_type": get_accelerator().device_name(),
+        "device": _text(get_accelerator().get_rng_state()),
+    }
 
 
 def set_random_state(state: dict[str, Any], seed: int) -> None:
@@ -39,8 +43,9 @@ def set_random_state(state: dict[str, Any], seed: int) -> None:
 def is_restored(state: dict[str, Any]) -> bool:
     """Whether the generators are where ``state`` says, as far as they are of its kind."""
     now = random_state()
-    return all(now[key] == value for key, value in state.items()
-               if same_device(state) or key not in ("device", "device_type"))
+    return all(
+        now[key] == value for key, value in state.items() if same_device(state) or key not in ("device", "device_type")
+    )
 
 
 def same_device(state: dict[str, Any]) -> bool:

@@ -50,8 +50,9 @@ class Share:
     problem: str | None = None
 
 
-def save(state: EngineState, run: Path, about: dict[str, Any], best: bool = False,
-         frozen_in: Path | None = None) -> Path:
+def save(
+    state: EngineState, run: Path, about: dict[str, Any], best: bool = False, frozen_in: Path | None = None
+) -> Path:
     """Save the engine's state as the checkpoint of its present step. All ranks call it.
 
     Args:
@@ -73,8 +74,9 @@ def save(state: EngineState, run: Path, about: dict[str, Any], best: bool = Fals
             problems = on_rank_0(lambda: _finish(state, partial, target, about, shares, frozen_in))
         if problems:
             on_rank_0(lambda: shutil.rmtree(partial, ignore_errors=True))
-            raise SaveFailed(f"{target.name} could not be saved: {'; '.join(problems)}; the checkpoints before it are "
-                             "as they were")
+            raise SaveFailed(
+                f"{target.name} could not be saved: {'; '.join(problems)}; the checkpoints before it are as they were"
+            )
     problems = on_rank_0(lambda: [point(run, name, target) for name in (LATEST, *([BEST] if best else []))])
     if problems:
         raise SaveFailed(f"{target.name} is saved, but could not be named: {'; '.join(problems)}")
@@ -89,9 +91,13 @@ def _is_saved(target: Path) -> bool:
 
 def _begin(state: EngineState, partial: Path, frozen_in: Path | None) -> None:
     """Make the staging folder, if the disk has room for what all ranks are going to write into it."""
-    needed = torch.tensor(sum(len(header(entries)) + sum(entry.nbytes for entry in entries)
-                              for entries in (_entries(state), [] if frozen_in else _frozen_entries(state))),
-                          device=state.engine.device)
+    needed = torch.tensor(
+        sum(
+            len(header(entries)) + sum(entry.nbytes for entry in entries)
+            for entries in (_entries(state), [] if frozen_in else _frozen_entries(state))
+        ),
+        device=state.engine.device,
+    )
     dist.all_reduce(needed)
 
     def make() -> None:
@@ -100,13 +106,17 @@ def _begin(state: EngineState, partial: Path, frozen_in: Path | None) -> None:
         free = shutil.disk_usage(partial).free
         if free < int(needed) + SPARE:
             partial.rmdir()
-            raise OSError(f"it takes {int(needed) / 1e9:.3f} GB and {partial.parent} has {free / 1e9:.3f} GB free: "
-                          "make room there, or keep fewer (--set train.keep_last=1)")
+            raise OSError(
+                f"it takes {int(needed) / 1e9:.3f} GB and {partial.parent} has {free / 1e9:.3f} GB free: "
+                "make room there, or keep fewer (--set train.keep_last=1)"
+            )
 
     problems = on_rank_0(make)
     if problems:
-        raise SaveFailed(f"step {state.engine.global_steps} is not saved: {problems[0]}; nothing was written, and the "
-                         "checkpoints before it are as they were")
+        raise SaveFailed(
+            f"step {state.engine.global_steps} is not saved: {problems[0]}; nothing was written, and the "
+            "checkpoints before it are as they were"
+        )
 
 
 def _entries(state: EngineState) -> list[Entry]:
@@ -115,16 +125,24 @@ def _entries(state: EngineState) -> list[Entry]:
     for group in state.groups:
         master, moments, _ = state.layout(group)
         for kind, dtype in ((MASTER, master), *sorted(moments.items())):
-            entries += [Entry(f"{kind}/{part.name}", dtype, (part.stop - part.start,)) for part in group.parts
-                        if part.stop > part.start]
-    entries += [Entry(f"buffer.{dist.get_rank()}/{name}", buffer.dtype, (buffer.numel(),))
-                for name, buffer in state.buffers().items()]
+            entries += [
+                Entry(f"{kind}/{part.name}", dtype, (part.stop - part.start,))
+                for part in group.parts
+                if part.stop > part.start
+            ]
+    entries += [
+        Entry(f"buffer.{dist.get_rank()}/{name}", buffer.dtype, (buffer.numel(),))
+        for name, buffer in state.buffers().items()
+    ]
     return entries
 
 
 def _frozen_entries(state: EngineState) -> list[Entry]:
-    return [Entry(f"{FROZEN}/{part.name}", parameter.dtype, (part.stop - part.start,))
-            for parameter, part in state.frozen() if part.stop > part.start]
+    return [
+        Entry(f"{FROZEN}/{part.name}", parameter.dtype, (part.stop - part.start,))
+        for parameter, part in state.frozen()
+        if part.stop > part.start
+    ]
 
 
 def _write_all(state: EngineState, partial: Path, frozen_in: Path | None) -> list[Share]:
@@ -151,15 +169,33 @@ def _write_rank(state: EngineState, partial: Path, share: Share) -> None:
                     for part in group.parts:
                         if part.stop > part.start:
                             found = writer.write(f"{kind}/{part.name}", part.of(flat), part.start)
-                            share.parts.append(Written(f"{kind}/{part.name}", shapes[part.name], DTYPES[flat.dtype],
-                                                       name, part.start, part.stop, found))
+                            share.parts.append(
+                                Written(
+                                    f"{kind}/{part.name}",
+                                    shapes[part.name],
+                                    DTYPES[flat.dtype],
+                                    name,
+                                    part.start,
+                                    part.stop,
+                                    found,
+                                )
+                            )
                 for part in group.parts:
                     share.scalars[part.name] = opened.scalars()
                 writer.wait()  # before the buffers are given back
         for buffer_name, buffer in state.buffers().items():
             key = f"buffer.{dist.get_rank()}/{buffer_name}"
-            share.parts.append(Written(key, tuple(buffer.shape), DTYPES[buffer.dtype], name, 0, buffer.numel(),
-                                       writer.write(key, buffer.detach().reshape(-1))))
+            share.parts.append(
+                Written(
+                    key,
+                    tuple(buffer.shape),
+                    DTYPES[buffer.dtype],
+                    name,
+                    0,
+                    buffer.numel(),
+                    writer.write(key, buffer.detach().reshape(-1)),
+                )
+            )
         share.files[name] = SavedFile(*writer.close())
 
 
@@ -173,11 +209,20 @@ def _write_frozen(state: EngineState, partial: Path, share: Share) -> None:
             if part.stop > part.start:
                 with state.frozen_values(parameter) as values:
                     # Where nothing is sharded the values are those of the whole parameter.
-                    own = values[:part.stop - part.start] if state.sharded else values[part.start:part.stop]
+                    own = values[: part.stop - part.start] if state.sharded else values[part.start : part.stop]
                     found = writer.write(f"{FROZEN}/{part.name}", own, part.start)
                     writer.wait()
-                share.parts.append(Written(f"{FROZEN}/{part.name}", state.parameter_shape(parameter),
-                                           DTYPES[parameter.dtype], name, part.start, part.stop, found))
+                share.parts.append(
+                    Written(
+                        f"{FROZEN}/{part.name}",
+                        state.parameter_shape(parameter),
+                        DTYPES[parameter.dtype],
+                        name,
+                        part.start,
+                        part.stop,
+                        found,
+                    )
+                )
         share.files[name] = SavedFile(*writer.close())
 
 
@@ -194,19 +239,27 @@ def _frozen_file() -> str:
     return f"frozen_{dist.get_rank():05d}.safetensors"
 
 
-def _finish(state: EngineState, partial: Path, target: Path, about: dict[str, Any], shares: list[Share],
-            frozen_in: Path | None) -> None:
+def _finish(
+    state: EngineState, partial: Path, target: Path, about: dict[str, Any], shares: list[Share], frozen_in: Path | None
+) -> None:
     """The manifest of all that was written, and the folder's name. Rank 0 only."""
     tensors = _joined(shares)
     if frozen_in is not None:
-        tensors |= {key: saved for key, saved in Manifest.read(frozen_in).tensors.items()
-                    if key.startswith(f"{FROZEN}/")}
+        tensors |= {
+            key: saved for key, saved in Manifest.read(frozen_in).tensors.items() if key.startswith(f"{FROZEN}/")
+        }
     manifest = Manifest(
-        step=state.engine.global_steps, about=about, tensors=tensors,
+        step=state.engine.global_steps,
+        about=about,
+        tensors=tensors,
         scalars={name: scalars for share in shares for name, scalars in share.scalars.items()},
-        param_groups=state.param_groups(), counters=state.counters(), scheduler=state.scheduler(),
-        loss_scale=state.loss_scale(), random=[share.random for share in shares],
-        files={name: file for share in shares for name, file in share.files.items()})
+        param_groups=state.param_groups(),
+        counters=state.counters(),
+        scheduler=state.scheduler(),
+        loss_scale=state.loss_scale(),
+        random=[share.random for share in shares],
+        files={name: file for share in shares for name, file in share.files.items()},
+    )
     write_whole(partial / MANIFEST, manifest.text())
     sync(partial)
     os.rename(partial, target)

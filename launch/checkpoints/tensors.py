@@ -15,9 +15,18 @@ from torch import Tensor
 from launch.checkpoints.fingerprint import Fingerprint, fingerprint, pieces
 
 #: safetensors' names of the dtypes that occur.
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-          torch.bool: "BOOL"}
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
@@ -38,8 +47,11 @@ def header(entries: Sequence[Entry], metadata: dict[str, str] | None = None) -> 
     """What a safetensors file of these entries, in this order, begins with."""
     table, end = {"__metadata__": metadata} if metadata else {}, 0
     for entry in entries:
-        table[entry.key] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape),
-                            "data_offsets": [end, end + entry.nbytes]}
+        table[entry.key] = {
+            "dtype": DTYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [end, end + entry.nbytes],
+        }
         end += entry.nbytes
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -83,7 +95,7 @@ class TensorWriter:
         self._nbytes += len(data)
         left = memoryview(data)
         while left:
-            left = left[self._file.write(left):]
+            left = left[self._file.write(left) :]
 
     def wait(self) -> None:
         """Until all that was given to `write` is in the file.

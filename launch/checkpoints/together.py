@@ -24,6 +24,7 @@ def from_rank_0(make: Callable[[], T]) -> T:
 
 def on_rank_0(do: Callable[[], object]) -> list[str]:
     """Do something with files on rank 0; what went wrong, on every rank."""
+
     def attempt() -> list[str]:
         try:
             do()

@@ -32,8 +32,10 @@ def convert(checkpoint: Path, out: Path, progress: Callable[[list], Iterable] = 
         raise ConfigError(f"--out {out}: is there already; nothing is overwritten")
     manifest = check_sizes(checkpoint)
     if manifest.moments != ["exp_avg", "exp_avg_sq"]:
-        raise ConfigError(f"{checkpoint}: the universal format knows Adam's moments only, this one has "
-                          f"{', '.join(manifest.moments) or 'none'}")
+        raise ConfigError(
+            f"{checkpoint}: the universal format knows Adam's moments only, this one has "
+            f"{', '.join(manifest.moments) or 'none'}"
+        )
     with whole_folder(out) as partial:
         files = _write(Source(checkpoint, manifest), manifest, partial / TAG, progress)
         write_whole(partial / "latest_universal", TAG)
@@ -54,20 +56,38 @@ def _write(source: Source, manifest: Manifest, folder: Path, progress: Callable[
     ds_config = manifest.about["ds_config"]
     steps = max(scalars["step"] for scalars in manifest.scalars.values())
     settings = [{**group["settings"], "params": [index]} for index, group in enumerate(manifest.param_groups)]
-    optimizer = {"zero_stage": strategy(ds_config).stage, "dynamic_loss_scale": manifest.loss_scale is not None,
-                 "overflow": False, "ds_version": deepspeed.__version__, "partition_count": manifest.world_size,
-                 "base_optimizer_state": {"state": {}, "param_groups": settings},
-                 "optimizer_state_dict": {"state": {0: {"step": int(steps)}}, "param_groups": settings},
-                 "param_groups": settings}
+    optimizer = {
+        "zero_stage": strategy(ds_config).stage,
+        "dynamic_loss_scale": manifest.loss_scale is not None,
+        "overflow": False,
+        "ds_version": deepspeed.__version__,
+        "partition_count": manifest.world_size,
+        "base_optimizer_state": {"state": {}, "param_groups": settings},
+        "optimizer_state_dict": {"state": {0: {"step": int(steps)}}, "param_groups": settings},
+        "param_groups": settings,
+    }
     if manifest.loss_scale is not None:
         optimizer["loss_scaler"] = _loss_scaler(manifest.loss_scale, ds_config)
     _save(folder / "zero/optimizer_state.pt", optimizer)
-    model = {"module": {}, "buffer_names": [], "optimizer": None, "param_shapes": [], "frozen_param_shapes": None,
-             "frozen_param_fragments": None, "shared_params": {}, "lr_scheduler": manifest.scheduler,
-             "data_sampler": None, "random_ltd": None, "sparse_tensor_module_names": set(),
-             "dp_world_size": manifest.world_size, "mp_world_size": 1, "ds_config": ds_config,
-             "ds_version": deepspeed.__version__, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
-             **{name: manifest.counters[name] for name in ("global_steps", "global_samples", "skipped_steps")}}
+    model = {
+        "module": {},
+        "buffer_names": [],
+        "optimizer": None,
+        "param_shapes": [],
+        "frozen_param_shapes": None,
+        "frozen_param_fragments": None,
+        "shared_params": {},
+        "lr_scheduler": manifest.scheduler,
+        "data_sampler": None,
+        "random_ltd": None,
+        "sparse_tensor_module_names": set(),
+        "dp_world_size": manifest.world_size,
+        "mp_world_size": 1,
+        "ds_config": ds_config,
+        "ds_version": deepspeed.__version__,
+        "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
+        **{name: manifest.counters[name] for name in ("global_steps", "global_samples", "skipped_steps")},
+    }
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         _save(folder / name, model)
     return files
@@ -82,9 +102,13 @@ def _save(path: Path, content) -> list[Path]:
 def _loss_scaler(state: dict[str, float], ds_config: dict) -> DynamicLossScaler:
     """As DeepSpeed makes it of the ds_config, with what it had learned."""
     fp16 = ds_config["fp16"]
-    scaler = DynamicLossScaler(init_scale=state["cur_scale"], scale_window=fp16.get("loss_scale_window", 1000),
-                               min_scale=fp16.get("min_loss_scale", 1), delayed_shift=fp16.get("hysteresis", 2),
-                               consecutive_hysteresis=fp16.get("consecutive_hysteresis", False))
+    scaler = DynamicLossScaler(
+        init_scale=state["cur_scale"],
+        scale_window=fp16.get("loss_scale_window", 1000),
+        min_scale=fp16.get("min_loss_scale", 1),
+        delayed_shift=fp16.get("hysteresis", 2),
+        consecutive_hysteresis=fp16.get("consecutive_hysteresis", False),
+    )
     for key, value in state.items():
         setattr(scaler, key, value)
     return scaler

@@ -9,10 +9,16 @@ import argparse
 from collections.abc import Callable
 
 
-def new_parser(commands, name: str, run: Callable[[argparse.Namespace], int], help: str,
-               example: str) -> argparse.ArgumentParser:
+def new_parser(
+    commands, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
+) -> argparse.ArgumentParser:
     """The parser of one of ``commands``, whose arguments go to ``run``."""
-    parser = commands.add_parser(name, help=help, description=help, epilog=f"example:\n  {example}",
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
     return parser

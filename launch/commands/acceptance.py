@@ -15,14 +15,28 @@ if TYPE_CHECKING:  # see `run`
 
 
 def add_parser(commands) -> None:
-    parser = new_parser(commands, "acceptance", run, "does all of it hold on this machine? In ten minutes",
-                        "astrobio acceptance --minutes 20 --out runs/acceptance")
-    parser.add_argument("--out", type=Path, default=Path("runs/acceptance"), metavar="DIR",
-                        help="for the page, the JSON and the runs (default: runs/acceptance)")
+    parser = new_parser(
+        commands,
+        "acceptance",
+        run,
+        "does all of it hold on this machine? In ten minutes",
+        "astrobio acceptance --minutes 20 --out runs/acceptance",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/acceptance"),
+        metavar="DIR",
+        help="for the page, the JSON and the runs (default: runs/acceptance)",
+    )
     parser.add_argument("--minutes", type=float, default=10, metavar="N", help="it stops then (default: 10)")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="preset that is trained (default: tiny)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a built dataset (default: data/sample); a small "
-                        "one does: astrobio data sample")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="a built dataset (default: data/sample); a small one does: astrobio data sample",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
@@ -56,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
 def summary(acceptance: "Acceptance") -> str:
     """In a few lines."""
     truths = [truth for rung in acceptance.rungs for truth in rung.truths if truth.holds is not None]
-    lines = [f"{sum(truth.holds for truth in truths)} of {len(truths)} hold, in {acceptance.seconds / 60:.1f} minutes "
-             f"on {'the CPU' if acceptance.device == 'cpu' else acceptance.device}, {acceptance.ranks} rank(s)"]
+    lines = [
+        f"{sum(truth.holds for truth in truths)} of {len(truths)} hold, in {acceptance.seconds / 60:.1f} minutes "
+        f"on {'the CPU' if acceptance.device == 'cpu' else acceptance.device}, {acceptance.ranks} rank(s)"
+    ]
     lines += [f"FAILS        {truth.what}: {truth.seen}" for truth in acceptance.failed]
     lines += [f"{rung.status:12s} {rung.name}: {rung.reason}" for rung in acceptance.rungs if rung.reason]
     return "\n".join(lines)

@@ -11,8 +11,13 @@ from launch.postmortem.explain import explain
 
 
 def add_parser(commands) -> None:
-    parser = new_parser(commands, "explain", run, "say why a run ended, or stands still",
-                        "astrobio explain runs/20260131-120000-tiny-zero3_offload")
+    parser = new_parser(
+        commands,
+        "explain",
+        run,
+        "say why a run ended, or stands still",
+        "astrobio explain runs/20260131-120000-tiny-zero3_offload",
+    )
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -33,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         step = "-" if rank["step"] is None else str(rank["step"])
         inside = rank["collective"] if rank["inside"] else "-"
         end = rank["process"] and f"process {rank['process']}" or rank["end"]
-        print(f"{rank['rank']:4d} {rank['phase']:10s} {step:>6s} {rank['collectives']:11d}  {inside:22s} "
-              f"{now - rank['last_sign_of_life']:14.0f} s ago  {end}")
+        print(
+            f"{rank['rank']:4d} {rank['phase']:10s} {step:>6s} {rank['collectives']:11d}  {inside:22s} "
+            f"{now - rank['last_sign_of_life']:14.0f} s ago  {end}"
+        )
     return 0

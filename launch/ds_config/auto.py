@@ -30,13 +30,21 @@ def auto_keys(values: dict, above: tuple[str, ...] = ()) -> list[str]:
     return found
 
 
-def auto_values(config: dict, *, world_size: int = 1, nvme_folder: Any = None, total_steps: int | None = None,
-                largest_parameter: int | None = None, hidden_size: int | None = None) -> dict[str, Any]:
+def auto_values(
+    config: dict,
+    *,
+    world_size: int = 1,
+    nvme_folder: Any = None,
+    total_steps: int | None = None,
+    largest_parameter: int | None = None,
+    hidden_size: int | None = None,
+) -> dict[str, Any]:
     """What each ``"auto"`` becomes, by dotted key; None where it depends on what is not given, and left out where no
     rule is known. The arguments are those of `resolve`."""
-    rules: dict[str, Any] = dict.fromkeys(("zero_optimization.offload_optimizer.nvme_path",
-                                           "zero_optimization.offload_param.nvme_path"),
-                                          None if nvme_folder is None else str(nvme_folder))
+    rules: dict[str, Any] = dict.fromkeys(
+        ("zero_optimization.offload_optimizer.nvme_path", "zero_optimization.offload_param.nvme_path"),
+        None if nvme_folder is None else str(nvme_folder),
+    )
     try:
         micro, steps = batch_sizes(config, world_size)
     except (ConfigError, TypeError, ZeroDivisionError):
@@ -51,11 +59,16 @@ def auto_values(config: dict, *, world_size: int = 1, nvme_folder: Any = None, t
         # accelerate's placeholders, which it fills with these where nothing else is said
         **{f"zero_optimization.{key}.device": "none" for key in ("offload_optimizer", "offload_param")},
         "zero_optimization.stage3_gather_16bit_weights_on_model_save": False,
-        "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": steps,
-        "train_batch_size": micro * steps * world_size, "gradient_clipping": 1.0,
-        "fp16.enabled": wide == "fp16", "bf16.enabled": wide == "bf16", "bfloat16.enabled": wide == "bf16",
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+        "train_batch_size": micro * steps * world_size,
+        "gradient_clipping": 1.0,
+        "fp16.enabled": wide == "fp16",
+        "bf16.enabled": wide == "bf16",
+        "bfloat16.enabled": wide == "bf16",
         **{f"optimizer.params.{key}": value for key, value in OPTIMIZER["params"].items()},
-        "scheduler.params.warmup_min_lr": 0, "scheduler.params.warmup_max_lr": LEARNING_RATE if rate == AUTO else rate,
+        "scheduler.params.warmup_min_lr": 0,
+        "scheduler.params.warmup_max_lr": LEARNING_RATE if rate == AUTO else rate,
         "scheduler.params.total_num_steps": total_steps,
         "scheduler.params.warmup_num_steps": None if rise is None else max(2, rise // 10),
         "scheduler.params.cycle_first_step_size": rise,
@@ -73,12 +86,22 @@ def auto_values(config: dict, *, world_size: int = 1, nvme_folder: Any = None, t
 def auto_findings(config: dict) -> list[Finding]:
     """Each ``"auto"`` that no rule is known for."""
     known = auto_values(config)
-    return [Finding(key, AUTO, "neither the launcher nor DeepSpeed knows a value for it", "give one")
-            for key in auto_keys(config) if key not in known]
+    return [
+        Finding(key, AUTO, "neither the launcher nor DeepSpeed knows a value for it", "give one")
+        for key in auto_keys(config)
+        if key not in known
+    ]
 
 
-def resolve(config: dict, *, world_size: int, nvme_folder: Any, total_steps: int, largest_parameter: int,
-            hidden_size: int | None = None) -> dict:
+def resolve(
+    config: dict,
+    *,
+    world_size: int,
+    nvme_folder: Any,
+    total_steps: int,
+    largest_parameter: int,
+    hidden_size: int | None = None,
+) -> dict:
     """A copy with every ``"auto"`` replaced, with an optimizer where it has none, and stage 1 in place of 0.
 
     Args:
@@ -90,11 +113,17 @@ def resolve(config: dict, *, world_size: int, nvme_folder: Any, total_steps: int
     Raises:
         ConfigError: an ``"auto"`` that nothing is known for.
     """
-    found = auto_values(config, world_size=world_size, nvme_folder=nvme_folder, total_steps=total_steps,
-                        largest_parameter=largest_parameter, hidden_size=hidden_size)
+    found = auto_values(
+        config,
+        world_size=world_size,
+        nvme_folder=nvme_folder,
+        total_steps=total_steps,
+        largest_parameter=largest_parameter,
+        hidden_size=hidden_size,
+    )
     left = [key for key in auto_keys(config) if found.get(key) is None]
     if left:
-        raise ConfigError(f"\"auto\" is not known for {', '.join(left)}: give a value")
+        raise ConfigError(f'"auto" is not known for {", ".join(left)}: give a value')
     config = json.loads(json.dumps(config))
     for key, value in found.items():
         set_dotted(config, key, value)

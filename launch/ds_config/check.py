@@ -15,8 +15,15 @@ from launch.ds_config.strategy import settle_precision
 BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
-def check(config: dict, *, world_size: int, facts: ModelFacts | None = None, nvme_folder: Path | None = None,
-          machine: bool = True, has_bf16: bool | None = None) -> list[Finding]:
+def check(
+    config: dict,
+    *,
+    world_size: int,
+    facts: ModelFacts | None = None,
+    nvme_folder: Path | None = None,
+    machine: bool = True,
+    has_bf16: bool | None = None,
+) -> list[Finding]:
     """Every problem and remark about a ds_config, as it was read; problems first. Each ``"auto"`` is judged by what it
     becomes.
 
@@ -34,9 +41,13 @@ def check(config: dict, *, world_size: int, facts: ModelFacts | None = None, nvm
     sound = without(config, broken)
     if "zero_optimization.stage" in broken:
         sound["zero_optimization"]["stage"] = 3  # where everything else has a meaning
-    for key, value in auto_values(sound, world_size=world_size, nvme_folder=nvme_folder,
-                                  largest_parameter=facts and facts.largest,
-                                  hidden_size=facts and facts.hidden_size).items():
+    for key, value in auto_values(
+        sound,
+        world_size=world_size,
+        nvme_folder=nvme_folder,
+        largest_parameter=facts and facts.largest,
+        hidden_size=facts and facts.hidden_size,
+    ).items():
         if value is not None and key not in BATCHES:
             set_dotted(sound, key, value)
     more = contradictions(sound, world_size, facts)

@@ -1,6 +1,6 @@
 """What the checks must know of a model: a few numbers, counted on the meta device and remembered.
 
-    python -m launch.ds_config.facts        # of every preset; `make setup`
+python -m launch.ds_config.facts        # of every preset; `make setup`
 """
 
 import dataclasses
@@ -46,15 +46,30 @@ class ModelFacts:
 
 def facts_of(network: "AstrobioStack") -> ModelFacts:
     from torch import nn  # here, as below, a remembered count saves the seconds
+
     sizes = [p.numel() for p in network.parameters()]
-    layers = {tuple(sorted(p.numel() for p in layer.parameters())) for module in network.modules()
-              if isinstance(module, nn.ModuleList) for layer in module}
-    classes = {name for module in network.modules() for kind in [type(module)]
-               for name in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}")}
-    return ModelFacts(sum(sizes), sum(p.numel() for p in network.parameters() if p.requires_grad), max(sizes),
-                      network.language.hidden_size, tuple(sorted(layers)), tuple(sorted(classes)),
-                      bool(getattr(network.language.model.config, "output_router_logits", False)),
-                      tuple(network.language.unmatched))
+    layers = {
+        tuple(sorted(p.numel() for p in layer.parameters()))
+        for module in network.modules()
+        if isinstance(module, nn.ModuleList)
+        for layer in module
+    }
+    classes = {
+        name
+        for module in network.modules()
+        for kind in [type(module)]
+        for name in (kind.__name__, f"{kind.__module__}.{kind.__qualname__}")
+    }
+    return ModelFacts(
+        sum(sizes),
+        sum(p.numel() for p in network.parameters() if p.requires_grad),
+        max(sizes),
+        network.language.hidden_size,
+        tuple(sorted(layers)),
+        tuple(sorted(classes)),
+        bool(getattr(network.language.model.config, "output_router_logits", False)),
+        tuple(network.language.unmatched),
+    )
 
 
 def network_of(stack: StackConfig, name: str) -> "AstrobioStack":
@@ -64,6 +79,7 @@ def network_of(stack: StackConfig, name: str) -> "AstrobioStack":
         ConfigError: it cannot be built.
     """
     from launch.zero.engine import meta_stack
+
     try:
         return meta_stack(stack)
     except ConfigError as error:
@@ -82,8 +98,12 @@ def model_facts(stack: StackConfig) -> ModelFacts:
     path = _remembered(stack)
     if path is not None and path.is_file():
         found = json.loads(path.read_text())
-        return ModelFacts(**{key: tuple(map(tuple, value)) if key == "layers" else
-                             tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+        return ModelFacts(
+            **{
+                key: tuple(map(tuple, value)) if key == "layers" else tuple(value) if isinstance(value, list) else value
+                for key, value in found.items()
+            }
+        )
     facts = facts_of(network_of(stack, stack.name))
     if path is not None:
         try:

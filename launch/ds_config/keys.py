@@ -22,21 +22,51 @@ from launch.ds_config.schema import STALE, TRANSLATED, Block, DsConfig
 from launch.ds_config.strategy import AUTO
 
 #: Where DeepSpeed itself knows the word.
-AUTO_IS_MEANT = frozenset((
-    "zero_optimization.zenflow.select_strategy", "zero_optimization.zenflow.select_interval",
-    "zero_optimization.zenflow.update_interval", "data_types.keep_in_fp32_modules", "pipeline.stages",
-    *(f"expert_parallel.{key}" for key in ("score_apply", "combine_impl", "row_weighting_impl", "score_func", "top_k",
-                                           "routed_scaling_factor"))))
+AUTO_IS_MEANT = frozenset(
+    (
+        "zero_optimization.zenflow.select_strategy",
+        "zero_optimization.zenflow.select_interval",
+        "zero_optimization.zenflow.update_interval",
+        "data_types.keep_in_fp32_modules",
+        "pipeline.stages",
+        *(
+            f"expert_parallel.{key}"
+            for key in (
+                "score_apply",
+                "combine_impl",
+                "row_weighting_impl",
+                "score_func",
+                "top_k",
+                "routed_scaling_factor",
+            )
+        ),
+    )
+)
 #: Blocks that may be null; all others break DeepSpeed's parser.
-NULL_IS_NOTHING = ("optimizer", "aio", "bf16", "expert_parallel", "checkpoint.writer", "autotuning.model_info",
-                   "data_efficiency.data_routing.random_ltd.random_ltd_schedule",
-                   "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule")
+NULL_IS_NOTHING = (
+    "optimizer",
+    "aio",
+    "bf16",
+    "expert_parallel",
+    "checkpoint.writer",
+    "autotuning.model_info",
+    "data_efficiency.data_routing.random_ltd.random_ltd_schedule",
+    "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule",
+)
 #: Whole numbers that DeepSpeed and the launcher use as they stand, where 1e3 is a float.
-STRICTLY_WHOLE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-                  "activation_checkpointing.number_checkpoints", "aio.block_size", "aio.queue_depth",
-                  "aio.intra_op_parallelism")
-_REMOVED = {**_REMOVED_TOP_LEVEL_CONFIG_KEYS,
-            **{f"zero_optimization.{key}": text for key, text in _REMOVED_ZERO_CONFIG_KEYS.items()}}
+STRICTLY_WHOLE = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "activation_checkpointing.number_checkpoints",
+    "aio.block_size",
+    "aio.queue_depth",
+    "aio.intra_op_parallelism",
+)
+_REMOVED = {
+    **_REMOVED_TOP_LEVEL_CONFIG_KEYS,
+    **{f"zero_optimization.{key}": text for key, text in _REMOVED_ZERO_CONFIG_KEYS.items()},
+}
 
 
 def key_findings(config: dict) -> list[Finding]:
@@ -56,16 +86,19 @@ def key_findings(config: dict) -> list[Finding]:
     return found
 
 
-def _walk(model: type[BaseModel], values: dict, above: tuple[str, ...]
-          ) -> Iterator[tuple[tuple[str, ...], Finding | None]]:
+def _walk(
+    model: type[BaseModel], values: dict, above: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Finding | None]]:
     """Each path that is wrong or remarkable, with what to say; with None where the value is an ``"auto"``."""
     fields = {name: field for key, field in model.model_fields.items() for name in (field.alias or key, key)}
     for key, value in values.items():
         path = (*above, key)
         dotted = ".".join(path)
         if dotted in _REMOVED:
-            yield path, Finding(dotted, value, f"removed from DeepSpeed, which refuses it: {_REMOVED[dotted]}",
-                                "leave it out")
+            yield (
+                path,
+                Finding(dotted, value, f"removed from DeepSpeed, which refuses it: {_REMOVED[dotted]}", "leave it out"),
+            )
         elif dotted in STALE:
             yield path, Finding(dotted, value, "a stale name, which has no effect", f"write {STALE[dotted]}")
         elif key not in fields:
@@ -74,8 +107,15 @@ def _walk(model: type[BaseModel], values: dict, above: tuple[str, ...]
             yield path, None
         else:
             if dotted in TRANSLATED:
-                yield path, remark(dotted, value, "deprecated; still understood",
-                                   "leave it out" if value is False else f"write {TRANSLATED[dotted]}")
+                yield (
+                    path,
+                    remark(
+                        dotted,
+                        value,
+                        "deprecated; still understood",
+                        "leave it out" if value is False else f"write {TRANSLATED[dotted]}",
+                    ),
+                )
             yield from _value_findings(fields[key].annotation, value, path)
 
 
@@ -115,8 +155,15 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
         elif value is None and dotted not in NULL_IS_NOTHING and not dotted.startswith("zero_optimization."):
             yield path, Finding(dotted, value, "DeepSpeed breaks off at null in place of a block", "leave it out")
         elif value is not None:
-            yield path, Finding(dotted, value, f"must be an object, is {_name_of(value)}",
-                                'write {"stage": 1}' if dotted == "zero_optimization" and value is True else "")
+            yield (
+                path,
+                Finding(
+                    dotted,
+                    value,
+                    f"must be an object, is {_name_of(value)}",
+                    'write {"stage": 1}' if dotted == "zero_optimization" and value is True else "",
+                ),
+            )
     elif (of_each := _model_of_values(annotation)) is not None and isinstance(value, dict):
         for name, each in value.items():
             if isinstance(each, dict):
@@ -136,8 +183,17 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
     elif isinstance(value, float) and kinds == {int} and (not value.is_integer() or dotted in STRICTLY_WHOLE):
         finite = value == value and abs(value) != float("inf")
         whole = f"write {max(1, int(value)) if value > 0 else int(value)}" if finite else "write a whole number"
-        yield path, Finding(dotted, value, "must be a whole number, is a fraction" if not value.is_integer() else
-                            "must be a whole number, is a floating-point number", whole)
+        yield (
+            path,
+            Finding(
+                dotted,
+                value,
+                "must be a whole number, is a fraction"
+                if not value.is_integer()
+                else "must be a whole number, is a floating-point number",
+                whole,
+            ),
+        )
 
 
 def _number_without_quotes(text: str, whole: bool) -> str:
@@ -152,7 +208,8 @@ def _number_without_quotes(text: str, whole: bool) -> str:
 
 def _name_of(value: Any) -> str:
     return {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}.get(
-        type(value), type(value).__name__)
+        type(value), type(value).__name__
+    )
 
 
 def _parts(annotation) -> list:
@@ -188,8 +245,11 @@ def _model_of_values(annotation) -> type[BaseModel] | None:
 
 
 def _without(config: dict, wrong: set[tuple[str, ...]], above: tuple[str, ...] = ()) -> dict:
-    return {key: _without(value, wrong, (*above, key)) if isinstance(value, dict) else copy.copy(value)
-            for key, value in config.items() if (*above, key) not in wrong}
+    return {
+        key: _without(value, wrong, (*above, key)) if isinstance(value, dict) else copy.copy(value)
+        for key, value in config.items()
+        if (*above, key) not in wrong
+    }
 
 
 def _range_findings(config: dict, sound: dict) -> list[Finding]:
@@ -200,8 +260,11 @@ def _range_findings(config: dict, sound: dict) -> list[Finding]:
     logger.setLevel(logging.ERROR)  # it tells of deprecated keys, which are remarked upon already
     try:
         while more := _refusals(config, sound):
-            found += [finding for finding in more if finding.key not in {other.key for other in found}
-                      and not _is_of_a_type(finding)]
+            found += [
+                finding
+                for finding in more
+                if finding.key not in {other.key for other in found} and not _is_of_a_type(finding)
+            ]
             left = _without(sound, {tuple(finding.key.split(".")) for finding in more})
             if left == sound:
                 break
@@ -266,12 +329,18 @@ def _default(path: tuple[str, ...]) -> str:
     for part in path[:-1]:
         model = _model_of(model.model_fields[part].annotation) if model and part in model.model_fields else None
     field = model.model_fields.get(path[-1]) if model and path else None
-    return f"{json.dumps(field.default)} is the default" if field and type(field.default) in (int, float, bool, str) \
+    return (
+        f"{json.dumps(field.default)} is the default"
+        if field and type(field.default) in (int, float, bool, str)
         else ""
+    )
 
 
 def _limit_of(item: dict) -> str:
     context = item.get("ctx", {})
-    limits = [f"{word} {context[name]}" for name, word in (("gt", "more than"), ("ge", "at least"),
-                                                           ("lt", "less than"), ("le", "at most")) if name in context]
+    limits = [
+        f"{word} {context[name]}"
+        for name, word in (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
+        if name in context
+    ]
     return f"give {' and '.join(limits)}" if limits else ""

@@ -19,13 +19,26 @@ from launch.ds_config.strategy import AUTO, strategy, value_of
 
 #: Taken out of the parameters before the class sees them: runtime/engine.py:2377, 2486.
 ADAM_SWITCHES = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
-MUON = ("lr", "muon_lr", "adam_lr", "momentum", "weight_decay", "ns_method", "betas", "eps", "per_head_muon",
-        *ADAM_SWITCHES)  # runtime/engine.py:2413, deepspeed/__init__.py:335
+MUON = (
+    "lr",
+    "muon_lr",
+    "adam_lr",
+    "momentum",
+    "weight_decay",
+    "ns_method",
+    "betas",
+    "eps",
+    "per_head_muon",
+    *ADAM_SWITCHES,
+)  # runtime/engine.py:2413, deepspeed/__init__.py:335
 #: Removed with DeepSpeed's compressed communication.
 ONE_BIT = ("onebitadam", "zerooneadam", "onebitlamb")
 #: Master weights of 16 bits: runtime/zero/stage3.py, stage_1_and_2.py.
-MASTERS = ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads",
-           "bfloat16.bf16_master_weights_and_grads")
+MASTERS = (
+    "fp16.fp16_master_weights_and_grads",
+    "bf16.bf16_master_weights_and_grads",
+    "bfloat16.bf16_master_weights_and_grads",
+)
 #: zero/utils.py:45, by the names that the JSON has for them.
 KNOWN_TO_ZERO = ("adam", "adamw", "adagrad", "lion", "muon", "Adam", "AdamW", "Adagrad")
 
@@ -37,28 +50,45 @@ def optimizer_findings(config: dict) -> list[Finding]:
         return []
     kind = block.get("type")
     if not isinstance(kind, str):
-        return [Finding("optimizer.type", block.get("type", ABSENT), "the optimizer has no type",
-                        "give one, as AdamW")]
+        return [Finding("optimizer.type", block.get("type", ABSENT), "the optimizer has no type", "give one, as AdamW")]
     if kind.lower() in ONE_BIT:
         return [Finding("optimizer.type", kind, "removed from DeepSpeed", "take AdamW")]
     params = block.get("params")
     known, left_out = _arguments(kind, params if isinstance(params, dict) else {}, _offloads(config))
     if known is None:
         names = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
-        return [Finding("optimizer.type", kind, "neither DeepSpeed nor torch.optim has such an optimizer",
-                        suggestion(kind, names).removeprefix("; "))]
+        return [
+            Finding(
+                "optimizer.type",
+                kind,
+                "neither DeepSpeed nor torch.optim has such an optimizer",
+                suggestion(kind, names).removeprefix("; "),
+            )
+        ]
     found = _zero_findings(config, kind) + _lamb_findings(config, kind)
     if not isinstance(params, dict):
         return found
     for key, value in params.items():
         if key == "max_grad_norm":
-            found.append(Finding("optimizer.params.max_grad_norm", value, "refused by DeepSpeed",
-                                 f"write it as gradient_clipping: {value} at the top level"))
+            found.append(
+                Finding(
+                    "optimizer.params.max_grad_norm",
+                    value,
+                    "refused by DeepSpeed",
+                    f"write it as gradient_clipping: {value} at the top level",
+                )
+            )
         elif key in left_out:
             found.append(Finding(f"optimizer.params.{key}", value, left_out[key]))
         elif key not in known:
-            found.append(Finding(f"optimizer.params.{key}", value, f"{kind} has no such parameter",
-                                 suggestion(key, known).removeprefix("; ")))
+            found.append(
+                Finding(
+                    f"optimizer.params.{key}",
+                    value,
+                    f"{kind} has no such parameter",
+                    suggestion(key, known).removeprefix("; "),
+                )
+            )
     found += _rate_findings(params, known)
     return found if any(finding.problem for finding in found) else found + _tried(config, kind, params)
 
@@ -70,23 +100,42 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
     adam = name in ("adam", "adamw") and not params.get("torch_adam")
     masters = [key for key in MASTERS if value_of(config, key) is True]
     if masters and not adam:
-        return [Finding(key, True, f"DeepSpeed has it with its own Adam only, not with {kind}", "set it to false")
-                for key in masters]
+        return [
+            Finding(key, True, f"DeepSpeed has it with its own Adam only, not with {kind}", "set it to false")
+            for key in masters
+        ]
     if adam:
         if params.get("amsgrad"):
-            return [Finding("optimizer.params.amsgrad", params["amsgrad"], "DeepSpeed's Adam does not have it",
-                            "set it to false, or torch_adam to true beside a resident optimizer")]
+            return [
+                Finding(
+                    "optimizer.params.amsgrad",
+                    params["amsgrad"],
+                    "DeepSpeed's Adam does not have it",
+                    "set it to false, or torch_adam to true beside a resident optimizer",
+                )
+            ]
         return []
     if name == "lion" and where.optimizer_device != "none":
         ratio = value_of(config, "zero_optimization.offload_optimizer.ratio")
         if isinstance(ratio, int | float) and ratio < 1:
-            return [Finding("zero_optimization.offload_optimizer.ratio", ratio, "DeepSpeed shares out Adam between "
-                            "cards and CPU, and no Lion", "leave it out")]
+            return [
+                Finding(
+                    "zero_optimization.offload_optimizer.ratio",
+                    ratio,
+                    "DeepSpeed shares out Adam between cards and CPU, and no Lion",
+                    "leave it out",
+                )
+            ]
         return []
     if name in ("muadam", "muadamw", "musgd") and importlib.util.find_spec("mup") is None:
         return [Finding("optimizer.type", kind, "needs the package mup, which is not installed", "pip install mup")]
-    cls = torch.optim.AdamW if name in ("adam", "adamw") else torch.optim.Adagrad if name == "adagrad" else \
-        getattr(torch.optim, kind, None)
+    cls = (
+        torch.optim.AdamW
+        if name in ("adam", "adamw")
+        else torch.optim.Adagrad
+        if name == "adagrad"
+        else getattr(torch.optim, kind, None)
+    )
     if cls is None or cls is torch.optim.Adagrad and where.optimizer_device != "none":
         return []
     weight = torch.nn.Parameter(torch.ones(2, 2))
@@ -144,8 +193,14 @@ def _zero_findings(config: dict, kind: str) -> list[Finding]:
         return []
     if kind in KNOWN_TO_ZERO or kind.lower() in ("adam", "adamw", "adagrad", "lion", "muon"):
         return []
-    return [Finding("optimizer.type", kind, "not tested with ZeRO, which DeepSpeed refuses",
-                    "take AdamW, or set zero_allow_untested_optimizer: true")]
+    return [
+        Finding(
+            "optimizer.type",
+            kind,
+            "not tested with ZeRO, which DeepSpeed refuses",
+            "take AdamW, or set zero_allow_untested_optimizer: true",
+        )
+    ]
 
 
 def _lamb_findings(config: dict, kind: str) -> list[Finding]:
@@ -153,8 +208,14 @@ def _lamb_findings(config: dict, kind: str) -> list[Finding]:
     dynamic = isinstance(fp16, dict) and fp16.get("enabled") is not False and not fp16.get("loss_scale")
     if kind.lower() != "lamb" or dynamic:
         return []
-    return [Finding("optimizer.type", kind, "DeepSpeed's Lamb needs fp16 with dynamic loss scaling",
-                    'set fp16: {"enabled": true, "loss_scale": 0}, or take AdamW')]
+    return [
+        Finding(
+            "optimizer.type",
+            kind,
+            "DeepSpeed's Lamb needs fp16 with dynamic loss scaling",
+            'set fp16: {"enabled": true, "loss_scale": 0}, or take AdamW',
+        )
+    ]
 
 
 def _rate_findings(params: dict, known: set[str]) -> list[Finding]:
@@ -170,8 +231,14 @@ def _rate_findings(params: dict, known: set[str]) -> list[Finding]:
             elif value < low or not math.isfinite(value):
                 found.append(Finding(path, value, "must be at least 0"))
             elif key == "lr" and value == 0:
-                found.append(remark(path, value, "nothing is learned at a learning rate of 0",
-                                    "give one, unless the scheduler sets it"))
+                found.append(
+                    remark(
+                        path,
+                        value,
+                        "nothing is learned at a learning rate of 0",
+                        "give one, unless the scheduler sets it",
+                    )
+                )
         elif key == "betas":
             pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
             if not pair or not all(0 <= beta < 1 for beta in value):
@@ -190,20 +257,39 @@ def scheduler_findings(config: dict) -> list[Finding]:
         return []
     kind = block.get("type")
     if kind is None:
-        return [Finding("scheduler.type", ABSENT, "the scheduler has no type",
-                        f"one of {', '.join(lr_schedules.VALID_LR_SCHEDULES)}")]
+        return [
+            Finding(
+                "scheduler.type",
+                ABSENT,
+                "the scheduler has no type",
+                f"one of {', '.join(lr_schedules.VALID_LR_SCHEDULES)}",
+            )
+        ]
     if kind not in lr_schedules.VALID_LR_SCHEDULES:
-        return [Finding("scheduler.type", kind, "DeepSpeed has no such scheduler",
-                        suggestion(str(kind), lr_schedules.VALID_LR_SCHEDULES).removeprefix("; "))]
+        return [
+            Finding(
+                "scheduler.type",
+                kind,
+                "DeepSpeed has no such scheduler",
+                suggestion(str(kind), lr_schedules.VALID_LR_SCHEDULES).removeprefix("; "),
+            )
+        ]
     signature = inspect.signature(getattr(lr_schedules, kind).__init__).parameters
     known = {name: parameter for name, parameter in signature.items() if name not in ("self", "optimizer")}
     params = block.get("params")
     params = params if isinstance(params, dict) else {}
-    found = [Finding(f"scheduler.params.{key}", value, f"{kind} has no such parameter",
-                     suggestion(key, known).removeprefix("; "))
-             for key, value in params.items() if key not in known]
-    found += [Finding(f"scheduler.params.{name}", ABSENT, f"{kind} needs it", 'give a number, or "auto"')
-              for name, parameter in known.items() if parameter.default is parameter.empty and name not in params]
+    found = [
+        Finding(
+            f"scheduler.params.{key}", value, f"{kind} has no such parameter", suggestion(key, known).removeprefix("; ")
+        )
+        for key, value in params.items()
+        if key not in known
+    ]
+    found += [
+        Finding(f"scheduler.params.{name}", ABSENT, f"{kind} needs it", 'give a number, or "auto"')
+        for name, parameter in known.items()
+        if parameter.default is parameter.empty and name not in params
+    ]
     for key, value in params.items():
         if key in known and value != "auto":
             found += _schedule_value(f"scheduler.params.{key}", key, value)
@@ -212,8 +298,15 @@ def scheduler_findings(config: dict) -> list[Finding]:
 
 def _schedule_value(path: str, key: str, value: Any) -> list[Finding]:
     if key == "warmup_type":
-        return [] if value in ("log", "linear") else [
-            Finding(path, value, "DeepSpeed knows log and linear, and takes log for all else", "write one of the two")]
+        return (
+            []
+            if value in ("log", "linear")
+            else [
+                Finding(
+                    path, value, "DeepSpeed knows log and linear, and takes log for all else", "write one of the two"
+                )
+            ]
+        )
     if key in ("cycle_momentum", "lr_range_test_staircase"):
         return [] if isinstance(value, bool) else [Finding(path, value, "must be true or false")]
     if isinstance(value, list) and "lr" in key:
@@ -223,8 +316,14 @@ def _schedule_value(path: str, key: str, value: Any) -> list[Finding]:
     if not _is_number(value):
         return [Finding(path, value, "must be a number", "write it without quotes")]
     if key in ("warmup_num_steps",) and (not isinstance(value, int) or value < 1):
-        return [Finding(path, value, "must be a whole number of at least 1, or DeepSpeed refuses it",
-                        f"write {max(1, int(value))}")]
+        return [
+            Finding(
+                path,
+                value,
+                "must be a whole number of at least 1, or DeepSpeed refuses it",
+                f"write {max(1, int(value))}",
+            )
+        ]
     if key in ("cycle_first_step_size", "total_num_steps", "lr_range_test_step_size") and value <= 0:
         return [Finding(path, value, "must be more than 0")]
     if value < 0 and key not in ("last_batch_iteration", "decay_lr_rate", "decay_mom_rate"):
@@ -237,10 +336,20 @@ def _schedule_value(path: str, key: str, value: Any) -> list[Finding]:
 def _schedule_order(params: dict) -> list[Finding]:
     """Bounds that are the wrong way round."""
     found = []
-    for low, high in (("cycle_min_lr", "cycle_max_lr"), ("warmup_min_lr", "warmup_max_lr"),
-                      ("cycle_min_mom", "cycle_max_mom"), ("warmup_num_steps", "total_num_steps")):
+    for low, high in (
+        ("cycle_min_lr", "cycle_max_lr"),
+        ("warmup_min_lr", "warmup_max_lr"),
+        ("cycle_min_mom", "cycle_max_mom"),
+        ("warmup_num_steps", "total_num_steps"),
+    ):
         pair = params.get(low), params.get(high)
         if all(map(_is_number, pair)) and pair[0] > pair[1]:
-            found.append(Finding(f"scheduler.params.{low}", pair[0], f"is more than {high} = {pair[1]}",
-                                 f"make {high} the larger one"))
+            found.append(
+                Finding(
+                    f"scheduler.params.{low}",
+                    pair[0],
+                    f"is more than {high} = {pair[1]}",
+                    f"make {high} the larger one",
+                )
+            )
     return found

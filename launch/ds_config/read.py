@@ -53,13 +53,21 @@ def _parsed(text: str, unique: Callable, path: Path) -> Any:
         if isinstance(found, dict) and ACCELERATE & set(found):
             inner = found.get("deepspeed_config")
             file = inner.get("deepspeed_config_file") if isinstance(inner, dict) else None
-            raise ConfigError(f"--ds_config {path}: is a configuration of accelerate: " + (
-                f"give the file that it names, {file}" if file else "its `deepspeed_config` has names of accelerate's "
-                "own; start from one of ds_configs/ and put its values there"))
+            raise ConfigError(
+                f"--ds_config {path}: is a configuration of accelerate: "
+                + (
+                    f"give the file that it names, {file}"
+                    if file
+                    else "its `deepspeed_config` has names of accelerate's "
+                    "own; start from one of ds_configs/ and put its values there"
+                )
+            )
         if isinstance(found, dict) and path.suffix in (".yaml", ".yml"):
-            raise ConfigError(f"--ds_config {path}: is YAML, and DeepSpeed reads JSON: python3 -c 'import json, sys, "
-                              f"yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout, indent=2)' < {path} > "
-                              f"{path.with_suffix('.json').name}")
+            raise ConfigError(
+                f"--ds_config {path}: is YAML, and DeepSpeed reads JSON: python3 -c 'import json, sys, "
+                f"yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout, indent=2)' < {path} > "
+                f"{path.with_suffix('.json').name}"
+            )
     try:
         return hjson.loads(text, object_pairs_hook=unique)
     except hjson.HjsonDecodeError:

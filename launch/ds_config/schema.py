@@ -19,8 +19,19 @@ from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp16", "bf16", "fp32"]
-Dtype = Literal["fp16", "float16", "half", "torch.float16", "bf16", "bfloat16", "torch.bfloat16", "fp32", "float32",
-                "float", "torch.float32"]  # runtime/config.py:143 DtypeEnum
+Dtype = Literal[
+    "fp16",
+    "float16",
+    "half",
+    "torch.float16",
+    "bf16",
+    "bfloat16",
+    "torch.bfloat16",
+    "fp32",
+    "float32",
+    "float",
+    "torch.float32",
+]  # runtime/config.py:143 DtypeEnum
 
 
 class Block(BaseModel):
@@ -301,8 +312,9 @@ class DsConfig(Block):
     memory_breakdown: bool = False
     vocabulary_size: int | None = None
     dataloader_drop_last: bool = False
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "debug", "info", "warning", "error",
-                       "critical"] | None = None  # utils/logging.py:182
+    log_level: (
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "debug", "info", "warning", "error", "critical"] | None
+    ) = None  # utils/logging.py:182
     use_data_before_expert_parallelism: bool = False
     sequence_parallel_size: int = Field(1, gt=0)
     data_parallel_size: int | None = Field(None, gt=0)

@@ -61,22 +61,27 @@ def settle_precision(config: dict, has_bf16: bool | None = None) -> dict:
         has_bf16: whether the cards compute it; None: those of this machine.
     """
     chosen = precision(config, has_bf16)
-    return {block: {**values, "enabled": chosen == {"bfloat16": "bf16"}.get(block, block)}
-            if block in ("fp16", "bf16", "bfloat16") and isinstance(values, dict) and values.get("enabled") == AUTO
-            else values for block, values in config.items()}
+    return {
+        block: {**values, "enabled": chosen == {"bfloat16": "bf16"}.get(block, block)}
+        if block in ("fp16", "bf16", "bfloat16") and isinstance(values, dict) and values.get("enabled") == AUTO
+        else values
+        for block, values in config.items()
+    }
 
 
 def precision(config: dict, has_bf16: bool | None = None) -> str:
     """fp16, bf16 or fp32. Where both blocks leave it open, bf16 if the device has it: it needs no loss scaling."""
-    blocks = {name: config.get(block) for name, block in
-              (("bf16", "bf16" if config.get("bf16") is not None else "bfloat16"), ("fp16", "fp16"))}
-    wanted = {name: block.get("enabled", False) if isinstance(block, dict) else False
-              for name, block in blocks.items()}
+    blocks = {
+        name: config.get(block)
+        for name, block in (("bf16", "bf16" if config.get("bf16") is not None else "bfloat16"), ("fp16", "fp16"))
+    }
+    wanted = {name: block.get("enabled", False) if isinstance(block, dict) else False for name, block in blocks.items()}
     for name in wanted:
         if wanted[name] is True:
             return name
-    if wanted["bf16"] == AUTO and (wanted["fp16"] != AUTO or
-                                   (get_accelerator().is_bf16_supported() if has_bf16 is None else has_bf16)):
+    if wanted["bf16"] == AUTO and (
+        wanted["fp16"] != AUTO or (get_accelerator().is_bf16_supported() if has_bf16 is None else has_bf16)
+    ):
         return "bf16"
     return "fp16" if wanted["fp16"] == AUTO else "fp32"
 
@@ -84,8 +89,11 @@ def precision(config: dict, has_bf16: bool | None = None) -> str:
 def nvme_blocks(config: dict) -> dict[str, dict]:
     """The blocks that offload to NVMe, by key."""
     zero = config.get("zero_optimization") or {}
-    return {f"zero_optimization.{block}": zero[block] for block in ("offload_optimizer", "offload_param")
-            if (zero.get(block) or {}).get("device") == "nvme"}
+    return {
+        f"zero_optimization.{block}": zero[block]
+        for block in ("offload_optimizer", "offload_param")
+        if (zero.get(block) or {}).get("device") == "nvme"
+    }
 
 
 def nvme_paths(config: dict) -> list[tuple[str, str]]:
@@ -99,8 +107,9 @@ def batch_sizes(config: dict, world_size: int) -> tuple[int, int]:
     Raises:
         ConfigError: the three that are given contradict each other, or too few are given.
     """
-    train, micro, steps = (config.get(key) for key in
-                           ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))
+    train, micro, steps = (
+        config.get(key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    )
     if micro is None and train is None:
         raise ConfigError("ds_config must give train_micro_batch_size_per_gpu or train_batch_size")
     train = None if train == AUTO else train
@@ -113,11 +122,18 @@ def batch_sizes(config: dict, world_size: int) -> tuple[int, int]:
         steps = train // (world_size * micro) if train is not None and micro else 1
     for key, value in (("train_micro_batch_size_per_gpu", micro), ("gradient_accumulation_steps", steps)):
         if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"ds_config: {key} = {value!r}: must be a whole number of at least 1"
-                              + (f"; train_batch_size {train} is less than the {world_size} ranks take at a time"
-                                 if train is not None and value == 0 else ""))
+            raise ConfigError(
+                f"ds_config: {key} = {value!r}: must be a whole number of at least 1"
+                + (
+                    f"; train_batch_size {train} is less than the {world_size} ranks take at a time"
+                    if train is not None and value == 0
+                    else ""
+                )
+            )
     if train is not None and train != micro * steps * world_size:
-        raise ConfigError(f"ds_config: train_batch_size = {train}, but train_micro_batch_size_per_gpu {micro} × "
-                          f"gradient_accumulation_steps {steps} × {world_size} ranks = {micro * steps * world_size}: "
-                          "leave one of them out")
+        raise ConfigError(
+            f"ds_config: train_batch_size = {train}, but train_micro_batch_size_per_gpu {micro} × "
+            f"gradient_accumulation_steps {steps} × {world_size} ranks = {micro * steps * world_size}: "
+            "leave one of them out"
+        )
     return micro, steps

@@ -27,8 +27,14 @@ def unsupported_on_cpu(config: dict) -> list[Finding]:
         found.append(Finding(f"{ZERO}.offload_optimizer.super_offload", True, "works with cards only", "leave it out"))
     writer = (config.get("checkpoint") or {}).get("writer") or {}
     if writer and str(writer.get("type", "FAST")).upper() == "FAST":
-        found.append(Finding("checkpoint.writer.type", writer.get("type", "FAST"), "needs a card, and the launcher's "
-                             "checkpoints are not written by it", "leave checkpoint.writer out"))
+        found.append(
+            Finding(
+                "checkpoint.writer.type",
+                writer.get("type", "FAST"),
+                "needs a card, and the launcher's checkpoints are not written by it",
+                "leave checkpoint.writer out",
+            )
+        )
     return found
 
 
@@ -36,41 +42,83 @@ def _engines(config: dict) -> list[Finding]:
     """Engines that take the model apart in their own way."""
     found = []
     for key, why in (
-            ("tensor_parallel.autotp_size", "DeepSpeed splits the layers of models that it knows"),
-            ("expert_parallel.enabled", "DeepSpeed looks for a mixture of experts that it knows"),
-            ("hybrid_engine.enabled", "DeepSpeed replaces the layers of models that it knows")):
+        ("tensor_parallel.autotp_size", "DeepSpeed splits the layers of models that it knows"),
+        ("expert_parallel.enabled", "DeepSpeed looks for a mixture of experts that it knows"),
+        ("hybrid_engine.enabled", "DeepSpeed replaces the layers of models that it knows"),
+    ):
         if is_on(value := value_of(config, key)):
-            found.append(Finding(key, value, f"breaks off at the start: {why}, and the stack is none",
-                                 f"leave {key.split('.')[0]} out"))
+            found.append(
+                Finding(
+                    key,
+                    value,
+                    f"breaks off at the start: {why}, and the stack is none",
+                    f"leave {key.split('.')[0]} out",
+                )
+            )
     if config.get("managed_gradient_accumulation") is False:
-        found.append(Finding("managed_gradient_accumulation", False, "the launcher leaves accumulation to DeepSpeed, "
-                             "and would step after every micro-batch", "leave it out"))
+        found.append(
+            Finding(
+                "managed_gradient_accumulation",
+                False,
+                "the launcher leaves accumulation to DeepSpeed, and would step after every micro-batch",
+                "leave it out",
+            )
+        )
     return found
 
 
 def _zero(config: dict) -> list[Finding]:
     found, zero = [], config.get(ZERO) or {}
     if zero.get("zenflow") is not None:
-        found.append(Finding(f"{ZERO}.zenflow", "…", "breaks off in the first steps: it takes columns of matrices "
-                             "that the stack's parameters are not", "leave it out"))
+        found.append(
+            Finding(
+                f"{ZERO}.zenflow",
+                "…",
+                "breaks off in the first steps: it takes columns of matrices that the stack's parameters are not",
+                "leave it out",
+            )
+        )
     size = zero.get("stage3_module_granularity_threshold", zero.get("module_granularity_threshold"))
     if isinstance(size, int | float) and size > 0:
-        found.append(Finding(f"{ZERO}.stage3_module_granularity_threshold", size, "makes leaves of modules whose parts "
-                             "the stack uses by themselves", "leave it out, or name classes in leaf_module"))
+        found.append(
+            Finding(
+                f"{ZERO}.stage3_module_granularity_threshold",
+                size,
+                "makes leaves of modules whose parts the stack uses by themselves",
+                "leave it out, or name classes in leaf_module",
+            )
+        )
     activation = config.get("activation_checkpointing") or {}
     if activation.get("contiguous_memory_optimization") is True:
-        found.append(Finding("activation_checkpointing.contiguous_memory_optimization", True, "needs checkpoints of "
-                             "one size, and the stack's parts differ", "set it to false"))
+        found.append(
+            Finding(
+                "activation_checkpointing.contiguous_memory_optimization",
+                True,
+                "needs checkpoints of one size, and the stack's parts differ",
+                "set it to false",
+            )
+        )
     block = (config.get("aio") or {}).get("block_size", 1 << 20)
     if isinstance(block, int) and block % 512:
-        found.append(Finding("aio.block_size", block, "must be a multiple of 512, the sector of a disk, or the first "
-                             "read or write aborts the process", f"write {max(512, block // 512 * 512)}"))
+        found.append(
+            Finding(
+                "aio.block_size",
+                block,
+                "must be a multiple of 512, the sector of a disk, or the first read or write aborts the process",
+                f"write {max(512, block // 512 * 512)}",
+            )
+        )
     wide = (config.get("data_types") or {}).get("grad_accum_dtype") in ("fp32", "float32", "float", "torch.float32")
     where = strategy(config)
     if wide and where.precision == "bf16" and zero_stage(config) == 1 and where.optimizer_device == "none":
-        found.append(Finding("data_types.grad_accum_dtype", config["data_types"]["grad_accum_dtype"], "with bf16 at "
-                             "stage 1 DeepSpeed takes its BF16_Optimizer, of which no checkpoint is known",
-                             f"leave it out, or set {ZERO}.stage to 2"))
+        found.append(
+            Finding(
+                "data_types.grad_accum_dtype",
+                config["data_types"]["grad_accum_dtype"],
+                "with bf16 at stage 1 DeepSpeed takes its BF16_Optimizer, of which no checkpoint is known",
+                f"leave it out, or set {ZERO}.stage to 2",
+            )
+        )
     return found
 
 
@@ -79,13 +127,25 @@ def _numbers(config: dict) -> list[Finding]:
     if autocast.get("enabled") is not True:
         return found
     if str(autocast.get("dtype", "bf16")).removeprefix("torch.") in ("fp16", "float16", "half"):
-        found.append(Finding("torch_autocast.dtype", autocast["dtype"], "DeepSpeed 0.19.8 clips the gradients before "
-                             "it takes the loss scale off them, and its scaler is in no checkpoint",
-                             "write bfloat16, or enable fp16 instead"))
+        found.append(
+            Finding(
+                "torch_autocast.dtype",
+                autocast["dtype"],
+                "DeepSpeed 0.19.8 clips the gradients before "
+                "it takes the loss scale off them, and its scaler is in no checkpoint",
+                "write bfloat16, or enable fp16 instead",
+            )
+        )
     for name in autocast.get("lower_precision_safe_modules") or []:
         if not _importable(name):
-            found.append(Finding("torch_autocast.lower_precision_safe_modules", name, "there is no such class",
-                                 "write its whole name, as torch.nn.Linear"))
+            found.append(
+                Finding(
+                    "torch_autocast.lower_precision_safe_modules",
+                    name,
+                    "there is no such class",
+                    "write its whole name, as torch.nn.Linear",
+                )
+            )
     return found
 
 

@@ -42,8 +42,13 @@ DS_CONFIGS = ROOT / "ds_configs"
 PACKAGES = ("torch", "deepspeed", "transformers", "torch_geometric", "datasets")
 DEVICE_CHECKS = ("attention", "precision", "randomness", "copies", "waits")
 #: How far a prediction may be off, as a share of what is measured. Times are only told: other work slows a machine.
-TOLERATED = {"device_allocated_bytes": 0.10, "device_reserved_bytes": 0.10, "device_peak_bytes": 0.10,
-             "host_peak_bytes": 0.10, "nvme_bytes": 0.01}
+TOLERATED = {
+    "device_allocated_bytes": 0.10,
+    "device_reserved_bytes": 0.10,
+    "device_peak_bytes": 0.10,
+    "host_peak_bytes": 0.10,
+    "nvme_bytes": 0.01,
+}
 TOLD = ("nvme_read_bytes", "nvme_written_bytes", "step_s", "forward_s", "backward_s", "optimizer_s")
 #: Optimizer steps of each ds_config, and of the runs that are resumed: saved after half of them.
 STEPS, RESUMED = 3, 4
@@ -98,8 +103,9 @@ class Acceptance:
     def need(self, seconds: float) -> float:
         """The seconds left, if there are so many."""
         if self.left < seconds:
-            raise TimeOver(f"{max(0, self.left):.0f} s of {self.minutes:g} minutes were left, and it takes at least "
-                           f"{seconds:.0f}")
+            raise TimeOver(
+                f"{max(0, self.left):.0f} s of {self.minutes:g} minutes were left, and it takes at least {seconds:.0f}"
+            )
         return self.left
 
     @property
@@ -123,8 +129,10 @@ class Acceptance:
             self.need(1)
             for truth in look(self):
                 rung.truths.append(truth)
-                told(f"  {_mark(truth)} {truth.what}: {truth.seen}"
-                     + (f" (must be: {truth.expected})" if truth.holds is False and truth.expected else ""))
+                told(
+                    f"  {_mark(truth)} {truth.what}: {truth.seen}"
+                    + (f" (must be: {truth.expected})" if truth.holds is False and truth.expected else "")
+                )
         except TimeOver as over:
             rung.status, rung.reason = "cut short" if rung.truths else "not reached", str(over)
             told(f"  {rung.status}: {over}")
@@ -143,18 +151,30 @@ class Acceptance:
         write_acceptance(self, self.out / "acceptance.html", {row.name: predicted_figures(row) for row in self.rows})
 
     def to_dict(self) -> dict:
-        return {"ok": not self.failed, "model": self.model, "ranks": self.ranks, "device": self.device,
-                "seconds": round(self.seconds, 1), "rungs": [asdict(rung) for rung in self.rungs],
-                "ds_configs": [asdict(row) for row in self.rows]}
+        return {
+            "ok": not self.failed,
+            "model": self.model,
+            "ranks": self.ranks,
+            "device": self.device,
+            "seconds": round(self.seconds, 1),
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "ds_configs": [asdict(row) for row in self.rows],
+        }
 
     # What the rungs share --------------------------------------------------------------------------------------------
 
     def ask(self, *command: object, seconds: float = 600) -> str:
         """What ``python -m command`` prints; it is killed with all it started when its time, or all, is over."""
         limit = min(seconds, self.need(1))
-        process = subprocess.Popen([sys.executable, "-m", *map(str, command)], cwd=ROOT, text=True,
-                                   env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, command)],
+            cwd=ROOT,
+            text=True,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
             out, error = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
@@ -172,8 +192,15 @@ class Acceptance:
 
     def check(self, name: str, model: str | Path | None = None, seconds: float = 600) -> list[Truth]:
         """One of `launch.experiments.device_checks`."""
-        out = self.ask("launch.experiments.device_checks", name, "--model", model or self.model, "--data", self.data,
-                       seconds=seconds)
+        out = self.ask(
+            "launch.experiments.device_checks",
+            name,
+            "--model",
+            model or self.model,
+            "--data",
+            self.data,
+            seconds=seconds,
+        )
         return [Truth(**truth) for truth in json.loads(out.splitlines()[-1])]
 
     def config(self, name: str, **changes) -> Path:
@@ -190,8 +217,19 @@ class Acceptance:
         """Launch training into a run of that name; the records of its steps."""
         run = self.out / "runs" / name
         shutil.rmtree(run, ignore_errors=True)
-        status = launch(config, run, "--model", self.model, "--data", self.data, "--max_steps", steps, *options,
-                        ranks=self.ranks, timeout_s=self.need(LAUNCH_S))
+        status = launch(
+            config,
+            run,
+            "--model",
+            self.model,
+            "--data",
+            self.data,
+            "--max_steps",
+            steps,
+            *options,
+            ranks=self.ranks,
+            timeout_s=self.need(LAUNCH_S),
+        )
         if status is None:
             raise TimeOver(f"the {self.minutes:g} minutes were over while it trained")
         if status:
@@ -214,19 +252,30 @@ def machine(box: Acceptance) -> Iterator[Truth]:
     yield Truth("cards", None, ", ".join(card_names()) or "none: everything below runs on the CPU")
     if torch.version.cuda:
         driver = driver_version()
-        yield Truth("CUDA", None, f"torch is built for {torch.version.cuda}, the driver knows "
-                    f"{driver // 1000}.{driver % 1000 // 10}, toolkit {_toolkit()}" if driver else
-                    f"torch is built for {torch.version.cuda}, and there is no driver")
+        yield Truth(
+            "CUDA",
+            None,
+            f"torch is built for {torch.version.cuda}, the driver knows "
+            f"{driver // 1000}.{driver % 1000 // 10}, toolkit {_toolkit()}"
+            if driver
+            else f"torch is built for {torch.version.cuda}, and there is no driver",
+        )
     memory, what = memory_limit()
-    yield Truth("host memory", None, f"{memory / GB:.1f} GB ({what}), {free_bytes() / GB:.1f} "
-                f"free; {len(os.sched_getaffinity(0))} cores")
+    yield Truth(
+        "host memory",
+        None,
+        f"{memory / GB:.1f} GB ({what}), {free_bytes() / GB:.1f} free; {len(os.sched_getaffinity(0))} cores",
+    )
     locked = locked_limit()
     yield Truth("ulimit -l", None, "unlimited" if locked is None else f"{locked / 1e6:.0f} MB")
     yield Truth("disk", None, f"{box.out}: {shutil.disk_usage(box.out).free / GB:.0f} GB free, {file_system(box.out)}")
     facts = model_facts(load_preset(box.model))
     for path in sorted(DS_CONFIGS.glob("*.json")):
-        problems = [str(finding) for finding in check(read_ds_config(path), world_size=box.ranks, facts=facts,
-                                                      nvme_folder=box.out / "nvme") if finding.problem]
+        problems = [
+            str(finding)
+            for finding in check(read_ds_config(path), world_size=box.ranks, facts=facts, nvme_folder=box.out / "nvme")
+            if finding.problem
+        ]
         yield Truth(f"check of {path.stem}", not problems, "; ".join(problems) or "no problem", "no problem")
 
 
@@ -247,8 +296,11 @@ def disk(box: Acceptance) -> Iterator[Truth]:
     """`ds_io` in the folder that NVMe offload would use."""
     folder = box.out / "nvme"
     rates = measure_disk(read_ds_config(DS_CONFIGS / "zero3_nvme.json"), folder, "128M", box.need(LAUNCH_S))
-    yield Truth("ds_io, files of 128 MB", None, f"reads {rates['read_bytes_per_s'] / GB:.2f} GB/s, writes "
-                f"{rates['write_bytes_per_s'] / GB:.2f} GB/s")
+    yield Truth(
+        "ds_io, files of 128 MB",
+        None,
+        f"reads {rates['read_bytes_per_s'] / GB:.2f} GB/s, writes {rates['write_bytes_per_s'] / GB:.2f} GB/s",
+    )
 
 
 def ds_configs(box: Acceptance) -> Iterator[Truth]:
@@ -258,8 +310,18 @@ def ds_configs(box: Acceptance) -> Iterator[Truth]:
         box.need(longest)
         started, path, row = time.monotonic(), box.config(source.stem), Row(source.stem, str(source))
         row.predicted, row.no_prediction = predict(box.model, path, box.ranks, box.left)
-        run_config(row, path, box.out / "runs" / row.name, box.model, STEPS, box.ranks, box.data, [],
-                   box.need(LAUNCH_S), box.device)
+        run_config(
+            row,
+            path,
+            box.out / "runs" / row.name,
+            box.model,
+            STEPS,
+            box.ranks,
+            box.data,
+            [],
+            box.need(LAUNCH_S),
+            box.device,
+        )
         if row.cause == "too slow":
             raise TimeOver(f"the {box.minutes:g} minutes were over while {row.name} trained")
         longest = max(longest, time.monotonic() - started)
@@ -272,8 +334,12 @@ def judged(row: Row) -> Iterator[Truth]:
     if row.status != "done":
         yield Truth(f"{row.name}: trains", False, f"{row.cause}: {row.reason}", f"{STEPS} steps")
         return
-    yield Truth(f"{row.name}: trains", len(row.losses) == STEPS and all(map(math.isfinite, row.losses)), line(row),
-                f"{STEPS} steps with finite losses")
+    yield Truth(
+        f"{row.name}: trains",
+        len(row.losses) == STEPS and all(map(math.isfinite, row.losses)),
+        line(row),
+        f"{STEPS} steps with finite losses",
+    )
     if row.predicted is None:
         yield Truth(f"{row.name}: is predicted", False, str(row.no_prediction), "a prediction")
         return
@@ -282,10 +348,12 @@ def judged(row: Row) -> Iterator[Truth]:
         if row.measured.get(key) and predicted.get(key) is not None:
             measured, told = row.measured[key], predicted[key]
             off, allowed = told / measured - 1, TOLERATED.get(key)
-            yield Truth(f"{row.name}: {key.removesuffix('_bytes').removesuffix('_s').replace('_', ' ')}",
-                        None if allowed is None else abs(off) <= allowed,
-                        f"{_unit(key, measured)} measured, {_unit(key, told)} predicted ({off:+.1%})",
-                        "" if allowed is None else f"within {allowed:.0%}")
+            yield Truth(
+                f"{row.name}: {key.removesuffix('_bytes').removesuffix('_s').replace('_', ' ')}",
+                None if allowed is None else abs(off) <= allowed,
+                f"{_unit(key, measured)} measured, {_unit(key, told)} predicted ({off:+.1%})",
+                "" if allowed is None else f"within {allowed:.0%}",
+            )
 
 
 def _unit(key: str, value: float) -> str:
@@ -298,21 +366,37 @@ def overflow(box: Acceptance) -> Iterator[Truth]:
     steps = box.train(config, "overflow", 16)
     skipped = [step for step in steps if step["overflow"]]
     scales = [step["loss_scale"] for step in steps]
-    yield Truth("steps that overflow are skipped, and told", 0 < len(skipped) < len(steps),
-                f"{len(skipped)} of {len(steps)}", "the first ones, not all")
-    halved = all(after == before / 2 for step, before, after in zip(steps[1:], scales, scales[1:], strict=False)
-                 if step["overflow"])
-    yield Truth("each halves the loss scale", halved, " ".join(f"2^{math.log2(scale):.0f}" for scale in scales),
-                "half of the one before")
-    yield Truth("the losses are finite", all(math.isfinite(step["loss"]) for step in steps),
-                f"the last is {steps[-1]['loss']:.4f}", "finite")
+    yield Truth(
+        "steps that overflow are skipped, and told",
+        0 < len(skipped) < len(steps),
+        f"{len(skipped)} of {len(steps)}",
+        "the first ones, not all",
+    )
+    halved = all(
+        after == before / 2
+        for step, before, after in zip(steps[1:], scales, scales[1:], strict=False)
+        if step["overflow"]
+    )
+    yield Truth(
+        "each halves the loss scale",
+        halved,
+        " ".join(f"2^{math.log2(scale):.0f}" for scale in scales),
+        "half of the one before",
+    )
+    yield Truth(
+        "the losses are finite",
+        all(math.isfinite(step["loss"]) for step in steps),
+        f"the last is {steps[-1]['loss']:.4f}",
+        "finite",
+    )
 
 
 def resume(box: Acceptance) -> Iterator[Truth]:
     """Save, resume under the same and under another ds_config, verify, export, and use what was exported."""
     calm, half = {"fp16__initial_scale_power": 8}, RESUMED // 2
-    whole = box.train(box.config("zero3_offload", **calm), "whole", RESUMED, "--set",
-                      f"train.checkpoint_every_steps={half}")
+    whole = box.train(
+        box.config("zero3_offload", **calm), "whole", RESUMED, "--set", f"train.checkpoint_every_steps={half}"
+    )
     saved = path_of(box.out / "runs" / "whole", half)
     same = SAME_CPU if box.device == "cpu" else SAME_CARD
     for name, allowed in (("zero3_offload", same), ("zero2_offload", OTHER)):
@@ -332,8 +416,12 @@ def resumed_as(expected: list[dict], steps: list[dict], what: str, allowed: floa
     if [number for number, _ in ours] != [number for number, _ in theirs]:
         return Truth(what, False, f"steps {[number for number, _ in ours]}", f"{[number for number, _ in theirs]}")
     off = max(abs(a - b) / abs(b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
-    return Truth(what, off <= allowed, f"losses {', '.join(f'{loss:.6f}' for _, loss in ours)}: {off:.1e} off the run "
-                 "without a break", "the same" if not allowed else f"within {allowed:g}")
+    return Truth(
+        what,
+        off <= allowed,
+        f"losses {', '.join(f'{loss:.6f}' for _, loss in ours)}: {off:.1e} off the run without a break",
+        "the same" if not allowed else f"within {allowed:g}",
+    )
 
 
 def whole_stack(box: Acceptance) -> Iterator[Truth]:
@@ -341,8 +429,11 @@ def whole_stack(box: Acceptance) -> Iterator[Truth]:
     name, source = "17b_frozen", DS_CONFIGS / "zero3_offload.json"
     box.need(WHOLE_STACK_S)
     config = box.config(source.stem)
-    problems = [finding for finding in check(read_ds_config(config), world_size=box.ranks,
-                                             facts=model_facts(load_preset(name))) if finding.problem]
+    problems = [
+        finding
+        for finding in check(read_ds_config(config), world_size=box.ranks, facts=model_facts(load_preset(name)))
+        if finding.problem
+    ]
     if problems:
         yield Truth(name, None, f"not run: {problems[0]}")
         return
@@ -358,5 +449,12 @@ def whole_stack(box: Acceptance) -> Iterator[Truth]:
     yield from judged(row)
 
 
-LADDER = {"the machine": machine, "the device": device, "the disk": disk, "every ds_config": ds_configs,
-          "a forced overflow": overflow, "save, resume, export": resume, "17b_frozen": whole_stack}
+LADDER = {
+    "the machine": machine,
+    "the device": device,
+    "the disk": disk,
+    "every ds_config": ds_configs,
+    "a forced overflow": overflow,
+    "save, resume, export": resume,
+    "17b_frozen": whole_stack,
+}

@@ -57,8 +57,9 @@ def read_box(path: Path) -> dict[str, Version | None]:
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise ConfigError(f"--box {path}: {error.strerror}; make it there: python3 -m pip list --format=freeze > "
-                          f"{path.name}") from None
+        raise ConfigError(
+            f"--box {path}: {error.strerror}; make it there: python3 -m pip list --format=freeze > {path.name}"
+        ) from None
     found = {}
     for number, line in enumerate(lines, 1):
         line = line.partition("#")[0].strip()
@@ -90,8 +91,10 @@ def missing(box: dict[str, Version | None], python: str) -> dict[str, str]:
         if name in box and (box[name] is None or requirement.specifier.contains(box[name], prereleases=True)):
             continue
         if name == OWN:
-            raise ConfigError(f"--box: {OWN} is {box.get(name) or 'not there'}, and {requirement} is needed; it is too "
-                              f"large to carry: install it there")
+            raise ConfigError(
+                f"--box: {OWN} is {box.get(name) or 'not there'}, and {requirement} is needed; it is too "
+                f"large to carry: install it there"
+            )
         try:
             here = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
@@ -101,8 +104,9 @@ def missing(box: dict[str, Version | None], python: str) -> dict[str, str]:
     return dict(sorted(taken.items()))
 
 
-def carry(box: Path, out: Path, data: Path, records: int, python: str, limit_mib: float
-          ) -> tuple[dict[str, str], dict[str, int]]:
+def carry(
+    box: Path, out: Path, data: Path, records: int, python: str, limit_mib: float
+) -> tuple[dict[str, str], dict[str, int]]:
     """Fill ``out``; returns the wheels in it, names and versions, and the bytes of each of its entries.
 
     Raises:
@@ -126,40 +130,58 @@ def carry(box: Path, out: Path, data: Path, records: int, python: str, limit_mib
         largest = sorted((folder / "wheels").iterdir(), key=_bytes, reverse=True)[:3]
         limit = int(limit_mib * 2**20)
         if sum(sizes.values()) > limit:
-            raise ConfigError(f"--limit_mib {limit_mib:g}: {out} would take {sum(sizes.values()) / 1e6:.1f} MB, and "
-                              f"{limit / 1e6:.1f} are allowed; the largest wheels are "
-                              + ", ".join(f"{path.name} ({_bytes(path) / 1e6:.1f} MB)" for path in largest)
-                              + "; install these there, or allow more")
+            raise ConfigError(
+                f"--limit_mib {limit_mib:g}: {out} would take {sum(sizes.values()) / 1e6:.1f} MB, and "
+                f"{limit / 1e6:.1f} are allowed; the largest wheels are "
+                + ", ".join(f"{path.name} ({_bytes(path) / 1e6:.1f} MB)" for path in largest)
+                + "; install these there, or allow more"
+            )
     return wheels, sizes
 
 
 def _wheels(wanted: Iterable[str], into: Path, python: str) -> None:
-    """Wheels for that Python on x86-64 Linux; of a package without any, one that is built here and fits every Python.
-    """
+    """Wheels for that Python on x86-64 Linux; for a package without any, one built here that fits every Python."""
     names = [*(f"manylinux_2_{minor}" for minor in GLIBC), "manylinux2014", "manylinux2010", "manylinux1"]
     platforms = [part for name in names for part in ("--platform", f"{name}_x86_64")]
     into.mkdir()
     for requirement in wanted:
-        if not _pip("download", "--only-binary=:all:", "--python-version", python, "--implementation", "cp",
-                    *platforms, "--dest", str(into), requirement):
+        if not _pip(
+            "download",
+            "--only-binary=:all:",
+            "--python-version",
+            python,
+            "--implementation",
+            "cp",
+            *platforms,
+            "--dest",
+            str(into),
+            requirement,
+        ):
             continue
         with tempfile.TemporaryDirectory() as place:
             if failed := _pip("wheel", "--wheel-dir", place, requirement, environment={"DS_BUILD_OPS": "0"}):
                 raise ConfigError(f"{requirement}: no wheel for Python {python}, and none could be built: {failed}")
             wheel = next(Path(place).glob("*.whl"))
             if not wheel.name.endswith("-none-any.whl"):
-                raise ConfigError(f"{requirement}: no wheel for Python {python}; what was built here, {wheel.name}, "
-                                  "fits this machine alone")
+                raise ConfigError(
+                    f"{requirement}: no wheel for Python {python}; what was built here, {wheel.name}, "
+                    "fits this machine alone"
+                )
             shutil.move(wheel, into / wheel.name)
 
 
 def _pip(*options: str, environment: dict[str, str] | None = None) -> str:
     """The last line of pip's complaint; nothing where all went well."""
-    run = subprocess.run([sys.executable, "-m", "pip", *options, "--no-deps", "--quiet", "--disable-pip-version-check"],
-                         capture_output=True, text=True, env={**os.environ, **(environment or {})})
+    run = subprocess.run(
+        [sys.executable, "-m", "pip", *options, "--no-deps", "--quiet", "--disable-pip-version-check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
     return "" if run.returncode == 0 else run.stderr.strip().rpartition("\n")[2]
 
 
 def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else \
-        path.stat().st_size
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )

@@ -40,9 +40,20 @@ LOOK_S = 0.05
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "report")
 FEW = 6  # keys are named in one sentence; the page lists all
 #: Columns of the CSV: the key in a row's ``measured`` or ``predicted``.
-FIGURES = ("step_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "device_peak_bytes",
-           "device_reserved_bytes", "device_allocated_bytes", "host_peak_bytes", "nvme_bytes", "nvme_read_bytes",
-           "nvme_written_bytes")
+FIGURES = (
+    "step_s",
+    "forward_s",
+    "backward_s",
+    "optimizer_s",
+    "tokens_per_s",
+    "device_peak_bytes",
+    "device_reserved_bytes",
+    "device_allocated_bytes",
+    "host_peak_bytes",
+    "nvme_bytes",
+    "nvme_read_bytes",
+    "nvme_written_bytes",
+)
 #: Phases of a plan that a run of some steps goes through: it ends with a checkpoint, and without a validation.
 RAN = ("init", "forward", "backward", "optimizer", "save")
 
@@ -80,9 +91,19 @@ class Comparison:
     rows: list[Row]
 
 
-def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks: int, data: Path | None = None,
-            changes: list[str] | None = None, timeout_s: float = 3600.0, device: str = "cpu",
-            report: Callable[[str], None] = print) -> Comparison:
+def compare(
+    model: str,
+    ds_configs: list[Path],
+    steps: int,
+    out: Path,
+    *,
+    ranks: int,
+    data: Path | None = None,
+    changes: list[str] | None = None,
+    timeout_s: float = 3600.0,
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+) -> Comparison:
     """Run them all; writes compare.json, compare.csv and compare.html into ``out``.
 
     Args:
@@ -103,8 +124,11 @@ def compare(model: str, ds_configs: list[Path], steps: int, out: Path, *, ranks:
     different = differences(configs)
     found = Comparison(model, ranks, steps, device, different, headline(list(configs), different), [])
     report(found.headline)
-    others = [f"{section}.{key}={json.dumps(value)}" for section in ("model", "train")
-              for key, value in parsed[section].items()]
+    others = [
+        f"{section}.{key}={json.dumps(value)}"
+        for section in ("model", "train")
+        for key, value in parsed[section].items()
+    ]
     planned = model
     if parsed["model"]:
         planned = str(out / f"{Path(model).stem}.yaml")
@@ -135,8 +159,11 @@ def differences(configs: dict[str, dict]) -> dict[str, list[Any]]:
     """Dotted keys whose values are not the same in all configs, with each one's value; None where it has none."""
     flat = [dict(_flat(config)) for config in configs.values()]
     keys = sorted({key for each in flat for key in each})
-    return {key: [each.get(key) for each in flat] for key in keys
-            if any(each.get(key, ...) != flat[0].get(key, ...) for each in flat)}
+    return {
+        key: [each.get(key) for each in flat]
+        for key in keys
+        if any(each.get(key, ...) != flat[0].get(key, ...) for each in flat)
+    }
 
 
 def _flat(values: dict, above: str = ""):
@@ -155,7 +182,7 @@ def headline(names: list[str], different: dict[str, list[Any]]) -> str:
     if not different:
         return f"{' and '.join(names)} are the same"
     if len(different) == 1:
-        (key, values), = different.items()
+        ((key, values),) = different.items()
         told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in zip(names, values, strict=True))
         return f"they differ in one key, {key} ({told})"
     keys = list(different)
@@ -165,8 +192,21 @@ def headline(names: list[str], different: dict[str, list[Any]]) -> str:
 
 def predict(model: str, ds_config: Path, ranks: int, timeout_s: float = 600) -> tuple[dict | None, str | None]:
     """What `astrobio plan` says of this machine, or why it says nothing."""
-    command = [sys.executable, "-m", "launch.cli", "plan", "--model", model, "--ds_config", str(ds_config),
-               "--hardware", "this", "--ranks", str(ranks), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "plan",
+        "--model",
+        model,
+        "--ds_config",
+        str(ds_config),
+        "--hardware",
+        "this",
+        "--ranks",
+        str(ranks),
+        "--json",
+    ]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -185,17 +225,37 @@ def predict(model: str, ds_config: Path, ranks: int, timeout_s: float = 600) -> 
     return found, None
 
 
-def run_config(row: Row, config: Path, run: Path, model: str, steps: int, ranks: int, data: Path | None,
-               others: list[str], timeout_s: float, device: str) -> None:
+def run_config(
+    row: Row,
+    config: Path,
+    run: Path,
+    model: str,
+    steps: int,
+    ranks: int,
+    data: Path | None,
+    others: list[str],
+    timeout_s: float,
+    device: str,
+) -> None:
     """One launch, and what it left behind, put into ``row``; the arguments are those of `compare`, ``others`` what
     ``--set`` changes beside the ds_config."""
     shutil.rmtree(run, ignore_errors=True)
     if device != "cpu":  # else the clock would measure how fast work is handed to the device
         others = [*others, "ds_config.wall_clock_breakdown=true"]
     started = time.monotonic()
-    status = launch(config, run, "--model", model, "--max_steps", steps, *(["--data", data] if data else []),
-                    *(["--set", *others] if others else []), ranks=ranks, timeout_s=timeout_s,
-                    environment={TRACE: str(LOOK_S)})
+    status = launch(
+        config,
+        run,
+        "--model",
+        model,
+        "--max_steps",
+        steps,
+        *(["--data", data] if data else []),
+        *(["--set", *others] if others else []),
+        ranks=ranks,
+        timeout_s=timeout_s,
+        environment={TRACE: str(LOOK_S)},
+    )
     row.seconds = time.monotonic() - started
     _measure(row, run, ranks, device)
     if status and row.steps >= steps and _finished(run):
@@ -205,17 +265,36 @@ def run_config(row: Row, config: Path, run: Path, model: str, steps: int, ranks:
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
-def launch(config: Path, run: Path, *options: object, ranks: int, timeout_s: float,
-           environment: dict[str, str] | None = None) -> int | None:
+def launch(
+    config: Path, run: Path, *options: object, ranks: int, timeout_s: float, environment: dict[str, str] | None = None
+) -> int | None:
     """``deepspeed launch/train.py`` with these options; what it prints goes into ``run``'s launch.log. Returns its
     status, or None: it was killed, with all its ranks, after ``timeout_s``."""
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", ranks, "--master_port", _free_port(),
-               ROOT / "launch/train.py", "--ds_config", config, "--run", run, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        ranks,
+        "--master_port",
+        _free_port(),
+        ROOT / "launch/train.py",
+        "--ds_config",
+        config,
+        "--run",
+        run,
+        *options,
+    ]
     run.mkdir(parents=True, exist_ok=True)
     with (run / "launch.log").open("w") as log:
-        process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                   env={**os.environ, "WANDB_MODE": "disabled", **(environment or {})},
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "WANDB_MODE": "disabled", **(environment or {})},
+            start_new_session=True,
+        )
         try:
             return process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -265,8 +344,11 @@ def _measure(row: Row, run: Path, ranks: int, device: str) -> None:
         row.measured["host_peak_bytes"] = sum(box["peaks"]["rss"] for box in boxes)
         row.measured["host_at_start_bytes"] = sum(box["rss_at_start"] for box in boxes)
         if device != "cpu" and "device_bytes" in boxes[0]["peaks"]:
-            for key, column in (("device_bytes", "device_peak_bytes"), ("device_reserved", "device_reserved_bytes"),
-                                ("device_allocated", "device_allocated_bytes")):
+            for key, column in (
+                ("device_bytes", "device_peak_bytes"),
+                ("device_reserved", "device_reserved_bytes"),
+                ("device_allocated", "device_allocated_bytes"),
+            ):
                 row.measured[column] = max(box["peaks"].get(key, 0) for box in boxes)
             row.limits["gpu"] = boxes[0]["last"]["device_total"]
     counted = records[1:] or records
@@ -319,13 +401,32 @@ def _write(found: Comparison, out: Path) -> None:
     write_whole(out / "compare.json", json.dumps(asdict(found), indent=1) + "\n")
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerow(["config", "status", "reason", "steps", "loss", *FIGURES, *(f"predicted_{key}" for key in FIGURES),
-                    "no_prediction"])
+    table.writerow(
+        [
+            "config",
+            "status",
+            "reason",
+            "steps",
+            "loss",
+            *FIGURES,
+            *(f"predicted_{key}" for key in FIGURES),
+            "no_prediction",
+        ]
+    )
     for row in found.rows:
         predicted = predicted_figures(row)
-        table.writerow([row.name, row.status, row.reason or "", row.steps, row.losses[-1] if row.losses else "",
-                        *(row.measured.get(key, "") for key in FIGURES), *(predicted.get(key, "") for key in FIGURES),
-                        row.no_prediction or ""])
+        table.writerow(
+            [
+                row.name,
+                row.status,
+                row.reason or "",
+                row.steps,
+                row.losses[-1] if row.losses else "",
+                *(row.measured.get(key, "") for key in FIGURES),
+                *(predicted.get(key, "") for key in FIGURES),
+                row.no_prediction or "",
+            ]
+        )
     write_whole(out / "compare.csv", text.getvalue())
     write_page(found, out / "compare.html", {row.name: predicted_figures(row) for row in found.rows})
 
@@ -358,12 +459,14 @@ def line(row: Row) -> str:
         return f"{row.name:28s} FAILED after {row.seconds:.0f} s: {row.cause}: {row.reason}"
     told, predicted = row.measured, predicted_figures(row)
     beside = f" (predicted {predicted['step_s']:.2f})" if "step_s" in predicted else ""
-    return (f"{row.name:28s} step {told['step_s']:.2f} s{beside}: forward {told['forward_s']:.2f}, backward "
-            f"{told['backward_s']:.2f}, optimizer {told['optimizer_s']:.2f}; host "
-            f"{told['host_peak_bytes'] / 1e9:.2f} GB"
-            + (f", device {told['device_peak_bytes'] / 1e9:.2f} GB" if "device_peak_bytes" in told else "")
-            + (f", NVMe {told['nvme_bytes'] / 1e9:.3f} GB" if "nvme_bytes" in told else "")
-            + f"; loss {row.losses[-1]:.4f}")
+    return (
+        f"{row.name:28s} step {told['step_s']:.2f} s{beside}: forward {told['forward_s']:.2f}, backward "
+        f"{told['backward_s']:.2f}, optimizer {told['optimizer_s']:.2f}; host "
+        f"{told['host_peak_bytes'] / 1e9:.2f} GB"
+        + (f", device {told['device_peak_bytes'] / 1e9:.2f} GB" if "device_peak_bytes" in told else "")
+        + (f", NVMe {told['nvme_bytes'] / 1e9:.3f} GB" if "nvme_bytes" in told else "")
+        + f"; loss {row.losses[-1]:.4f}"
+    )
 
 
 def device_name() -> str:

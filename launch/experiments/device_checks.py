@@ -42,8 +42,13 @@ HALF = (torch.float16, torch.bfloat16)
 #: `torch.nn.attention.SDPBackend`
 KERNELS = {0: "formula", 1: "FlashAttention", 2: "memory-efficient", 3: "cuDNN", 4: "overrideable"}
 #: Operators for which the host waits for a card, as their result is a number or a size.
-WAITING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default,
-           torch.ops.aten.masked_select.default, torch.ops.aten._unique2.default, torch.ops.aten.equal.default}
+WAITING = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.equal.default,
+}
 
 
 @dataclass
@@ -71,15 +76,20 @@ class Attention:
     grouped: bool
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        query, key, value = (torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True)
-                             for shape in (self.query, self.key, self.key))
+        query, key, value = (
+            torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True)
+            for shape in (self.query, self.key, self.key)
+        )
         mask = torch.zeros(self.mask, device=DEVICE, dtype=dtype) if self.mask else None
         return query, key, value, mask
 
     def __str__(self) -> str:
         batch, heads, tokens, size = self.query
-        return (f"{heads} heads of {size}, {tokens} onto {self.key[2]}" + (", causal" if self.causal else "")
-                + (", with a bias" if self.mask else ""))
+        return (
+            f"{heads} heads of {size}, {tokens} onto {self.key[2]}"
+            + (", causal" if self.causal else "")
+            + (", with a bias" if self.mask else "")
+        )
 
 
 def attention_of(model: str, micro_batch: int = 1) -> list[Attention]:
@@ -87,8 +97,15 @@ def attention_of(model: str, micro_batch: int = 1) -> list[Attention]:
     config, found, attend = shallow(model), [], F.scaled_dot_product_attention
 
     def note(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        found.append(Attention(tuple(query.shape), tuple(key.shape), attn_mask is not None and tuple(attn_mask.shape),
-                               is_causal, enable_gqa))
+        found.append(
+            Attention(
+                tuple(query.shape),
+                tuple(key.shape),
+                attn_mask is not None and tuple(attn_mask.shape),
+                is_causal,
+                enable_gqa,
+            )
+        )
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     stack = meta_stack(config).half().requires_grad_(False)
@@ -107,8 +124,14 @@ def attention(model: str, data: Path) -> list[Truth]:
             kernels, told = zip(*(_kernel(call, dtype) for dtype in HALF), strict=True)
             scores = math.prod(call.query[:3]) * call.key[2] * 2
             # A CPU's activations nobody is short of.
-            found.append(Truth(f"{name}: {call}", None if DEVICE == "cpu" else KERNELS[0] not in kernels,
-                               "; ".join(told), f"no formula, whose scores are {scores / 1e6:.1f} MB"))
+            found.append(
+                Truth(
+                    f"{name}: {call}",
+                    None if DEVICE == "cpu" else KERNELS[0] not in kernels,
+                    "; ".join(told),
+                    f"no formula, whose scores are {scores / 1e6:.1f} MB",
+                )
+            )
     return found
 
 
@@ -146,10 +169,14 @@ def precision(model: str, data: Path) -> list[Truth]:
         for part, dtype in itertools.product(parts_of(config), HALF):
             outputs, gradients = deviation(config, part, batch, dtype)
             most, steepest = ALLOWED[dtype]
-            found.append(Truth(f"{name}: {part} in {_short(dtype)} beside fp32",
-                               outputs < most and gradients < steepest,
-                               f"outputs {outputs:.1e}, gradients {gradients:.1e} off",
-                               f"below {most:g} and {steepest:g}"))
+            found.append(
+                Truth(
+                    f"{name}: {part} in {_short(dtype)} beside fp32",
+                    outputs < most and gradients < steepest,
+                    f"outputs {outputs:.1e}, gradients {gradients:.1e} off",
+                    f"below {most:g} and {steepest:g}",
+                )
+            )
     return found
 
 
@@ -177,9 +204,15 @@ def randomness(model: str, data: Path) -> list[Truth]:
     with same_randomness_after():
         draw()
     undisturbed = torch.equal(draw(), second)
-    return [Truth(f"random numbers of the device after {what}", same, "the same" if same else "others",
-                  "those that would have come")
-            for what, same in (("a resume", resumed), ("an evaluation", undisturbed))]
+    return [
+        Truth(
+            f"random numbers of the device after {what}",
+            same,
+            "the same" if same else "others",
+            "those that would have come",
+        )
+        for what, same in (("a resume", resumed), ("an evaluation", undisturbed))
+    ]
 
 
 # Copies ---------------------------------------------------------------------------------------------------------------
@@ -191,8 +224,9 @@ def copies(model: str, data: Path) -> list[Truth]:
     size = 256 << 20
     target = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     kinds = {"pageable": torch.ones(size, dtype=torch.uint8), "locked by mlock": torch.ones(size, dtype=torch.uint8)}
-    locked = not ctypes.CDLL(None, use_errno=True).mlock(ctypes.c_void_p(kinds["locked by mlock"].data_ptr()),
-                                                         ctypes.c_size_t(size))
+    locked = not ctypes.CDLL(None, use_errno=True).mlock(
+        ctypes.c_void_p(kinds["locked by mlock"].data_ptr()), ctypes.c_size_t(size)
+    )
     if not locked:
         del kinds["locked by mlock"]
     if DEVICE == "cuda":
@@ -209,15 +243,27 @@ def copies(model: str, data: Path) -> list[Truth]:
             _wait()
             took = time.perf_counter() - start
             rates[way], waited[kind] = size / took, asked / took
-        found.append(Truth(f"copies, {kind}", None, ", ".join(f"{rate / 1e9:.1f} GB/s {way}"
-                                                             for way, rate in rates.items())))
+        found.append(
+            Truth(f"copies, {kind}", None, ", ".join(f"{rate / 1e9:.1f} GB/s {way}" for way, rate in rates.items()))
+        )
     if not locked:
-        found.append(Truth("copies, locked by mlock", None, f"{size / 1e6:.0f} MB could not be locked: "
-                           f"{os.strerror(ctypes.get_errno())} (ulimit -l)"))
+        found.append(
+            Truth(
+                "copies, locked by mlock",
+                None,
+                f"{size / 1e6:.0f} MB could not be locked: {os.strerror(ctypes.get_errno())} (ulimit -l)",
+            )
+        )
     if DEVICE == "cuda":
         share = waited["page-locked by CUDA"]
-        found.append(Truth("a copy from page-locked memory", share < 0.5, f"the host waits for {share:.0%} of it",
-                           "the host goes on"))
+        found.append(
+            Truth(
+                "a copy from page-locked memory",
+                share < 0.5,
+                f"the host waits for {share:.0%} of it",
+                "the host goes on",
+            )
+        )
     return found
 
 
@@ -242,8 +288,10 @@ def waits(model: str, data: Path) -> list[Truth]:
     with _noting(lines):
         stack(batch).loss.backward()
     ours = {line: count for line, count in lines.items() if line.startswith("astrobio/")}
-    return [Truth(f"{model}: waits of the host in the stack's own code", not ours, _listed(ours) or "none", "none"),
-            Truth(f"{model}: other waits of the host in a micro-step", None, _listed(lines - Counter(ours)) or "none")]
+    return [
+        Truth(f"{model}: waits of the host in the stack's own code", not ours, _listed(ours) or "none", "none"),
+        Truth(f"{model}: other waits of the host in a micro-step", None, _listed(lines - Counter(ours)) or "none"),
+    ]
 
 
 def _listed(lines: dict[str, int]) -> str:
@@ -301,8 +349,14 @@ def exported(model: str, data: Path) -> list[Truth]:
     stack = AstrobioStack.from_pretrained(model, torch.float32).eval().to(DEVICE)
     with torch.no_grad():
         loss = stack(whole_batch(data, stack.config.language.max_text_tokens)).loss.item()
-    return [Truth("the exported model computes a loss", bool(torch.isfinite(torch.tensor(loss))), f"{loss:.4f}",
-                  "a finite one")]
+    return [
+        Truth(
+            "the exported model computes a loss",
+            bool(torch.isfinite(torch.tensor(loss))),
+            f"{loss:.4f}",
+            "a finite one",
+        )
+    ]
 
 
 def _short(dtype: torch.dtype) -> str:

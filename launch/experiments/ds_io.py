@@ -1,6 +1,6 @@
 """DeepSpeed's `ds_io` with what `launch.zero.compiled` keeps: by itself it compiles anew, for minutes, without a word.
 
-    python -m launch.experiments.ds_io --folder DIR --io_size 512M …
+python -m launch.experiments.ds_io --folder DIR --io_size 512M …
 """
 
 from deepspeed.nvme import ds_io_main

@@ -82,21 +82,27 @@ def check_room(plan: RunPlan, parameters: int, trainable: int) -> dict[str, int]
     """
     zero, where = plan.ds_config["zero_optimization"], strategy(plan.ds_config)
     if (where.param_device, where.optimizer_device) != ("nvme", "nvme"):
-        raise ConfigError("a full-size run needs a ds_config that keeps parameters and optimizer on NVMe: "
-                          "ds_configs/zero3_nvme.json")
+        raise ConfigError(
+            "a full-size run needs a ds_config that keeps parameters and optimizer on NVMe: ds_configs/zero3_nvme.json"
+        )
     disk = 2 * parameters + 16 * trainable
     param, optimizer = zero["offload_param"], zero["offload_optimizer"]
-    memory = plan.world_size * (param["buffer_count"] * param["buffer_size"] * 2
-                                + optimizer["buffer_count"] * min(zero["sub_group_size"], trainable) * 4
-                                ) + 2 * min(param.get("max_in_cpu", 1_000_000_000), trainable)
+    memory = plan.world_size * (
+        param["buffer_count"] * param["buffer_size"] * 2
+        + optimizer["buffer_count"] * min(zero["sub_group_size"], trainable) * 4
+    ) + 2 * min(param.get("max_in_cpu", 1_000_000_000), trainable)
     folder = Path(nvme_paths(plan.ds_config)[0][1])
     free, available = shutil.disk_usage(folder).free, available_bytes()
     if free < 1.02 * disk:
-        raise ConfigError(f"{folder}: {free / GB:.1f} GB free, {1.02 * disk / GB:.1f} GB needed for the parameters and "
-                          "the optimizer: set ASTROBIO_NVME to a folder on a larger disk")
+        raise ConfigError(
+            f"{folder}: {free / GB:.1f} GB free, {1.02 * disk / GB:.1f} GB needed for the parameters and "
+            "the optimizer: set ASTROBIO_NVME to a folder on a larger disk"
+        )
     if available < memory:
-        raise ConfigError(f"{available / GB:.1f} GB of memory available, {memory / GB:.1f} GB needed for swap buffers "
-                          "alone: lower zero_optimization.sub_group_size or the buffer_count of both offload blocks")
+        raise ConfigError(
+            f"{available / GB:.1f} GB of memory available, {memory / GB:.1f} GB needed for swap buffers "
+            "alone: lower zero_optimization.sub_group_size or the buffer_count of both offload blocks"
+        )
     return {"nvme_bytes": disk, "host_bytes_at_least": memory}
 
 
@@ -113,10 +119,12 @@ class Phases:
         get_accelerator().synchronize()  # a card's work is done later than it is asked for
         after = psutil.Process().io_counters()
         seconds = over_ranks(time.monotonic() - started, dist.ReduceOp.MAX)
-        self.found[name] = {"seconds": round(seconds, 2),
-                            "read_bytes": int(over_ranks(after.read_bytes - before.read_bytes)),
-                            "written_bytes": int(over_ranks(after.write_bytes - before.write_bytes)),
-                            "host_peak_bytes": int(over_ranks(peak_resident_bytes()))}
+        self.found[name] = {
+            "seconds": round(seconds, 2),
+            "read_bytes": int(over_ranks(after.read_bytes - before.read_bytes)),
+            "written_bytes": int(over_ranks(after.write_bytes - before.write_bytes)),
+            "host_peak_bytes": int(over_ranks(peak_resident_bytes())),
+        }
         if dist.get_rank() == 0:
             print(phase_line(name, self.found[name]), flush=True)
         return result
@@ -127,12 +135,16 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
     join_ranks()
     if dist.get_rank() == 0:
         write_config(plan)
-        print(f"{plan.model_reason}, {plan.world_size} rank(s), {need['nvme_bytes'] / GB:.1f} GB on "
-              f"{nvme_paths(plan.ds_config)[0][1]}\n{HEADING}", flush=True)
+        print(
+            f"{plan.model_reason}, {plan.world_size} rank(s), {need['nvme_bytes'] / GB:.1f} GB on "
+            f"{nvme_paths(plan.ds_config)[0][1]}\n{HEADING}",
+            flush=True,
+        )
     phases = Phases()
     size = min(max(need["nvme_bytes"] // 4, 16 << 20), 512 << 20) >> 20
-    bandwidth = phases.measure("measure the disk", lambda: {} if dist.get_rank() else
-                               measure_disk(plan.ds_config, plan.swap[0], f"{size}M"))
+    bandwidth = phases.measure(
+        "measure the disk", lambda: {} if dist.get_rank() else measure_disk(plan.ds_config, plan.swap[0], f"{size}M")
+    )
     engine = phases.measure("build", lambda: build_engine(plan.stack, plan.ds_config, plan.train.seed))
     dataset = AstrobioDataset(plan.data, "train", plan.stack.language.max_text_tokens, plan.tokenizer)
     batch = dataset.collate(whole_records(dataset, plan.micro_batch, dist.get_rank())).to(device())
@@ -160,39 +172,73 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
     if dist.get_rank():
         return None
     read_once = 2 * plan.parameters / bandwidth["read_bytes_per_s"]
-    return {"model": plan.stack.name, "parameters": plan.parameters, "ranks": plan.world_size,
-            "tokens": int(batch.real.sum()) * plan.world_size, "precision": strategy(plan.ds_config).precision,
-            "device": "cpu" if device().type == "cpu" else torch.cuda.get_device_name(), "disk": bandwidth, **need,
-            "phases": phases.found, "losses": losses, "finite": all(map(math.isfinite, losses)), "updates": steps,
-            "host_peak_bytes": max(phase["host_peak_bytes"] for phase in phases.found.values()),
-            "read_parameters_once_s": round(read_once, 2),
-            "forward_over_read_once": round(phases.found["forward"]["seconds"] / read_once, 3),
-            "changed": {name: {"trainable": watched[name].requires_grad, "changed": changed[name]} for name in watched},
-            "frozen_unchanged": not any(changed[name] for name, p in watched.items() if not p.requires_grad),
-            "trainable_changed": all(changed[name] for name, p in watched.items() if p.requires_grad)}
+    return {
+        "model": plan.stack.name,
+        "parameters": plan.parameters,
+        "ranks": plan.world_size,
+        "tokens": int(batch.real.sum()) * plan.world_size,
+        "precision": strategy(plan.ds_config).precision,
+        "device": "cpu" if device().type == "cpu" else torch.cuda.get_device_name(),
+        "disk": bandwidth,
+        **need,
+        "phases": phases.found,
+        "losses": losses,
+        "finite": all(map(math.isfinite, losses)),
+        "updates": steps,
+        "host_peak_bytes": max(phase["host_peak_bytes"] for phase in phases.found.values()),
+        "read_parameters_once_s": round(read_once, 2),
+        "forward_over_read_once": round(phases.found["forward"]["seconds"] / read_once, 3),
+        "changed": {name: {"trainable": watched[name].requires_grad, "changed": changed[name]} for name in watched},
+        "frozen_unchanged": not any(changed[name] for name, p in watched.items() if not p.requires_grad),
+        "trainable_changed": all(changed[name] for name, p in watched.items() if p.requires_grad),
+    }
 
 
 def measure_disk(ds_config: dict, swap: Path, size: str, timeout_s: float | None = None) -> dict[str, float]:
     """Bytes per second that `ds_io` reads and writes in files of that size in the folder ``swap``, with the ds_config's
     own aio settings; each way within ``timeout_s`` (300 if None)."""
     timeout_s = timeout_s or _LONGEST_MEASUREMENT_S
-    aio = {"block_size": 1 << 20, "queue_depth": 8, "intra_op_parallelism": 1, "single_submit": False,
-           "overlap_events": True, **ds_config.get("aio", {})}
+    aio = {
+        "block_size": 1 << 20,
+        "queue_depth": 8,
+        "intra_op_parallelism": 1,
+        "single_submit": False,
+        "overlap_events": True,
+        **ds_config.get("aio", {}),
+    }
     folder = swap / "ds_io"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "launch.experiments.ds_io", "--folder", str(folder), "--io_size", size,
-               "--loops", "3", "--block_size", str(aio["block_size"]), "--queue_depth", str(aio["queue_depth"]),
-               "--io_parallel", str(aio["intra_op_parallelism"]), "--different_file_each_iteration",
-               *(["--single_submit"] if aio["single_submit"] else []),
-               *([] if aio["overlap_events"] else ["--sequential_requests"])]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.experiments.ds_io",
+        "--folder",
+        str(folder),
+        "--io_size",
+        size,
+        "--loops",
+        "3",
+        "--block_size",
+        str(aio["block_size"]),
+        "--queue_depth",
+        str(aio["queue_depth"]),
+        "--io_parallel",
+        str(aio["intra_op_parallelism"]),
+        "--different_file_each_iteration",
+        *(["--single_submit"] if aio["single_submit"] else []),
+        *([] if aio["overlap_events"] else ["--sequential_requests"]),
+    ]
     found = {}
     for key, option in (("write_bytes_per_s", []), ("read_bytes_per_s", ["--read"])):
         try:
-            done = subprocess.run([*command, *option], capture_output=True, text=True, env=environment(),
-                                  timeout=timeout_s)
+            done = subprocess.run(
+                [*command, *option], capture_output=True, text=True, env=environment(), timeout=timeout_s
+            )
         except subprocess.TimeoutExpired:  # a pool of processes waits for ever for one that has died
-            raise RuntimeError(f"ds_io did not end within {timeout_s:g} s in {folder}: the disk is slower "
-                               "than 5 MB/s, or one of ds_io's processes was killed; start again") from None
+            raise RuntimeError(
+                f"ds_io did not end within {timeout_s:g} s in {folder}: the disk is slower "
+                "than 5 MB/s, or one of ds_io's processes was killed; start again"
+            ) from None
         speed = re.search(r"E2E \w+ Speed = ([\d.]+) GB/sec", done.stdout)
         if speed is None:
             raise RuntimeError(f"ds_io measured nothing:\n{(done.stdout + done.stderr)[-2000:]}")
@@ -239,23 +285,28 @@ HEADING = f"{'':22s} {'seconds':>9s} {'NVMe read':>12s} {'written':>12s} {'host 
 
 
 def phase_line(name: str, phase: dict[str, float]) -> str:
-    return (f"{name:22s} {phase['seconds']:9.1f} {phase['read_bytes'] / GB:9.2f} GB {phase['written_bytes'] / GB:9.2f} "
-            f"GB {phase['host_peak_bytes'] / GB:15.2f} GB")
+    return (
+        f"{name:22s} {phase['seconds']:9.1f} {phase['read_bytes'] / GB:9.2f} GB {phase['written_bytes'] / GB:9.2f} "
+        f"GB {phase['host_peak_bytes'] / GB:15.2f} GB"
+    )
 
 
 def print_report(report: dict[str, Any], path: Path) -> None:
     disk = report["disk"]
-    print(f"\nmodel          {report['model']}, {report['parameters'] / 1e9:.3f} B parameters, {report['precision']}, "
-          f"{report['ranks']} rank(s) on {report['device']}, {report['tokens']} text tokens\n"
-          f"disk           reads {disk['read_bytes_per_s'] / GB:.2f} GB/s, writes {disk['write_bytes_per_s'] / GB:.2f} "
-          f"GB/s (ds_io, same aio settings)\n"
-          f"forward pass   {report['phases']['forward']['seconds']:.1f} s = {report['forward_over_read_once']:.2f} × "
-          f"reading all parameters once ({report['read_parameters_once_s']:.1f} s)\n"
-          f"host memory    {report['host_peak_bytes'] / GB:.2f} GB at its peak, all ranks\n"
-          f"loss           {', '.join(f'{loss:.4f}' for loss in report['losses'])} over {report['updates']} updates\n"
-          f"weights        frozen unchanged: {report['frozen_unchanged']}, trained changed: "
-          f"{report['trainable_changed']}\n"
-          f"report         {path}", flush=True)
+    print(
+        f"\nmodel          {report['model']}, {report['parameters'] / 1e9:.3f} B parameters, {report['precision']}, "
+        f"{report['ranks']} rank(s) on {report['device']}, {report['tokens']} text tokens\n"
+        f"disk           reads {disk['read_bytes_per_s'] / GB:.2f} GB/s, writes {disk['write_bytes_per_s'] / GB:.2f} "
+        f"GB/s (ds_io, same aio settings)\n"
+        f"forward pass   {report['phases']['forward']['seconds']:.1f} s = {report['forward_over_read_once']:.2f} × "
+        f"reading all parameters once ({report['read_parameters_once_s']:.1f} s)\n"
+        f"host memory    {report['host_peak_bytes'] / GB:.2f} GB at its peak, all ranks\n"
+        f"loss           {', '.join(f'{loss:.4f}' for loss in report['losses'])} over {report['updates']} updates\n"
+        f"weights        frozen unchanged: {report['frozen_unchanged']}, trained changed: "
+        f"{report['trainable_changed']}\n"
+        f"report         {path}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

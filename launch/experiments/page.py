@@ -11,45 +11,79 @@ from astrobio.files import write_whole
 WIDTH, LABEL, RIGHT = 940, 190, 90
 #: Hues that also differ in lightness (Okabe & Ito 2008).
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
-PHASE_COLOURS = {"data": PALETTE[7], "forward": PALETTE[0], "backward": PALETTE[1], "reduce": PALETTE[3],
-                 "optimizer": PALETTE[2], "report": PALETTE[4], "other": "#cccccc"}
+PHASE_COLOURS = {
+    "data": PALETTE[7],
+    "forward": PALETTE[0],
+    "backward": PALETTE[1],
+    "reduce": PALETTE[3],
+    "optimizer": PALETTE[2],
+    "report": PALETTE[4],
+    "other": "#cccccc",
+}
 #: Parts of what is measured: what each rank held before its model was built, and the rest, or all of it. `plan` has
 #: ``LIBRARIES``, which is more than the first: a process that computes needs more beside its tensors than one that has
 #: only begun.
 LIBRARIES, START, MEASURED = "Python and libraries", "measured before the model was built", "measured"
 SMALL = "smaller parts"
 #: Rows of the table: key, heading, unit.
-TABLE = (("step_s", "step", "s"), ("forward_s", "forward", "s"), ("backward_s", "backward", "s"),
-         ("optimizer_s", "optimizer", "s"), ("tokens_per_s", "text tokens", "/s"),
-         ("device_peak_bytes", "device, peak of a rank", "B"), ("device_reserved_bytes", "of it reserved", "B"),
-         ("device_allocated_bytes", "of it allocated", "B"), ("host_peak_bytes", "host, peak of all ranks", "B"),
-         ("nvme_bytes", "NVMe, resident", "B"), ("nvme_read_bytes", "NVMe, read a step", "B"),
-         ("nvme_written_bytes", "NVMe, written a step", "B"))
+TABLE = (
+    ("step_s", "step", "s"),
+    ("forward_s", "forward", "s"),
+    ("backward_s", "backward", "s"),
+    ("optimizer_s", "optimizer", "s"),
+    ("tokens_per_s", "text tokens", "/s"),
+    ("device_peak_bytes", "device, peak of a rank", "B"),
+    ("device_reserved_bytes", "of it reserved", "B"),
+    ("device_allocated_bytes", "of it allocated", "B"),
+    ("host_peak_bytes", "host, peak of all ranks", "B"),
+    ("nvme_bytes", "NVMe, resident", "B"),
+    ("nvme_read_bytes", "NVMe, read a step", "B"),
+    ("nvme_written_bytes", "NVMe, written a step", "B"),
+)
 
 
 def write_page(found, path: Path, predicted: dict[str, dict[str, float]]) -> None:
     """Write the page of a `launch.experiments.compare.Comparison`; ``predicted`` are the figures by row."""
     done = [row for row in found.rows if row.status == "done"]
-    write_whole(path, _template("page.html.j2").render(
-        found=found, done=done, **_figures(found, predicted),
-        timelines=[(row.name, timeline(row.timeline)) for row in done if row.timeline], phases=PHASE_COLOURS,
-        silent=_reasons(found.rows),
-        timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card"))
+    write_whole(
+        path,
+        _template("page.html.j2").render(
+            found=found,
+            done=done,
+            **_figures(found, predicted),
+            timelines=[(row.name, timeline(row.timeline)) for row in done if row.timeline],
+            phases=PHASE_COLOURS,
+            silent=_reasons(found.rows),
+            timeline_of="resident memory of rank 0" if found.device == "cpu" else "memory of rank 0's card",
+        ),
+    )
 
 
 def write_acceptance(found, path: Path, predicted: dict[str, dict[str, float]]) -> None:
     """Write the page of a `launch.experiments.acceptance.Acceptance`."""
     whole = all(rung.status == "holds" for rung in found.rungs)
-    headline = f"{len(found.failed)} of what must hold does not." if found.failed else \
-        "Everything that was asked holds." if whole else "All that was reached holds."
-    write_whole(path, _template("acceptance.html.j2").render(
-        found=found, headline=headline, where="the CPU" if found.device == "cpu" else found.device,
-        **_figures(found, predicted)))
+    headline = (
+        f"{len(found.failed)} of what must hold does not."
+        if found.failed
+        else "Everything that was asked holds."
+        if whole
+        else "All that was reached holds."
+    )
+    write_whole(
+        path,
+        _template("acceptance.html.j2").render(
+            found=found,
+            headline=headline,
+            where="the CPU" if found.device == "cpu" else found.device,
+            **_figures(found, predicted),
+        ),
+    )
 
 
 def _template(name: str):
-    return Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                       lstrip_blocks=True).get_template(name)
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template(name)
 
 
 def _figures(found, predicted: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -75,9 +109,15 @@ def _table(rows, predicted) -> list[dict[str, Any]]:
     for key, heading, unit in TABLE:
         cells = [(row.measured.get(key), predicted[row.name].get(key)) for row in rows]
         if any(value is not None for cell in cells for value in cell):
-            table.append({"heading": heading, "cells": [
-                {"measured": told(one, unit), "predicted": told(two, unit), "error": _error(one, two)}
-                for one, two in cells]})
+            table.append(
+                {
+                    "heading": heading,
+                    "cells": [
+                        {"measured": told(one, unit), "predicted": told(two, unit), "error": _error(one, two)}
+                        for one, two in cells
+                    ],
+                }
+            )
     return table
 
 
@@ -110,8 +150,11 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
             parts = [(START, start), (MEASURED, row.measured[key] - start)]
             bars.append((row.name, [part for part in parts if part[1] > 0], "measured"))
         if plan.get("peak_bytes"):
-            parts = {name: size for name, size in (plan.get("parts") or {}).items()
-                     if isinstance(size, int | float) and size > 0}
+            parts = {
+                name: size
+                for name, size in (plan.get("parts") or {}).items()
+                if isinstance(size, int | float) and size > 0
+            }
             rest = plan["peak_bytes"] - sum(parts.values())
             if rest > 0.01 * plan["peak_bytes"]:
                 parts["other"] = rest
@@ -146,8 +189,11 @@ def time_bars(rows, predicted: dict[str, dict[str, float]]) -> Markup:
             bars.append((row.name, [*parts, ("other", max(0.0, rest))], "measured"))
         else:
             bars.append((row.name, [], f"failed: {row.cause}"))
-        parts = [(phase, predicted[row.name][f"{phase}_s"]) for phase in ("forward", "backward", "optimizer")
-                 if f"{phase}_s" in predicted[row.name]]
+        parts = [
+            (phase, predicted[row.name][f"{phase}_s"])
+            for phase in ("forward", "backward", "optimizer")
+            if f"{phase}_s" in predicted[row.name]
+        ]
         if parts:
             bars.append(("", parts, "predicted"))
     return _bars(bars, PHASE_COLOURS, lambda value: told(value, "s"), None)
@@ -167,28 +213,39 @@ def _bars(bars, colours: dict[str, str], unit, limit: float | None) -> Markup:
         drawn.append(f'<text x="{LABEL - 8}" y="{y + 14}" text-anchor="end">{escape(label or kind)}</text>')
         for part, size in parts:
             wide = width * size / scale_to
-            drawn.append(f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{high}" fill="{colours[part]}" '
-                         f'class="{kind}"><title>{escape(part)}: {escape(unit(size))} ({kind})</title></rect>')
+            drawn.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{high}" fill="{colours[part]}" '
+                f'class="{kind}"><title>{escape(part)}: {escape(unit(size))} ({kind})</title></rect>'
+            )
             x += wide
-        drawn.append(f'<text x="{x + 6:.1f}" y="{y + 14}" class="{"failed" if not parts else "value"}">'
-                     f'{escape(unit(totals[number]) if parts else kind)}</text>')
+        drawn.append(
+            f'<text x="{x + 6:.1f}" y="{y + 14}" class="{"failed" if not parts else "value"}">'
+            f"{escape(unit(totals[number]) if parts else kind)}</text>"
+        )
     if limit is not None:
         if limit <= scale_to:
             x = LABEL + width * limit / scale_to
-            drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{height}" class="limit"/>'
-                         f'<text x="{x:.1f}" y="12" text-anchor="middle" class="limit">limit {escape(unit(limit))}'
-                         '</text>')
+            drawn.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{height}" class="limit"/>'
+                f'<text x="{x:.1f}" y="12" text-anchor="middle" class="limit">limit {escape(unit(limit))}'
+                "</text>"
+            )
         else:
-            drawn.append(f'<text x="{WIDTH - RIGHT}" y="12" text-anchor="end" class="limit">limit '
-                         f'{escape(unit(limit))}, beyond the right edge</text>')
+            drawn.append(
+                f'<text x="{WIDTH - RIGHT}" y="12" text-anchor="end" class="limit">limit '
+                f"{escape(unit(limit))}, beyond the right edge</text>"
+            )
     drawn.append("</svg>")
     return Markup("\n".join([_legend(bars, colours), *drawn]))
 
 
 def _legend(bars, colours: dict[str, str]) -> str:
     used = list(dict.fromkeys(part for _, parts, _ in bars for part, size in parts if size > 0))
-    return '<p class="legend">' + " ".join(
-        f'<span><i style="background:{colours[part]}"></i>{escape(part)}</span>' for part in used) + "</p>"
+    return (
+        '<p class="legend">'
+        + " ".join(f'<span><i style="background:{colours[part]}"></i>{escape(part)}</span>' for part in used)
+        + "</p>"
+    )
 
 
 def timeline(points: list[tuple[float, int, str]]) -> Markup:
@@ -206,16 +263,23 @@ def timeline(points: list[tuple[float, int, str]]) -> Markup:
     for i in range(1, len(points) + 1):
         if i == len(points) or points[i][2] != points[start][2]:
             until = points[i][0] if i < len(points) else end
-            drawn.append(f'<rect x="{x(points[start][0]):.1f}" y="{top}" width="{x(until) - x(points[start][0]):.1f}" '
-                         f'height="{room}" fill="{PHASE_COLOURS.get(points[start][2], "#ccc")}" fill-opacity="0.25">'
-                         f'<title>{escape(points[start][2])}</title></rect>')
+            drawn.append(
+                f'<rect x="{x(points[start][0]):.1f}" y="{top}" width="{x(until) - x(points[start][0]):.1f}" '
+                f'height="{room}" fill="{PHASE_COLOURS.get(points[start][2], "#ccc")}" fill-opacity="0.25">'
+                f"<title>{escape(points[start][2])}</title></rect>"
+            )
             start = i
     line = " ".join(f"{x(seconds):.1f},{top + room * (1 - size / most):.1f}" for seconds, size, _ in points)
     drawn.append(f'<polyline points="{line}" class="line"/>')
     for share in (0, 0.5, 1):
         y = top + room * (1 - share)
-        drawn.append(f'<text x="{LABEL - 8}" y="{y + 4:.0f}" text-anchor="end">{escape(told(share * most, "B"))}</text>'
-                     f'<line x1="{LABEL}" x2="{LABEL + width}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-    drawn += [f'<text x="{LABEL}" y="{height - 6}">0</text><text x="{LABEL + width}" y="{height - 6}" '
-              f'text-anchor="end">{end:.2f} s</text>', "</svg>"]
+        drawn.append(
+            f'<text x="{LABEL - 8}" y="{y + 4:.0f}" text-anchor="end">{escape(told(share * most, "B"))}</text>'
+            f'<line x1="{LABEL}" x2="{LABEL + width}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        )
+    drawn += [
+        f'<text x="{LABEL}" y="{height - 6}">0</text><text x="{LABEL + width}" y="{height - 6}" '
+        f'text-anchor="end">{end:.2f} s</text>',
+        "</svg>",
+    ]
     return Markup("\n".join(drawn))

@@ -23,8 +23,9 @@ ONE_LAYER = {"language.config.num_hidden_layers": 1, **{f"{part}.depth": 1 for p
 def shallow(model: str) -> StackConfig:
     """The preset with one layer of each kind."""
     whole = load_preset(model)
-    return load_preset(model, {key: value for key, value in ONE_LAYER.items()
-                               if getattr(whole, key.split(".")[0]) is not None})
+    return load_preset(
+        model, {key: value for key, value in ONE_LAYER.items() if getattr(whole, key.split(".")[0]) is not None}
+    )
 
 
 def parts_of(config: StackConfig) -> list[str]:
@@ -47,39 +48,48 @@ def deviation(config: StackConfig, part: str, batch: Batch, dtype: torch.dtype) 
     return outputs, gradients
 
 
-def _outputs_and_gradients(stack: AstrobioStack, part: str, batch: Batch, dtype: torch.dtype
-                           ) -> tuple[list[Tensor], list[Tensor]]:
+def _outputs_and_gradients(
+    stack: AstrobioStack, part: str, batch: Batch, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
     outputs = tree_leaves(_calls(stack, batch, dtype)[part]())
     torch.manual_seed(2)
     sum((x.float() * torch.randn(x.shape).to(x.device)).sum() / x.numel() ** 0.5 for x in outputs).backward()
-    return ([x.detach().float() for x in outputs],
-            [p.grad.float() for p in getattr(stack, part).parameters() if p.grad is not None])
+    return (
+        [x.detach().float() for x in outputs],
+        [p.grad.float() for p in getattr(stack, part).parameters() if p.grad is not None],
+    )
 
 
 def _calls(stack: AstrobioStack, batch: Batch, dtype: torch.dtype) -> dict:
     """Part → its forward pass over ``batch``; what it reads of other parts is random."""
     torch.manual_seed(1)
     width, rows, device = stack.language.hidden_size, len(batch), batch.tokens.device
-    tokens = [torch.randn(rows, getattr(stack.config, name).tokens, width).to(device, dtype)
-              for name in stack.modalities]
+    tokens = [
+        torch.randn(rows, getattr(stack.config, name).tokens, width).to(device, dtype) for name in stack.modalities
+    ]
     states = torch.randn(rows, batch.tokens.shape[1], width).to(device, dtype)
 
     def fusion():
-        present, quality = (torch.stack([of[name] for name in stack.modalities], dim=1)
-                            for of in (batch.present, batch.quality))
+        present, quality = (
+            torch.stack([of[name] for name in stack.modalities], dim=1) for of in (batch.present, batch.quality)
+        )
         return stack.fusion(tokens, states, present, quality, batch.real)
 
-    return {"planet": lambda: stack.planet(batch.planet, batch.planet_known),
-            "climate": lambda: stack.climate(batch.climate_levels, batch.climate_surface),
-            "metabolism": lambda: stack.metabolism(batch.graphs),
-            "spectrum": lambda: stack.spectrum(batch.spectrum),
-            "language": lambda: stack.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)[:2],
-            "fusion": fusion}
+    return {
+        "planet": lambda: stack.planet(batch.planet, batch.planet_known),
+        "climate": lambda: stack.climate(batch.climate_levels, batch.climate_surface),
+        "metabolism": lambda: stack.metabolism(batch.graphs),
+        "spectrum": lambda: stack.spectrum(batch.spectrum),
+        "language": lambda: stack.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)[:2],
+        "fusion": fusion,
+    }
 
 
 def _relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
     if not expected or len(found) != len(expected):
         raise ValueError(f"{len(found)} tensors in 16 bits, {len(expected)} in fp32")
-    off, whole = (sum(float(x.square().sum()) for x in xs) ** 0.5
-                  for xs in ([a - b for a, b in zip(found, expected, strict=True)], expected))
+    off, whole = (
+        sum(float(x.square().sum()) for x in xs) ** 0.5
+        for xs in ([a - b for a, b in zip(found, expected, strict=True)], expected)
+    )
     return off / whole

@@ -1,6 +1,6 @@
 """A simulation's micro-steps run for real, on the CPU.
 
-    python -m launch.experiments.real_run < simulation.json    # prints what was measured as its last line
+python -m launch.experiments.real_run < simulation.json    # prints what was measured as its last line
 """
 
 import json
@@ -38,8 +38,9 @@ def run(simulation: Simulation, watch: Callable[[Any], None] = lambda engine: No
         engine.backward(loss)
         engine.step()
         after = psutil.Process().io_counters()
-        micro_steps.append({"read": after.read_bytes - before.read_bytes,
-                            "written": after.write_bytes - before.write_bytes})
+        micro_steps.append(
+            {"read": after.read_bytes - before.read_bytes, "written": after.write_bytes - before.write_bytes}
+        )
     return {"micro_steps": micro_steps, "host_peak": peak_resident_bytes()}
 
 

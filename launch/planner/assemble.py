@@ -132,11 +132,21 @@ def assemble(result: Result, simulation: Simulation, hardware: Hardware) -> Plan
     gpu = None if hardware.is_cpu else _card(result, simulation, hardware)
     host, nvme = _host(result, simulation, hardware, local), _nvme(result, hardware, local)
     plan = Plan(
-        model=simulation.model, hardware=hardware.name, ranks=simulation.ranks, micro_batch=simulation.micro_batch,
-        accumulation=result.accumulation, tokens=result.tokens, parameters=result.parameters,
-        trainable=result.trainable, fits=False, gpu=gpu, host=host, nvme=nvme,
+        model=simulation.model,
+        hardware=hardware.name,
+        ranks=simulation.ranks,
+        micro_batch=simulation.micro_batch,
+        accumulation=result.accumulation,
+        tokens=result.tokens,
+        parameters=result.parameters,
+        trainable=result.trainable,
+        fits=False,
+        gpu=gpu,
+        host=host,
+        nvme=nvme,
         time=_time(result, simulation, replay(result.trace, hardware, simulation.ranks), hardware),
-        checkpoint_bytes=simulation.ranks * result.checkpoint_bytes)
+        checkpoint_bytes=simulation.ranks * result.checkpoint_bytes,
+    )
     plan.fits = all(side.fits for side in plan.sides.values())
     return plan
 
@@ -157,8 +167,10 @@ def peaks_by_phase(phases: list[Phase], device: str) -> dict[str, int]:
 
 def _apart(by_phase: dict[str, int]) -> dict[str, int | None]:
     """The peaks of training and of a validation: the peak of the whole run may be in neither."""
-    return {key: max((by_phase[name] for name in phases if name in by_phase), default=None)
-            for key, phases in (("training_bytes", TRAINING), ("validation_bytes", VALIDATION))}
+    return {
+        key: max((by_phase[name] for name in phases if name in by_phase), default=None)
+        for key, phases in (("training_bytes", TRAINING), ("validation_bytes", VALIDATION))
+    }
 
 
 def _card(result: Result, simulation: Simulation, hardware: Hardware) -> CardMemory:
@@ -166,12 +178,19 @@ def _card(result: Result, simulation: Simulation, hardware: Hardware) -> CardMem
     name, peak = _largest(result.phases, GPU)
     _, last = _micro_steps(result.phases)
     return CardMemory(
-        peak_bytes=reserved.peak + hardware.context_bytes, limit_bytes=hardware.gpu_memory_bytes, fits=reserved.fits,
-        phase=name, module=peak.module,
+        peak_bytes=reserved.peak + hardware.context_bytes,
+        limit_bytes=hardware.gpu_memory_bytes,
+        fits=reserved.fits,
+        phase=name,
+        module=peak.module,
         parts={**_sorted(peak.parts), CACHED: max(0, reserved.peak - peak.bytes), CONTEXT: hardware.context_bytes},
-        allocated_bytes=peak.bytes, reserved_bytes=reserved.peak, resident_bytes=last[-1].end.get(GPU, 0),
-        phases=peaks_by_phase(result.phases, GPU), reserved_by_phase=reserved.by_phase,
-        **_apart({phase: size + hardware.context_bytes for phase, size in reserved.by_phase.items()}))
+        allocated_bytes=peak.bytes,
+        reserved_bytes=reserved.peak,
+        resident_bytes=last[-1].end.get(GPU, 0),
+        phases=peaks_by_phase(result.phases, GPU),
+        reserved_by_phase=reserved.by_phase,
+        **_apart({phase: size + hardware.context_bytes for phase, size in reserved.by_phase.items()}),
+    )
 
 
 def _host(result: Result, simulation: Simulation, hardware: Hardware, local: int) -> HostMemory:
@@ -185,9 +204,15 @@ def _host(result: Result, simulation: Simulation, hardware: Hardware, local: int
     phases = {key: local * (size + fixed) for key, size in peaks_by_phase(result.phases, device).items()}
     total = local * (peak.bytes + fixed)
     return HostMemory(
-        peak_bytes=total, limit_bytes=hardware.host_memory_bytes, fits=total <= hardware.host_memory_bytes, phase=name,
-        module=peak.module, phases=phases, **_apart(phases),
-        parts={part: local * size for part, size in {**_sorted(peak.parts), **_sorted(beside)}.items()})
+        peak_bytes=total,
+        limit_bytes=hardware.host_memory_bytes,
+        fits=total <= hardware.host_memory_bytes,
+        phase=name,
+        module=peak.module,
+        phases=phases,
+        **_apart(phases),
+        parts={part: local * size for part, size in {**_sorted(peak.parts), **_sorted(beside)}.items()},
+    )
 
 
 def _nvme(result: Result, hardware: Hardware, local: int) -> Disk:
@@ -198,10 +223,15 @@ def _nvme(result: Result, hardware: Hardware, local: int) -> Disk:
     def per_step(key: str) -> int:
         return local * (more * sum(getattr(p, key) for p in within) + sum(getattr(p, key) for p in last))
 
-    return Disk(peak_bytes=resident, limit_bytes=hardware.nvme_bytes, fits=resident <= hardware.nvme_bytes,
-                phase="optimizer" if resident else "", read_bytes_per_step=per_step("nvme_read"),
-                written_bytes_per_step=per_step("nvme_written"),
-                parts={OPTIMIZER: optimizer, PARAMETERS: resident - optimizer} if resident else {})
+    return Disk(
+        peak_bytes=resident,
+        limit_bytes=hardware.nvme_bytes,
+        fits=resident <= hardware.nvme_bytes,
+        phase="optimizer" if resident else "",
+        read_bytes_per_step=per_step("nvme_read"),
+        written_bytes_per_step=per_step("nvme_written"),
+        parts={OPTIMIZER: optimizer, PARAMETERS: resident - optimizer} if resident else {},
+    )
 
 
 def _micro_steps(phases: list) -> tuple[list, list]:
@@ -211,7 +241,7 @@ def _micro_steps(phases: list) -> tuple[list, list]:
     training = [phase for phase in phases if phase.name in TRAINING]
     ends = [number for number, phase in enumerate(training) if phase.name == "optimizer"]
     first, last = ends[0] + 1, ends[-1] + 1
-    return training[first:last - 3], training[last - 3:last]
+    return training[first : last - 3], training[last - 3 : last]
 
 
 def _time(result: Result, simulation: Simulation, timed: list[PhaseTime], hardware: Hardware) -> Time:
@@ -226,10 +256,18 @@ def _time(result: Result, simulation: Simulation, timed: list[PhaseTime], hardwa
     step = sum(seconds.values())
     flops = 3 * last[0].flops * result.accumulation  # a backward pass is two forward passes; recomputation not counted
     beside = {f"{phase.name}_s": phase.seconds for phase in timed if phase.name in ("evaluate", "save", "load")}
-    return Time(forward_s=seconds["forward"], backward_s=seconds["backward"], optimizer_s=seconds["optimizer"],
-                step_s=step, tokens_per_s=result.tokens * result.accumulation * simulation.ranks / step,
-                mfu=flops / (step * hardware.peak_flops_per_s), bound_by=max(busy, key=busy.get),
-                busy_s=_sorted(busy), init_s=timed[0].seconds, **beside)
+    return Time(
+        forward_s=seconds["forward"],
+        backward_s=seconds["backward"],
+        optimizer_s=seconds["optimizer"],
+        step_s=step,
+        tokens_per_s=result.tokens * result.accumulation * simulation.ranks / step,
+        mfu=flops / (step * hardware.peak_flops_per_s),
+        bound_by=max(busy, key=busy.get),
+        busy_s=_sorted(busy),
+        init_s=timed[0].seconds,
+        **beside,
+    )
 
 
 def _sorted(parts: dict[str, Any]) -> dict[str, Any]:

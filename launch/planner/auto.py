@@ -39,8 +39,10 @@ def choose_model(ds_config: dict, world_size: int, disk: Path) -> tuple[str, str
         ConfigError: ranks on several machines, or a ds_config that cannot run.
     """
     if world_size > int(os.environ.get("LOCAL_WORLD_SIZE", world_size)):
-        raise ConfigError("--model auto decides for one machine, and this launch has ranks on several: name a preset; "
-                          "astrobio plan tells which fit")
+        raise ConfigError(
+            "--model auto decides for one machine, and this launch has ranks on several: name a preset; "
+            "astrobio plan tells which fit"
+        )
     if "LOCAL_RANK" not in os.environ:
         return _ask(ds_config, world_size, disk)
     launcher = psutil.Process(os.getppid())
@@ -54,8 +56,14 @@ def choose_model(ds_config: dict, world_size: int, disk: Path) -> tuple[str, str
 
 def _ask(ds_config: dict, world_size: int, disk: Path) -> tuple[str, str]:
     question = json.dumps({"ds_config": ds_config, "world_size": world_size, "disk": str(disk)})
-    done = subprocess.run([sys.executable, "-m", "launch.planner.auto"], input=question, stdout=subprocess.PIPE,
-                          text=True, cwd=ROOT, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.planner.auto"],
+        input=question,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
     if not done.stdout.strip():
         raise ConfigError(f"--model auto: no answer, its process ended with {done.returncode}: see above")
     answer = json.loads(done.stdout.splitlines()[-1])
@@ -70,27 +78,35 @@ def choose(ds_config: dict, world_size: int, disk: Path) -> tuple[str, str]:
     from launch.planner.hardware import load_hardware
     from launch.planner.job import make_job
     from launch.planner.plan import plan
+
     machine = free_of(load_hardware("this"), world_size, disk)
-    names = SIZES[:SIZES.index(LARGEST_ON_CPU) + 1] if machine.is_cpu else SIZES
+    names = SIZES[: SIZES.index(LARGEST_ON_CPU) + 1] if machine.is_cpu else SIZES
     for name in reversed(names):
         print(f"--model auto: does {name!r} fit? (a ghost run)", file=sys.stderr, flush=True)
         result = plan(make_job(name, ds_config, machine, ranks=world_size))
         if result.fits:
             break
     labels = {"gpu": "of each card", "host": "of free host memory", "nvme": "of disk"}
-    sizes = ", ".join(f"{side.peak_bytes / 1e9:.1f} of {side.limit_bytes / 1e9:.1f} GB {labels[key]}"
-                      for key, side in result.sides.items() if side.peak_bytes)
+    sizes = ", ".join(
+        f"{side.peak_bytes / 1e9:.1f} of {side.limit_bytes / 1e9:.1f} GB {labels[key]}"
+        for key, side in result.sides.items()
+        if side.peak_bytes
+    )
     most = f"the largest preset up to {names[-1]!r}, without a GPU," if machine.is_cpu else "the largest preset"
-    return name, (f"{most} that fits: {sizes}" if result.fits else
-                  f"the smallest preset, and even that does not fit by astrobio plan: {sizes}")
+    return name, (
+        f"{most} that fits: {sizes}"
+        if result.fits
+        else f"the smallest preset, and even that does not fit by astrobio plan: {sizes}"
+    )
 
 
 def free_of(machine, ranks: int, disk: Path):
     """The `launch.planner.hardware.Hardware` of a machine as far as nobody else uses it."""
     while not disk.exists():
         disk = disk.parent
-    return dataclasses.replace(machine, gpus=ranks, host_memory_bytes=free_bytes(),
-                               nvme_bytes=shutil.disk_usage(disk).free)
+    return dataclasses.replace(
+        machine, gpus=ranks, host_memory_bytes=free_bytes(), nvme_bytes=shutil.disk_usage(disk).free
+    )
 
 
 def main() -> None:

@@ -39,26 +39,50 @@ class Job:
     stack: StackConfig
     ds_config: dict[str, Any]  # resolved
 
-    def changed(self, changes: dict[str, Any] | None = None, *, seq_length: int | None = None,
-                micro_batch: int | None = None) -> "Job":
+    def changed(
+        self, changes: dict[str, Any] | None = None, *, seq_length: int | None = None, micro_batch: int | None = None
+    ) -> "Job":
         """The same job but for dotted keys of the ds_config, the length of texts or the micro-batch.
 
         Raises:
             ConfigError: it cannot run.
         """
-        return _resolved(self.model, _with(self.raw, changes, micro_batch), self.source, self.hardware, self.ranks,
-                         seq_length or self.seq_length)
+        return _resolved(
+            self.model,
+            _with(self.raw, changes, micro_batch),
+            self.source,
+            self.hardware,
+            self.ranks,
+            seq_length or self.seq_length,
+        )
 
     def simulation(self, beyond_training: bool = True) -> Simulation:
         """The ghost run that answers it."""
-        return Simulation({"stack": dataclasses.asdict(self.stack)}, self.ds_config, self.ranks, self.micro_batch,
-                          self.seq_length, tuple(self.hardware.capability), self.hardware.gpu_memory_bytes,
-                          TrainConfig.eval_micro_batch, beyond_training, expandable_segments(), locked_rounding())
+        return Simulation(
+            {"stack": dataclasses.asdict(self.stack)},
+            self.ds_config,
+            self.ranks,
+            self.micro_batch,
+            self.seq_length,
+            tuple(self.hardware.capability),
+            self.hardware.gpu_memory_bytes,
+            TrainConfig.eval_micro_batch,
+            beyond_training,
+            expandable_segments(),
+            locked_rounding(),
+        )
 
 
-def make_job(model: str | StackConfig, ds_config: Path | str | dict, hardware: str | Hardware = "a5000x2", *,
-             seq_length: int | None = None, micro_batch: int | None = None, ranks: int | None = None,
-             changes: dict[str, Any] | None = None) -> Job:
+def make_job(
+    model: str | StackConfig,
+    ds_config: Path | str | dict,
+    hardware: str | Hardware = "a5000x2",
+    *,
+    seq_length: int | None = None,
+    micro_batch: int | None = None,
+    ranks: int | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Job:
     """Check and resolve what is asked.
 
     Args:
@@ -76,8 +100,14 @@ def make_job(model: str | StackConfig, ds_config: Path | str | dict, hardware: s
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
     from_file = not isinstance(ds_config, dict)
     raw = _with(read_ds_config(Path(ds_config)) if from_file else ds_config, changes, micro_batch)
-    return _resolved(model, raw, f"--ds_config {ds_config}" if from_file else "the ds_config", machine,
-                     ranks or machine.gpus, seq_length)
+    return _resolved(
+        model,
+        raw,
+        f"--ds_config {ds_config}" if from_file else "the ds_config",
+        machine,
+        ranks or machine.gpus,
+        seq_length,
+    )
 
 
 def _with(raw: dict, changes: dict[str, Any] | None, micro_batch: int | None) -> dict:
@@ -90,13 +120,20 @@ def _with(raw: dict, changes: dict[str, Any] | None, micro_batch: int | None) ->
     return raw
 
 
-def _resolved(model: str | StackConfig, raw: dict, source: str, hardware: Hardware, ranks: int,
-              seq_length: int | None) -> Job:
+def _resolved(
+    model: str | StackConfig, raw: dict, source: str, hardware: Hardware, ranks: int, seq_length: int | None
+) -> Job:
     stack = model if isinstance(model, StackConfig) else load_model(model, seq_length)
     facts, has_bf16 = model_facts(stack), hardware.is_cpu or tuple(hardware.capability) >= BF16
     raise_problems(check(raw, world_size=ranks, facts=facts, machine=False, has_bf16=has_bf16), source)
     settled = settle_precision(raw, has_bf16)
     micro_batch, _ = batch_sizes(settled, ranks)
-    ds_config = resolve(settled, world_size=ranks, nvme_folder=Path("/nvme"), total_steps=_STEPS,
-                        largest_parameter=facts.largest, hidden_size=facts.hidden_size)
+    ds_config = resolve(
+        settled,
+        world_size=ranks,
+        nvme_folder=Path("/nvme"),
+        total_steps=_STEPS,
+        largest_parameter=facts.largest,
+        hidden_size=facts.hidden_size,
+    )
     return Job(model, raw, source, hardware, ranks, seq_length, micro_batch, stack, ds_config)

@@ -49,6 +49,7 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
     if not (Path(name) / "config.json").is_file():
         return load_preset(name)
     from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # without which it would ask, and wait
         known = AutoConfig.for_model(config.model_type)
@@ -57,13 +58,21 @@ def load_model(name: str, seq_length: int | None = None) -> StackConfig:
         raise ConfigError(f"--model {name}: config.json: {told(error)}{cure}") from error
     if why := no_causal_model(config):
         raise ConfigError(f"--model {name}: a {config.model_type!r} {why}")
-    sizes = {key: value for key, value in config.to_diff_dict().items() if reads(known, key)
-             and key not in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map")}
+    sizes = {
+        key: value
+        for key, value in config.to_diff_dict().items()
+        if reads(known, key)
+        and key not in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map")
+    }
     if getattr(config, "num_hidden_layers", None):  # even where it is the default: quick plans shorten it
         sizes["num_hidden_layers"] = config.num_hidden_layers
     length = seq_length or min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
-    return StackConfig(name=Path(name).resolve().name, language=LanguageConfig(
-        model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length))
+    return StackConfig(
+        name=Path(name).resolve().name,
+        language=LanguageConfig(
+            model_type=config.model_type, config={**sizes, "use_cache": False}, max_text_tokens=length
+        ),
+    )
 
 
 def count(config: StackConfig) -> list[Part]:
@@ -79,12 +88,18 @@ def count(config: StackConfig) -> list[Part]:
 
     def part(name: str, module: torch.nn.Module, path: str) -> Part:
         parameters = list(module.parameters())
-        return Part(name, sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p in trainable),
-                    sum(flops.get(path, {}).values()))
+        return Part(
+            name,
+            sum(p.numel() for p in parameters),
+            sum(p.numel() for p in parameters if p in trainable),
+            sum(flops.get(path, {}).values()),
+        )
 
     root = type(stack).__name__
-    return [*(part(name, module, f"{root}.{name}") for name, module in stack.named_children()),
-            part("total", stack, "Global")]
+    return [
+        *(part(name, module, f"{root}.{name}") for name, module in stack.named_children()),
+        part("total", stack, "Global"),
+    ]
 
 
 def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None, device: str = "cpu") -> Batch:
@@ -92,26 +107,43 @@ def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None,
 
     Floating-point tensors are zeros on ``device``, or have no data where that is "meta"; whole numbers are real.
     """
+
     def floats(*shape: int) -> Tensor:
         return torch.zeros(shape, device=device)
 
     there, tokens = torch.ones(size, dtype=torch.bool), length or config.language.max_text_tokens
     metabolite = torch.arange(EDGES) % (NODES // 2)
-    graphs = [Data(x=floats(NODES, len(NODE_FEATURES)), kind=torch.arange(NODES) % len(NODE_KINDS),
-                   edge_index=torch.stack([metabolite, metabolite + NODES // 2]),
-                   edge_attr=floats(EDGES, len(EDGE_FEATURES)), stoichiometry=floats(EDGES),
-                   balanced=torch.ones(NODES, dtype=torch.bool), flux_mean=floats(NODES), flux_std=floats(NODES))
-              for _ in range(size)]
+    graphs = [
+        Data(
+            x=floats(NODES, len(NODE_FEATURES)),
+            kind=torch.arange(NODES) % len(NODE_KINDS),
+            edge_index=torch.stack([metabolite, metabolite + NODES // 2]),
+            edge_attr=floats(EDGES, len(EDGE_FEATURES)),
+            stoichiometry=floats(EDGES),
+            balanced=torch.ones(NODES, dtype=torch.bool),
+            flux_mean=floats(NODES),
+            flux_std=floats(NODES),
+        )
+        for _ in range(size)
+    ]
     surface = SHAPES["climate_surface"]
     return Batch(
-        run_ids=["nominal"] * size, planet=floats(size, len(PLANET_COLUMNS)),
+        run_ids=["nominal"] * size,
+        planet=floats(size, len(PLANET_COLUMNS)),
         planet_known=torch.ones(size, len(PLANET_COLUMNS), dtype=torch.bool),
-        climate_levels=floats(size, *SHAPES["climate_levels"]), climate_surface=floats(size, *surface),
-        graphs=graph_batch(graphs), spectrum=floats(size, *SHAPES["spectrum"]),
-        tokens=torch.zeros(size, tokens, dtype=torch.long), real=torch.ones(size, tokens, dtype=torch.bool),
-        label=torch.zeros(size, dtype=torch.long), label_present=there, present={name: there for name in MODALITIES},
-        quality={name: floats(size) for name in MODALITIES}, observed=there,
-        moments=Moments(floats(surface[0]), floats(surface[0])))
+        climate_levels=floats(size, *SHAPES["climate_levels"]),
+        climate_surface=floats(size, *surface),
+        graphs=graph_batch(graphs),
+        spectrum=floats(size, *SHAPES["spectrum"]),
+        tokens=torch.zeros(size, tokens, dtype=torch.long),
+        real=torch.ones(size, tokens, dtype=torch.bool),
+        label=torch.zeros(size, dtype=torch.long),
+        label_present=there,
+        present={name: there for name in MODALITIES},
+        quality={name: floats(size) for name in MODALITIES},
+        observed=there,
+        moments=Moments(floats(surface[0]), floats(surface[0])),
+    )
 
 
 class WithoutData(TorchDispatchMode):

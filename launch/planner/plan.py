@@ -17,8 +17,9 @@ from launch.planner.job import Job
 from launch.planner.simulation import pool
 
 
-def plan(job: Job, *, advice: bool = False, largest: bool = False, data: Path | None = None, epochs: int | None = None
-         ) -> Plan:
+def plan(
+    job: Job, *, advice: bool = False, largest: bool = False, data: Path | None = None, epochs: int | None = None
+) -> Plan:
     """Predict memory and time.
 
     Args:
@@ -51,7 +52,8 @@ def training_time(plan: Plan, data: Path, epochs: int) -> dict[str, Any]:
         counts = json.loads((data / "manifest.json").read_text())["counts"]["train"]
         records = sum(kind["records"] for kind in counts.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--data {data}: not a built dataset ({error}); `astrobio data build sample --out {data}` "
-                          "builds one") from None
+        raise ConfigError(
+            f"--data {data}: not a built dataset ({error}); `astrobio data build sample --out {data}` builds one"
+        ) from None
     steps = math.ceil(epochs * records / (plan.micro_batch * plan.accumulation * plan.ranks))
     return {"records": records, "epochs": epochs, "steps": steps, "days": steps * plan.time.step_s / 86400}

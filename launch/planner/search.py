@@ -35,8 +35,9 @@ def candidates(job: Job) -> dict[str, dict[str, Any]]:
     if where.optimizer_device != "none" and offload.get("pin_memory", True):
         changes["gradients and optimizer state not page-locked"] = {f"{_OPTIMIZER}.pin_memory": False}
     if where.optimizer_device == "cpu" and where.stage == 3:
-        changes["the optimizer on NVMe"] = {_OPTIMIZER: {**offload, "device": "nvme", "nvme_path": "/nvme",
-                                                       "pin_memory": False, "buffer_count": 5}}
+        changes["the optimizer on NVMe"] = {
+            _OPTIMIZER: {**offload, "device": "nvme", "nvme_path": "/nvme", "pin_memory": False, "buffer_count": 5}
+        }
     if where.optimizer_device == "nvme":
         changes["the optimizer on the host"] = {f"{_OPTIMIZER}.device": "cpu"}
     if where.stage == 3 and where.param_device != "none":
@@ -48,7 +49,9 @@ def candidates(job: Job) -> dict[str, dict[str, Any]]:
     accumulation = job.ds_config.get("gradient_accumulation_steps", 1)
     if accumulation % 2 == 0:
         changes["twice the micro-batch, half the accumulation"] = {
-            "train_micro_batch_size_per_gpu": 2 * job.micro_batch, "gradient_accumulation_steps": accumulation // 2}
+            "train_micro_batch_size_per_gpu": 2 * job.micro_batch,
+            "gradient_accumulation_steps": accumulation // 2,
+        }
     return changes
 
 
@@ -71,12 +74,18 @@ def advise(job: Job, plan: Plan) -> list[dict[str, Any]]:
         if not other.fits or plan.fits and step > (1 - _WORTHWHILE) * plan.time.step_s:
             continue
         labels = {"gpu": "on each card", "host": "on the host", "nvme": "on NVMe"}
-        sizes = ", ".join(f"{gb(side.peak_bytes)} {labels[name]}" for name, side in other.sides.items()
-                          if side.peak_bytes)
+        sizes = ", ".join(
+            f"{gb(side.peak_bytes)} {labels[name]}" for name, side in other.sides.items() if side.peak_bytes
+        )
         settings = " ".join(shlex.quote(f"ds_config.{key}={json.dumps(value)}") for key, value in changes.items())
-        advice.append({"text": f"{text} fits: {sizes}, a step in {seconds(step)} (--set {settings})",
-                       "changes": changes, "step_s": step,
-                       **{name: side.peak_bytes for name, side in other.sides.items()}})
+        advice.append(
+            {
+                "text": f"{text} fits: {sizes}, a step in {seconds(step)} (--set {settings})",
+                "changes": changes,
+                "step_s": step,
+                **{name: side.peak_bytes for name, side in other.sides.items()},
+            }
+        )
     return sorted(advice, key=lambda item: item["step_s"])
 
 
@@ -92,9 +101,11 @@ def largest(job: Job) -> dict[str, int]:
         raise ConfigError(f"--largest: {job.hardware.name} has no card whose memory could be the limit")
     positions = job.stack.language.config.get("max_position_embeddings", TOKENS * _MOST) - job.stack.prefix_tokens
     same = {"gradient_accumulation_steps": job.ds_config["gradient_accumulation_steps"]}
-    return {"micro_batch": _most_that_fits(lambda n: job.changed(same, micro_batch=n), _MOST),
-            "seq_length": TOKENS * _most_that_fits(
-                lambda n: job.changed(same, seq_length=n * TOKENS, micro_batch=1), positions // TOKENS)}
+    return {
+        "micro_batch": _most_that_fits(lambda n: job.changed(same, micro_batch=n), _MOST),
+        "seq_length": TOKENS
+        * _most_that_fits(lambda n: job.changed(same, seq_length=n * TOKENS, micro_batch=1), positions // TOKENS),
+    }
 
 
 def _most_that_fits(job_of: Callable[[int], Job], most: int) -> int:

@@ -31,9 +31,24 @@ LIVE = struct.Struct("<16s d Q d 24s ?")
 #: Then two slots in turns, so that one is whole at any moment: a number that grows, length, checksum, JSON.
 SLOT, SLOT_SIZE, FIRST_SLOT = struct.Struct("<Q I I"), 8192, 128
 SIZE = FIRST_SLOT + 2 * SLOT_SIZE
-COLLECTIVES = ("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast",
-               "broadcast_object_list", "all_gather", "all_gather_into_tensor", "all_gather_coalesced",
-               "all_gather_object", "all_to_all_single", "all_to_all", "send", "recv", "barrier")
+COLLECTIVES = (
+    "all_reduce",
+    "all_reduce_coalesced",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "broadcast",
+    "broadcast_object_list",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_coalesced",
+    "all_gather_object",
+    "all_to_all_single",
+    "all_to_all",
+    "send",
+    "recv",
+    "barrier",
+)
 #: Seconds between samples; `astrobio compare` looks more often, and keeps all that it sees.
 EVERY_S, TRACE = 1.0, "ASTROBIO_TRACE_S"
 
@@ -64,16 +79,22 @@ class BlackBox:
             os.posix_fallocate(file.fileno(), 0, SIZE)  # a disk that fills up later cannot take it away
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), SIZE)
-        self._map[:len(MAGIC)] = MAGIC
+        self._map[: len(MAGIC)] = MAGIC
         self._phase, self._since, self._entered = "start", time.time(), time.perf_counter()
         self._collectives, self._name, self._begun, self._inside = 0, b"", 0.0, False
         self._number, self._lock, self._done = 0, threading.Lock(), threading.Event()
         self._peaks: dict[str, int] = {}
         self._fixed = {
-            "pid": os.getpid(), "started": psutil.Process().create_time(), "rank": rank,
-            "world_size": int(os.environ.get("WORLD_SIZE", 1)), "boot": boot_id(), "host": os.uname().nodename,
-            "memory_limit": memory_limit(), "rss_at_start": resident_bytes(),
-            "oom_kills_at_start": oom_kills()}
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "rank": rank,
+            "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+            "boot": boot_id(),
+            "host": os.uname().nodename,
+            "memory_limit": memory_limit(),
+            "rss_at_start": resident_bytes(),
+            "oom_kills_at_start": oom_kills(),
+        }
         every = os.environ.get(TRACE)
         self._every = float(every) if every else EVERY_S
         self._trace = path.with_suffix(".samples.jsonl").open("a") if every else None
@@ -104,8 +125,16 @@ class BlackBox:
         self._store_live()
 
     def _store_live(self) -> None:
-        LIVE.pack_into(self._map, len(MAGIC), self._phase.encode()[:16], self._since, self._collectives, self._begun,
-                       self._name, self._inside)
+        LIVE.pack_into(
+            self._map,
+            len(MAGIC),
+            self._phase.encode()[:16],
+            self._since,
+            self._collectives,
+            self._begun,
+            self._name,
+            self._inside,
+        )
 
     def _watch(self) -> None:
         while not self._done.wait(self._every):
@@ -123,9 +152,11 @@ class BlackBox:
                 if key in PEAKS and value is not None:
                     self._peaks[key] = PEAKS[key](value, self._peaks.get(key, value))
             self._number += 1
-            text = json.dumps(self._fixed | {"last": now, "peaks": self._peaks} | more).encode()[:SLOT_SIZE - SLOT.size]
+            text = json.dumps(self._fixed | {"last": now, "peaks": self._peaks} | more).encode()[
+                : SLOT_SIZE - SLOT.size
+            ]
             place = FIRST_SLOT + SLOT_SIZE * (self._number % 2)
-            self._map[place + SLOT.size:place + SLOT.size + len(text)] = text
+            self._map[place + SLOT.size : place + SLOT.size + len(text)] = text
             SLOT.pack_into(self._map, place, self._number, len(text), zlib.crc32(text))
             if self._trace is not None:
                 with contextlib.suppress(OSError):
@@ -145,17 +176,29 @@ class BlackBox:
                 error = error.__context__  # what it was raised for
             told = "".join(traceback.format_exception_only(error)).strip()
             where = traceback.extract_tb(error.__traceback__)[-1:]
-            words = {"ended": {"time": time.time(), "error": type(error).__name__, "message": told[-2000:],
-                               "errno": getattr(error, "errno", None),
-                               "where": f"{where[0].filename}:{where[0].lineno}" if where else None}}
+            words = {
+                "ended": {
+                    "time": time.time(),
+                    "error": type(error).__name__,
+                    "message": told[-2000:],
+                    "errno": getattr(error, "errno", None),
+                    "where": f"{where[0].filename}:{where[0].lineno}" if where else None,
+                }
+            }
         self.sample(**words)
         if self._trace is not None:
             self._trace.close()
 
 
 #: What is kept of all samples: the most, or of what is free the least.
-PEAKS = {"rss": max, "cgroup_used": max, "device_bytes": max, "device_reserved": max, "device_allocated": max,
-         "available": min}
+PEAKS = {
+    "rss": max,
+    "cgroup_used": max,
+    "device_bytes": max,
+    "device_reserved": max,
+    "device_allocated": max,
+    "available": min,
+}
 
 
 def _usage(disks: list[Path]) -> dict[str, Any]:
@@ -183,9 +226,12 @@ def _device() -> dict[str, int]:
     card = int(os.environ.get("LOCAL_RANK", 0))
     with contextlib.suppress(RuntimeError):  # a card that is in error: the rank itself says of what
         free, total = torch.cuda.mem_get_info(card)
-        return {"device_bytes": total - free, "device_total": total,
-                "device_reserved": torch.cuda.max_memory_reserved(card),
-                "device_allocated": torch.cuda.max_memory_allocated(card)}
+        return {
+            "device_bytes": total - free,
+            "device_total": total,
+            "device_reserved": torch.cuda.max_memory_reserved(card),
+            "device_allocated": torch.cuda.max_memory_allocated(card),
+        }
     return {}
 
 
@@ -203,7 +249,7 @@ def read_box(path: Path) -> dict[str, Any] | None:
     best: tuple[int, bytes] | None = None
     for place in (FIRST_SLOT, FIRST_SLOT + SLOT_SIZE):
         number, length, checksum = SLOT.unpack_from(content, place)
-        text = content[place + SLOT.size:place + SLOT.size + length]
+        text = content[place + SLOT.size : place + SLOT.size + length]
         if number and zlib.crc32(text) == checksum and (best is None or number > best[0]):
             best = number, text
     if best is None:
@@ -211,9 +257,15 @@ def read_box(path: Path) -> dict[str, Any] | None:
     phase, since, collectives, begun, name, inside = LIVE.unpack_from(content, len(MAGIC))
     found = json.loads(best[1])
     life = max(found["last"]["time"], since, begun)
-    return found | {"phase": phase.rstrip(b"\0").decode(), "phase_since": since, "collectives": collectives,
-                    "collective": name.rstrip(b"\0").decode() or None, "collective_since": begun, "inside": inside,
-                    "last_sign_of_life": life}
+    return found | {
+        "phase": phase.rstrip(b"\0").decode(),
+        "phase_since": since,
+        "collectives": collectives,
+        "collective": name.rstrip(b"\0").decode() or None,
+        "collective_since": begun,
+        "inside": inside,
+        "last_sign_of_life": life,
+    }
 
 
 _box: BlackBox | None = None  # of this process
@@ -256,6 +308,7 @@ def recording(run: Path, disks: list[Path]) -> Iterator[None]:
 def record_collectives() -> None:
     """Note each collective that DeepSpeed starts; call after `deepspeed.init_distributed`."""
     from deepspeed.comm import comm  # not above: `astrobio explain`, which reads boxes, would wait for it
+
     for name in COLLECTIVES:
         function = getattr(comm.cdb, name, None)
         if function is not None and not hasattr(function, "__wrapped__"):

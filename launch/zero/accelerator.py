@@ -123,8 +123,9 @@ def same_randomness_after():
     """A context after which this rank's generators, the CPU's and the device's, are where they were before."""
     if on_cpu():
         return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[get_accelerator().current_device()],
-                                 device_type=get_accelerator().device_name())
+    return torch.random.fork_rng(
+        devices=[get_accelerator().current_device()], device_type=get_accelerator().device_name()
+    )
 
 
 def on_cpu() -> bool:

@@ -85,8 +85,11 @@ def file_of(builder: OpBuilder) -> Path:
 def _processor() -> str:
     """What ``-march=native`` and the card's architecture stand for."""
     info = Path("/proc/cpuinfo")
-    flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "") \
-        if info.is_file() else ""
+    flags = (
+        next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+        if info.is_file()
+        else ""
+    )
     card = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     return f"{flags} {card} {os.environ.get('TORCH_CUDA_ARCH_LIST', '')}"
 

@@ -22,8 +22,9 @@ def build_engine(config: StackConfig, ds_config: dict, seed: int):
         mend_prefetch()
     stack = build_stack(config, ds_config, seed)
     apply_activation_checkpointing(stack, ds_config)
-    engine, *_ = deepspeed.initialize(model=stack, config=ds_config,
-                                      model_parameters=[p for p in stack.parameters() if p.requires_grad])
+    engine, *_ = deepspeed.initialize(
+        model=stack, config=ds_config, model_parameters=[p for p in stack.parameters() if p.requires_grad]
+    )
     keep_freed_activations()
     torch.manual_seed(seed + 1 + deepspeed.comm.get_rank())  # from here on each rank draws its own masks and noise
     return engine

@@ -1,6 +1,6 @@
 """DeepSpeed's compiled parts: which ones a config needs, built before the ranks need them.
 
-    python -m launch.zero.ops        # build all that this machine can use; `make ops`
+python -m launch.zero.ops        # build all that this machine can use; `make ops`
 """
 
 from deepspeed.accelerator import get_accelerator
@@ -43,12 +43,17 @@ def build(builders: list[str]) -> None:
         try:
             builder.load(verbose=False)
         except (RuntimeError, OSError, ImportError, TypeError, MissingCUDAException, CUDAMismatchException) as error:
-            raise ConfigError(f"DeepSpeed's {builder.name} cannot be compiled on this machine: "
-                              f"{str(error).strip()[-2000:]}\nit needs g++, ninja and, for NVMe, libaio's headers: "
-                              "`make setup` installs them or says how") from None
+            raise ConfigError(
+                f"DeepSpeed's {builder.name} cannot be compiled on this machine: "
+                f"{str(error).strip()[-2000:]}\nit needs g++, ninja and, for NVMe, libaio's headers: "
+                "`make setup` installs them or says how"
+            ) from None
 
 
 if __name__ == "__main__":
     prepare_accelerator()
-    build(list(CPU_MACHINE) if on_cpu() else
-          ["CPUAdamBuilder", "AsyncIOBuilder", *(["FusedAdamBuilder"] if CUDA_HOME else [])])
+    build(
+        list(CPU_MACHINE)
+        if on_cpu()
+        else ["CPUAdamBuilder", "AsyncIOBuilder", *(["FusedAdamBuilder"] if CUDA_HOME else [])]
+    )

@@ -62,8 +62,11 @@ class Opened:
 
     def scalars(self) -> dict[str, float]:
         """Adam's ``step``, and its like."""
-        return {key: float(value) for key, value in self.state.items()
-                if isinstance(value, int | float) or (torch.is_tensor(value) and value.dim() == 0)}
+        return {
+            key: float(value)
+            for key, value in self.state.items()
+            if isinstance(value, int | float) or (torch.is_tensor(value) and value.dim() == 0)
+        }
 
 
 class EngineState:
@@ -81,15 +84,18 @@ class EngineState:
         elif isinstance(self.optimizer, DeepSpeedZeroOptimizer):
             self.groups = [self._stage2_group(index) for index in range(len(self.optimizer.bit16_groups))]
         else:
-            raise NotImplementedError(f"checkpoints of {type(self.optimizer).__name__} are not known: "
-                                      "zero_optimization.stage must be 1, 2 or 3")
+            raise NotImplementedError(
+                f"checkpoints of {type(self.optimizer).__name__} are not known: "
+                "zero_optimization.stage must be 1, 2 or 3"
+            )
         self.sharded = isinstance(self.optimizer, DeepSpeedZeroOptimizer_Stage3)
 
     def _stage3_group(self, index: int) -> Group:
         parts, offset = [], 0
         for parameter in self.optimizer.fp16_groups[index]:
-            start, stop = _share(parameter.ds_numel, parameter.partition_numel(),
-                                 self.optimizer._get_param_partition_rank(parameter))
+            start, stop = _share(
+                parameter.ds_numel, parameter.partition_numel(), self.optimizer._get_param_partition_rank(parameter)
+            )
             parts.append(Part(self.names[parameter], start, stop, offset))
             offset += parameter.partition_numel()
         return Group(index, self.optimizer.sub_group_to_group_id[index], tuple(parts))
@@ -135,11 +141,17 @@ class EngineState:
 
     def layout(self, group: Group) -> tuple[torch.dtype, dict[str, torch.dtype], dict[str, float]]:
         """Dtype of the fp32 weights, dtypes of the moments and the scalars of ``group``, without opening it."""
-        masters = self.optimizer.fp32_partitioned_groups_flat if self.sharded else \
-            self.optimizer.single_partition_of_fp32_groups
+        masters = (
+            self.optimizer.fp32_partitioned_groups_flat
+            if self.sharded
+            else self.optimizer.single_partition_of_fp32_groups
+        )
         closed = Opened(masters[group.index], self.optimizer.optimizer.state.get(masters[group.index], {}))
-        return (masters[group.index].dtype, {key: value.dtype for key, value in closed.moments().items()},
-                closed.scalars())
+        return (
+            masters[group.index].dtype,
+            {key: value.dtype for key, value in closed.moments().items()},
+            closed.scalars(),
+        )
 
     def set_moments(self, opened: Opened, dtypes: dict[str, torch.dtype], scalars: dict[str, float]) -> None:
         """Give a group moments to be filled, as its optimizer makes them itself at its first step."""
@@ -159,8 +171,9 @@ class EngineState:
         """What the optimizer keeps its moments in, or would."""
         for moment in opened.moments().values():
             return moment.dtype
-        return torch.float32 if getattr(self.optimizer.optimizer, "fp32_optimizer_states", False) else \
-            opened.master.dtype
+        return (
+            torch.float32 if getattr(self.optimizer.optimizer, "fp32_optimizer_states", False) else opened.master.dtype
+        )
 
     def begin_loading(self) -> None:
         """Before the groups are opened to be written."""
@@ -244,8 +257,11 @@ class EngineState:
         """The persistent buffers of this rank's model, by name."""
         kept = set()
         for prefix, module in self.engine.module.named_modules():
-            kept |= {f"{prefix}.{name}" if prefix else name for name, buffer in module._buffers.items()
-                     if buffer is not None and name not in module._non_persistent_buffers_set}
+            kept |= {
+                f"{prefix}.{name}" if prefix else name
+                for name, buffer in module._buffers.items()
+                if buffer is not None and name not in module._non_persistent_buffers_set
+            }
         return {name: buffer for name, buffer in self.engine.module.named_buffers() if name in kept}
 
     # Settings and counters, the same on all ranks
@@ -257,9 +273,13 @@ class EngineState:
         for index, parameters in enumerate(lists):
             group = self.optimizer.sub_group_to_group_id[index] if self.sharded else index
             members.setdefault(group, []).extend(self.names[parameter] for parameter in parameters)
-        return [{"settings": {key: value for key, value in group.items() if key != "params"},
-                 "parameters": members.get(index, [])}
-                for index, group in enumerate(self.optimizer.optimizer.param_groups)]
+        return [
+            {
+                "settings": {key: value for key, value in group.items() if key != "params"},
+                "parameters": members.get(index, []),
+            }
+            for index, group in enumerate(self.optimizer.optimizer.param_groups)
+        ]
 
     def set_param_group(self, index: int, settings: dict[str, Any]) -> None:
         group = self.optimizer.optimizer.param_groups[index]
@@ -283,8 +303,9 @@ class EngineState:
         """``changed``: it has other settings than the one that was saved; the learning rate follows the new ones."""
         self.engine.lr_scheduler.load_state_dict(state)
         if changed:
-            for group, rate in zip(self.optimizer.optimizer.param_groups, self.engine.lr_scheduler.get_lr(),
-                                   strict=True):
+            for group, rate in zip(
+                self.optimizer.optimizer.param_groups, self.engine.lr_scheduler.get_lr(), strict=True
+            ):
                 group["lr"] = rate
 
     def loss_scale(self) -> dict[str, float] | None:

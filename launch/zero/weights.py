@@ -57,7 +57,7 @@ class Fill:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {number}".encode()))
             block = FILLS[self.operation](torch.empty(min(BLOCK, self.size - begin)), generator, *self.arguments)
             low, high = max(begin, start), min(begin + len(block), stop)
-            out[low - start:high - start].copy_(block[low - begin:high - begin])
+            out[low - start : high - start].copy_(block[low - begin : high - begin])
 
         with concurrent.futures.ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(one_block, range(start // BLOCK, math.ceil(stop / BLOCK))))
@@ -96,8 +96,10 @@ class PutOff(TorchDispatchMode):
         self._count += 1
         storage = tensor.untyped_storage()
         storage.resize_(0)
-        self._waiting[storage._cdata] = storage, Fill(func, arguments, tensor.numel(),
-                                                      zlib.crc32(f"{self.seed} {self._count}".encode()))
+        self._waiting[storage._cdata] = (
+            storage,
+            Fill(func, arguments, tensor.numel(), zlib.crc32(f"{self.seed} {self._count}".encode())),
+        )
 
     def fill_of(self, tensor: Tensor) -> Fill | None:
         """What was put off for ``tensor``; None where it has its values."""
@@ -165,15 +167,25 @@ def _sources(stack: AstrobioStack) -> dict[nn.Parameter, Callable[[int, int], Te
         return {}
     checkpoint = Pretrained(stack.config.language.init_from)
     files = checkpoint.files()
-    return {parameter: lambda start, stop, name=name: checkpoint.read(name, start, stop, files[name])
-            for parameter, name in stack.language.pretrained.items()}
+    return {
+        parameter: lambda start, stop, name=name: checkpoint.read(name, start, stop, files[name])
+        for parameter, name in stack.language.pretrained.items()
+    }
 
 
 def _ahead(make: Callable, items: list, doing: str) -> Iterator:
     """``make(item)`` of each item, one ahead of what is asked for, in a thread; a progress bar on rank 0."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool, \
-            tqdm(total=sum(item.numel() for item in items), desc=doing, unit=" parameters", unit_scale=True,
-                 disable=dist.get_rank() != 0 or not os.isatty(2), leave=False) as bar:
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        tqdm(
+            total=sum(item.numel() for item in items),
+            desc=doing,
+            unit=" parameters",
+            unit_scale=True,
+            disable=dist.get_rank() != 0 or not os.isatty(2),
+            leave=False,
+        ) as bar,
+    ):
         coming = pool.submit(make, items[0])
         for item, following in zip(items, [*items[1:], None], strict=True):
             made = coming.result()

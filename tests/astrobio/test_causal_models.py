@@ -13,17 +13,32 @@ from astrobio.stack import AstrobioStack
 
 #: What configurations call their sizes; each takes those that it knows.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "encoder_layers")
-SIZES = {**dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 64), **dict.fromkeys(LAYERS, 2),
-         **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim"), 96),
-         "vocab_size": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-HEADS = dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
-                       "encoder_attention_heads"), 4)
-EXPERTS = {**dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-           "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SIZES = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 64),
+    **dict.fromkeys(LAYERS, 2),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim"), 96),
+    "vocab_size": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+HEADS = dict.fromkeys(
+    ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads"), 4
+)
+EXPERTS = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
 #: From the smallest to what needs its own proportions.
-ATTEMPTS = ({**SIZES, **HEADS, **EXPERTS, "num_key_value_heads": 2, "head_dim": 16},
-            {**SIZES, **HEADS, **EXPERTS, "num_key_value_heads": 4}, {**SIZES, **HEADS}, SIZES,
-            {**dict.fromkeys(LAYERS, 2), "vocab_size": 256}, {})
+ATTEMPTS = (
+    {**SIZES, **HEADS, **EXPERTS, "num_key_value_heads": 2, "head_dim": 16},
+    {**SIZES, **HEADS, **EXPERTS, "num_key_value_heads": 4},
+    {**SIZES, **HEADS},
+    SIZES,
+    {**dict.fromkeys(LAYERS, 2), "vocab_size": 256},
+    {},
+)
 TINY = 30e6  # parameters
 TEXT = 12
 
@@ -34,8 +49,12 @@ def sizes_of(kind: str) -> list[dict]:
 
 
 def config_of(kind: str, sizes: dict) -> LanguageConfig:
-    return LanguageConfig(model_type=kind, config=sizes, max_text_tokens=TEXT, attn_implementation="eager" if
-                          kind == "gpt_oss" else "auto")
+    return LanguageConfig(
+        model_type=kind,
+        config=sizes,
+        max_text_tokens=TEXT,
+        attn_implementation="eager" if kind == "gpt_oss" else "auto",
+    )
 
 
 def differences(kind: str, sizes: dict) -> tuple[float, float]:
@@ -47,8 +66,10 @@ def differences(kind: str, sizes: dict) -> tuple[float, float]:
     with torch.no_grad():
         found = []
         embedded = language.model.get_input_embeddings()(tokens)
-        for before, own in ((None, language.model(input_ids=tokens).logits[:, :-1]),
-                            (prefix, language.model(inputs_embeds=torch.cat([prefix, embedded], 1)).logits[:, 3:-1])):
+        for before, own in (
+            (None, language.model(input_ids=tokens).logits[:, :-1]),
+            (prefix, language.model(inputs_embeds=torch.cat([prefix, embedded], 1)).logits[:, 3:-1]),
+        ):
             read = language(before, tokens)
             assert read.states.shape == (2, TEXT + (0 if before is None else 3), language.hidden_size)
             assert read.logits.shape == own.shape
@@ -60,8 +81,10 @@ def differences(kind: str, sizes: dict) -> tuple[float, float]:
     return tuple(found)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "granite", "cohere2", "gemma2", "modernbert-decoder", "xlstm",
-                                  "trocr", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "gpt2", "opt", "granite", "cohere2", "gemma2", "modernbert-decoder", "xlstm", "trocr", "qwen3_moe"],
+)
 def test_logits_are_the_models_own(kind):
     """granite divides them, cohere multiplies, gemma caps; modernbert has a head of two layers, opt a body in a body,
     and xlstm computes all of them."""
@@ -93,27 +116,38 @@ def test_an_encoder_can_be_made_a_decoder():
     assert max(differences("bert", {**sizes_of("bert")[0], "is_decoder": True})) < 1e-6
 
 
-@pytest.mark.parametrize("changes", [{"num_attention_heads": 6}, {"num_attention_heads": "4"}, {"hidden_size": "a"},
-                                     {"num_key_value_heads": 3}, {"hidden_size": -64}, {"hidden_act": "no such"},
-                                     {"num_hidden_layers": 10**9}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 6},
+        {"num_attention_heads": "4"},
+        {"hidden_size": "a"},
+        {"num_key_value_heads": 3},
+        {"hidden_size": -64},
+        {"hidden_act": "no such"},
+        {"num_hidden_layers": 10**9},
+    ],
+)
 def test_sizes_that_do_not_go_together_are_named(changes):
     with pytest.raises(ConfigError, match=r"language\.config"):
         AstrobioStack(load_preset("tiny", {f"language.config.{key}": value for key, value in changes.items()}))
 
 
 def test_text_and_prefix_beyond_the_models_positions_are_refused():
-    changes = {"language.model_type": "gpt2", "language.config": {"n_embd": 64, "n_layer": 2, "n_head": 4,
-                                                                 "vocab_size": 2048, "n_positions": 64}}
+    changes = {
+        "language.model_type": "gpt2",
+        "language.config": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 2048, "n_positions": 64},
+    }
     with pytest.raises(ConfigError, match=r"max_text_tokens = 64: with \d+ tokens .* has 64: at most 5\d fit"):
         AstrobioStack(load_preset("tiny", changes))
-    AstrobioStack(load_preset("tiny", {**changes, "language.config": {**changes["language.config"],
-                                                                      "n_positions": 128}}))
+    AstrobioStack(
+        load_preset("tiny", {**changes, "language.config": {**changes["language.config"], "n_positions": 128}})
+    )
 
 
 @pytest.mark.slow
 def test_every_causal_model_type_of_transformers(capsys):
-    """All that can be built tiny from what their configurations call their sizes. The table says what became of each.
-    """
+    """All that can be built tiny from what their configurations call their sizes. The table shows each result."""
     table, wrong = [], []
     for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         said = _try(kind)

@@ -87,7 +87,7 @@ def test_every_record_comes_once_in_each_epoch():
     order = SampleOrder(size=10, seed=3)
     stream = order.indices(0, 30)
     for epoch in range(3):
-        assert sorted(stream[10 * epoch:10 * epoch + 10]) == list(range(10))
+        assert sorted(stream[10 * epoch : 10 * epoch + 10]) == list(range(10))
     assert stream[:10] != stream[10:20]
     assert stream != SampleOrder(size=10, seed=4).indices(0, 30)
     assert order.indices(7, 6) == stream[7:13]

@@ -13,15 +13,22 @@ from astrobio.stack import AstrobioStack
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
 TRANSFORMER = {**SIZES, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-KINDS = {"llama": TRANSFORMER, "mistral": TRANSFORMER, "qwen3": {**TRANSFORMER, "head_dim": 16},
-         "mixtral": {**TRANSFORMER, "num_local_experts": 4},
-         "mamba2": {**SIZES, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2}}
+KINDS = {
+    "llama": TRANSFORMER,
+    "mistral": TRANSFORMER,
+    "qwen3": {**TRANSFORMER, "head_dim": 16},
+    "mixtral": {**TRANSFORMER, "num_local_experts": 4},
+    "mamba2": {**SIZES, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2},
+}
 
 
 def stack_of(kind: str, **changes) -> AstrobioStack:
     torch.manual_seed(0)
-    return AstrobioStack(load_preset("tiny", {"language.model_type": kind, "language.config": KINDS[kind],
-                                              "modality_dropout": 0.0, **changes}))
+    return AstrobioStack(
+        load_preset(
+            "tiny", {"language.model_type": kind, "language.config": KINDS[kind], "modality_dropout": 0.0, **changes}
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +100,23 @@ def test_activation_checkpointing_loses_no_gradient(kind, adapters, batch):
     """Also over embeddings that are frozen and without any prefix, as in a stack of the language model alone."""
     layers = ["in_proj"] if kind == "mamba2" else "all-linear"  # peft refuses Mamba's output projection
     changes = {"language.lora": {"rank": 4, "target_modules": layers}} if adapters else {}
-    stack = AstrobioStack(load_preset("tiny", {
-        "language.model_type": kind, "language.config": KINDS[kind], "planet": None, "climate": None,
-        "metabolism": None, "spectrum": None, "fusion": None, **changes}))
+    stack = AstrobioStack(
+        load_preset(
+            "tiny",
+            {
+                "language.model_type": kind,
+                "language.config": KINDS[kind],
+                "planet": None,
+                "climate": None,
+                "metabolism": None,
+                "spectrum": None,
+                "fusion": None,
+                **changes,
+            },
+        )
+    )
     found = {}
-    for name, function in (("without", None),
-                           ("with", lambda f, *args, **_: checkpoint(f, *args, use_reentrant=True))):
+    for name, function in (("without", None), ("with", lambda f, *args, **_: checkpoint(f, *args, use_reentrant=True))):
         stack.set_activation_checkpointing(function)
         stack.zero_grad()
         stack(batch).loss.backward()
@@ -128,16 +146,22 @@ def test_a_frozen_encoder_only_reads(batch):
     assert not stack.eval().train().climate.training
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"freeze": ["climat"]}, ("freeze", "did you mean 'climate'")),
-    ({"freeze": ["language", "planet", "climate", "metabolism", "spectrum", "fusion"]}, ("nothing is left to train",)),
-    ({"language.model_type": "lama"}, ("model_type", "did you mean 'llama'")),
-    ({"language.config.hiden_size": 3}, ("hiden_size", "did you mean 'hidden_size'")),
-    ({"language.lora": {"rank": 4, "target_modules": ["q_prj"]}}, ("target_modules", "q_prj")),
-    ({"language.lora": {"rank": 0}}, ("language.lora.rank", "greater than 0")),
-    ({"language.lora": {"rnak": 4}}, ("rnak", "did you mean 'rank'")),
-    ({"language.config": {}}, ("config", "init_from")),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"freeze": ["climat"]}, ("freeze", "did you mean 'climate'")),
+        (
+            {"freeze": ["language", "planet", "climate", "metabolism", "spectrum", "fusion"]},
+            ("nothing is left to train",),
+        ),
+        ({"language.model_type": "lama"}, ("model_type", "did you mean 'llama'")),
+        ({"language.config.hiden_size": 3}, ("hiden_size", "did you mean 'hidden_size'")),
+        ({"language.lora": {"rank": 4, "target_modules": ["q_prj"]}}, ("target_modules", "q_prj")),
+        ({"language.lora": {"rank": 0}}, ("language.lora.rank", "greater than 0")),
+        ({"language.lora": {"rnak": 4}}, ("rnak", "did you mean 'rank'")),
+        ({"language.config": {}}, ("config", "init_from")),
+    ],
+)
 def test_mistakes_are_named(changes, words):
     with pytest.raises(ConfigError) as error:
         AstrobioStack(load_preset("tiny", changes))

@@ -51,14 +51,22 @@ def test_consistency_is_zero_where_all_agree_and_moves_only_the_single_predictio
 def chain(flux: list[float]) -> Batch:
     """Three metabolites in a row, a → b → c, by two reactions that turn one into one; only b is inside the cell."""
     kind = torch.tensor([0, 0, 0, 1, 1])
-    data = Data(x=torch.zeros(5, 11), kind=kind, edge_index=torch.tensor([[0, 3, 1, 4], [3, 1, 4, 2]]),
-                stoichiometry=torch.tensor([-1.0, 1.0, -1.0, 1.0]), balanced=torch.tensor([0, 1, 0, 0, 0]).bool(),
-                flux_mean=torch.zeros(5), flux_std=torch.ones(5), flux=torch.tensor([0.0, 0.0, 0.0, *flux]))
+    data = Data(
+        x=torch.zeros(5, 11),
+        kind=kind,
+        edge_index=torch.tensor([[0, 3, 1, 4], [3, 1, 4, 2]]),
+        stoichiometry=torch.tensor([-1.0, 1.0, -1.0, 1.0]),
+        balanced=torch.tensor([0, 1, 0, 0, 0]).bool(),
+        flux_mean=torch.zeros(5),
+        flux_std=torch.ones(5),
+        flux=torch.tensor([0.0, 0.0, 0.0, *flux]),
+    )
     return graph_batch([data])
 
 
-@pytest.mark.parametrize(("flux", "imbalance"), [([2e4, 2e4], 0.0), ([2e4, 0.0], 1.0), ([3e4, 1e4], 0.5),
-                                                 ([0.0, 0.0], 0.0)])
+@pytest.mark.parametrize(
+    ("flux", "imbalance"), [([2e4, 2e4], 0.0), ([2e4, 0.0], 1.0), ([3e4, 1e4], 0.5), ([0.0, 0.0], 0.0)]
+)
 def test_mass_balance_of_a_chain(flux, imbalance):
     graph = chain(flux)
     squashed = torch.sign(graph.flux) * torch.log1p(graph.flux.abs())

@@ -20,8 +20,15 @@ def checkpoint(tmp_path_factory):
     """A tiny Llama in several shards."""
     folder = tmp_path_factory.mktemp("checkpoint") / "llama"
     torch.manual_seed(3)
-    config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                                  num_attention_heads=4, num_key_value_heads=2, vocab_size=2048)
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=2048,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="300KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
@@ -62,8 +69,15 @@ def test_a_whole_checkpoint_has_no_problem(checkpoint):
 
 
 def test_tied_and_adapted_models_have_none_either(tmp_path):
-    config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=1,
-                                  num_attention_heads=4, vocab_size=2048, tie_word_embeddings=True)
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=2048,
+        tie_word_embeddings=True,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     assert problems_of(tmp_path) == []
     with torch.device("meta"):
@@ -77,11 +91,14 @@ def test_sizes_are_the_checkpoints(checkpoint):
     assert stack.language.model.config.intermediate_size == 128
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"language.config": {"hidden_size": 96}}, ("language.config.hidden_size = 96", "64")),
-    ({"language.model_type": "mistral"}, ("model_type", "'mistral'", "'llama'")),
-    ({"language.config": {"hiden_size": 64}}, ("did you mean 'hidden_size'",)),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"language.config": {"hidden_size": 96}}, ("language.config.hidden_size = 96", "64")),
+        ({"language.model_type": "mistral"}, ("model_type", "'mistral'", "'llama'")),
+        ({"language.config": {"hiden_size": 64}}, ("did you mean 'hidden_size'",)),
+    ],
+)
 def test_a_preset_that_insists_on_something_else(checkpoint, changes, words):
     with pytest.raises(ConfigError) as error:
         AstrobioStack(preset_of(checkpoint, **changes))
@@ -93,8 +110,7 @@ def test_a_missing_tensor_is_named(copy):
     path, tensors = shard_of(copy, EMBEDDING)
     del tensors[EMBEDDING]
     save_file(tensors or {"x": torch.zeros(1)}, path)
-    assert any("lacks" in problem and EMBEDDING in problem and "[2048, 64]" in problem
-               for problem in problems_of(copy))
+    assert any("lacks" in problem and EMBEDDING in problem and "[2048, 64]" in problem for problem in problems_of(copy))
 
 
 def test_an_unexpected_tensor_and_a_wrong_shape_are_named(copy):

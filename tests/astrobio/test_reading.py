@@ -39,8 +39,10 @@ def same(ours, theirs) -> None:
 
 def test_a_record_is_what_datasets_reads(split):
     reader = RecordReader(split)
-    assert {bool(split[i][f"{m}_present"]) for i in range(len(split)) for m in schema.OPTIONAL_MODALITIES} \
-        == {True, False}
+    assert {bool(split[i][f"{m}_present"]) for i in range(len(split)) for m in schema.OPTIONAL_MODALITIES} == {
+        True,
+        False,
+    }
     for index in range(0, len(split), 5):
         same(reader[index], split[index])
 
@@ -68,8 +70,10 @@ def test_a_reader_goes_to_another_process_without_its_data(split):
 def test_positions_in_64_gb_of_records_are_found_without_the_data(sample_dataset):
     """The mapped files of the sample, many times over: as many records as 64 GB have."""
     split = datasets.load_from_disk(str(sample_dataset / "train"))
-    bytes_of_a_record = sum(int(np.prod(feature.shape)) * np.dtype(feature.dtype).itemsize
-                            for feature in (schema.FEATURES["climate_levels"], schema.FEATURES["climate_surface"]))
+    bytes_of_a_record = sum(
+        int(np.prod(feature.shape)) * np.dtype(feature.dtype).itemsize
+        for feature in (schema.FEATURES["climate_levels"], schema.FEATURES["climate_surface"])
+    )
     times = -(-64 * 10**9 // (bytes_of_a_record * len(split)))
     whole = datasets.concatenate_datasets([split] * times)
     assert len(whole) * bytes_of_a_record >= 64 * 10**9
@@ -96,8 +100,9 @@ def remote(mini_dataset):
 
 def test_a_dataset_behind_a_url_is_read_from_a_local_copy(remote, mini_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
-    there, here = (AstrobioDataset(where, "train", max_text_tokens=64) for where in ("memory://bucket/set",
-                                                                                   mini_dataset))
+    there, here = (
+        AstrobioDataset(where, "train", max_text_tokens=64) for where in ("memory://bucket/set", mini_dataset)
+    )
     assert there.folder.is_relative_to(tmp_path) and dataset_problems("memory://bucket/set") == []
     np.testing.assert_array_equal(there[5]["planet"], here[5]["planet"])
     remote.rm("/bucket/set/train", recursive=True)  # the second time it is not fetched
@@ -111,8 +116,14 @@ def test_a_copy_that_broke_off_goes_on(remote, tmp_path, monkeypatch):
     (copy / "test/state.json").unlink()
     fetched = []
     get_file = type(remote).get_file
-    monkeypatch.setattr(type(remote), "get_file", lambda self, path, *rest, **more: (
-        fetched.append(path.removeprefix("/bucket/set/")), get_file(self, path, *rest, **more)))
+    monkeypatch.setattr(
+        type(remote),
+        "get_file",
+        lambda self, path, *rest, **more: (
+            fetched.append(path.removeprefix("/bucket/set/")),
+            get_file(self, path, *rest, **more),
+        ),
+    )
     assert local_copy("memory://bucket/set") == copy
     assert sorted(fetched) == ["stats.json", "test/state.json"] and dataset_problems(copy) == []
 
@@ -147,8 +158,13 @@ def tensors_of(batch) -> dict:
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_a_batch_comes_whole_from_a_loaders_process(mini_dataset, start_method):
     data = AstrobioDataset(mini_dataset, "train", max_text_tokens=64)
-    loader = torch.utils.data.DataLoader(data, batch_size=4, collate_fn=data.collate, num_workers=1,
-                                         multiprocessing_context=multiprocessing.get_context(start_method))
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_size=4,
+        collate_fn=data.collate,
+        num_workers=1,
+        multiprocessing_context=multiprocessing.get_context(start_method),
+    )
     found, expected = next(iter(loader)), data.collate([data[i] for i in range(4)])
     assert found.run_ids == expected.run_ids and found.graphs.num_graphs == 4
     ours, theirs = tensors_of(found), tensors_of(expected)
@@ -159,6 +175,7 @@ def test_a_batch_comes_whole_from_a_loaders_process(mini_dataset, start_method):
 
 def test_a_batch_goes_to_a_card_in_one_copy(mini_dataset):
     """The meta device stands for the card: it takes copies as one does, and keeps no numbers."""
+
     class Copies(TorchDispatchMode):
         seen = 0
 
@@ -178,8 +195,14 @@ def test_a_batch_goes_to_a_card_in_one_copy(mini_dataset):
 
 
 def test_tensors_of_every_kind_survive_packing():
-    state = {"bool": torch.tensor([True, False, True]), "scalar": torch.tensor(7), "empty": torch.zeros(0, 3),
-             "strided": torch.arange(12).view(3, 4).T, "half": torch.ones(3, dtype=torch.float16), "text": "as it is"}
+    state = {
+        "bool": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "strided": torch.arange(12).view(3, 4).T,
+        "half": torch.ones(3, dtype=torch.float16),
+        "text": "as it is",
+    }
     again = unpacked(*packed(state))
     assert again["text"] == "as it is"
     for name in ("bool", "scalar", "empty", "strided", "half"):

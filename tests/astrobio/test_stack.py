@@ -35,13 +35,17 @@ def test_a_graph_layer_is_that_of_pyg(dataset):
     graphs = batch_of(dataset, range(3)).graphs
     place, real = places(graphs)
     layer = Layer(16, 4).double()
-    ours, theirs = (torch.randn(len(graphs.kind), 16, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-                    .requires_grad_() for _ in range(2))
+    ours, theirs = (
+        torch.randn(
+            len(graphs.kind), 16, dtype=torch.double, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
+        for _ in range(2)
+    )
     edges = graphs.edge_attr.double()
     out = layer(ours, graphs.edge_index, edges, place, real)
     expected = GPSConv.forward(layer.layer, theirs, graphs.edge_index, graphs.batch, edge_attr=edges)
     for x in (out, expected):
-        (x ** 2).sum().backward()
+        (x**2).sum().backward()
     assert torch.equal(out, expected) and torch.equal(ours.grad, theirs.grad)
     rows, there = to_dense_batch(theirs, graphs.batch)
     assert torch.equal(spread(theirs, place, real), rows) and torch.equal(real, there) and not there.all()
@@ -64,8 +68,9 @@ def test_a_batch_gives_a_loss_its_parts_and_logits(stack, dataset):
     out = stack(batch_of(dataset, range(4)))
     weights = stack.config.loss
     assert set(out.parts) == {field.name for field in dataclasses.fields(weights)} - {"balance"}  # of mixtures
-    assert out.loss.item() == pytest.approx(sum(getattr(weights, name) * float(part) for name, part in
-                                                out.parts.items()), rel=1e-5)
+    assert out.loss.item() == pytest.approx(
+        sum(getattr(weights, name) * float(part) for name, part in out.parts.items()), rel=1e-5
+    )
     assert out.logits.shape == (4, 2) and out.weights.shape == (4, 5)
     torch.testing.assert_close(out.weights.sum(1), torch.ones(4))
 
@@ -85,10 +90,12 @@ def test_what_an_absent_modality_holds_does_not_matter(stack, dataset, name):
     stack.eval()
     batch = batch_of(dataset, range(4)).without(name)
     other = dataclasses.replace(
-        batch, climate_levels=batch.climate_levels + 3 * ~batch.present["climate"].view(-1, 1, 1, 1, 1, 1),
+        batch,
+        climate_levels=batch.climate_levels + 3 * ~batch.present["climate"].view(-1, 1, 1, 1, 1, 1),
         climate_surface=batch.climate_surface + 3 * ~batch.present["climate"].view(-1, 1, 1, 1, 1),
         planet=batch.planet + 3 * ~batch.planet_known,
-        spectrum=batch.spectrum + 3 * ~batch.present["spectrum"].view(-1, 1, 1))
+        spectrum=batch.spectrum + 3 * ~batch.present["spectrum"].view(-1, 1, 1),
+    )
     one, two = stack(batch), stack(other)
     torch.testing.assert_close(one.logits, two.logits)
     torch.testing.assert_close(one.loss, two.loss)
@@ -134,8 +141,16 @@ def test_activation_checkpointing_keeps_loss_and_gradients(stack, dataset):
 
     loss, gradients = run(None)
     loss_again, gradients_again = run(counting)
-    blocks = [part for part in (stack.climate.blocks, stack.climate.stem, stack.spectrum.blocks,
-                                stack.metabolism.layers, stack.fusion.blocks)]
+    blocks = [
+        part
+        for part in (
+            stack.climate.blocks,
+            stack.climate.stem,
+            stack.spectrum.blocks,
+            stack.metabolism.layers,
+            stack.fusion.blocks,
+        )
+    ]
     assert len(called) == sum(map(len, blocks)) + stack.config.language.config["num_hidden_layers"]
     torch.testing.assert_close(loss_again, loss)
     for name, gradient in gradients.items():
@@ -145,7 +160,8 @@ def test_activation_checkpointing_keeps_loss_and_gradients(stack, dataset):
 def test_a_preset_may_leave_modules_out(dataset, tmp_path):
     (tmp_path / "text.yaml").write_text(
         "language: {max_text_tokens: 64, config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
-        "num_attention_heads: 2, num_key_value_heads: 1, vocab_size: 2048}}")
+        "num_attention_heads: 2, num_key_value_heads: 1, vocab_size: 2048}}"
+    )
     out = AstrobioStack(load_preset(str(tmp_path / "text.yaml")))(batch_of(dataset, range(2)))
     assert out.logits is None and set(out.parts) == {"language"} and out.loss.isfinite()
     with pytest.raises(ConfigError, match="fusion is missing"):
@@ -158,8 +174,9 @@ def test_presets_have_their_sizes():
     for name in preset_names():
         with torch.device("meta"):
             stack = AstrobioStack(load_preset(name))
-        sizes[name] = {child: sum(p.numel() for p in module.parameters()) / 1e9
-                       for child, module in stack.named_children()}
+        sizes[name] = {
+            child: sum(p.numel() for p in module.parameters()) / 1e9 for child, module in stack.named_children()
+        }
     assert preset_names()[:4] == ["tiny", "small", "1b", "17b"]
     assert sum(sizes["tiny"].values()) < 0.002 and sum(sizes["small"].values()) < 0.05
     assert 0.9 < sum(sizes["1b"].values()) < 1.4

@@ -10,8 +10,9 @@ from project import ROOT
 from benchmarks.published import CASES, predict
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=() if case.name == "R1" else pytest.mark.slow)
-                                  for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=() if case.name == "R1" else pytest.mark.slow) for case in CASES]
+)
 def test_a_published_run_is_predicted(case):
     found = predict(case)
     assert not {key: figure["error"] for key, figure in found["figures"].items() if figure["holds"] is False}

@@ -51,10 +51,14 @@ class ArchiveServer:
                 length = int(self.headers.get("Content-Length") or 0)
                 url = urlsplit(self.path)
                 _, host, *rest = url.path.split("/", 2)
-                request = Request(self.command, host, "/" + unquote("".join(rest)),
-                                  {key: values[-1] for key, values in parse_qs(url.query).items()},
-                                  {key.lower(): value for key, value in self.headers.items()},
-                                  self.rfile.read(length).decode())
+                request = Request(
+                    self.command,
+                    host,
+                    "/" + unquote("".join(rest)),
+                    {key: values[-1] for key, values in parse_qs(url.query).items()},
+                    {key.lower(): value for key, value in self.headers.items()},
+                    self.rfile.read(length).decode(),
+                )
                 outer.requests.append(request)
                 reply = outer.script(request)
                 if reply.hang_s and outer._stop.wait(reply.hang_s):
@@ -63,7 +67,7 @@ class ArchiveServer:
                 for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(reply.body if reply.cut is None else reply.body[:reply.cut])
+                self.wfile.write(reply.body if reply.cut is None else reply.body[: reply.cut])
                 if reply.cut is not None:
                     self.close_connection = True
 

@@ -79,18 +79,30 @@ def observations(key: str, **names) -> dict[str, list]:
     """Five synthetic observations in an archive's own column names."""
     values = {
         "target_name": [f"synthetic star {i}" for i in range(5)],
-        "ra_deg": [10.0 * i for i in range(5)], "dec_deg": [-20.0 + i for i in range(5)],
-        "start_mjd": [58000.0 + i for i in range(5)], "exposure_s": [100.0 * (i + 1) for i in range(5)],
-        "wavelength_min_um": [0.4] * 5, "wavelength_max_um": [0.8] * 5, "instrument": ["synthetic"] * 5}
+        "ra_deg": [10.0 * i for i in range(5)],
+        "dec_deg": [-20.0 + i for i in range(5)],
+        "start_mjd": [58000.0 + i for i in range(5)],
+        "exposure_s": [100.0 * (i + 1) for i in range(5)],
+        "wavelength_min_um": [0.4] * 5,
+        "wavelength_max_um": [0.8] * 5,
+        "instrument": ["synthetic"] * 5,
+    }
     columns = {key: [f"obs.{i:03d}" for i in range(5)]}
     for ours, (theirs, factor) in names.items():
         columns[theirs] = [value * factor for value in values[ours]] if factor != 1 else values[ours]
     return columns
 
 
-_OBSCORE = {"target_name": ("target_name", 1), "ra_deg": ("s_ra", 1), "dec_deg": ("s_dec", 1),
-            "start_mjd": ("t_min", 1), "exposure_s": ("t_exptime", 1), "wavelength_min_um": ("em_min", 1e-6),
-            "wavelength_max_um": ("em_max", 1e-6), "instrument": ("instrument_name", 1)}
+_OBSCORE = {
+    "target_name": ("target_name", 1),
+    "ra_deg": ("s_ra", 1),
+    "dec_deg": ("s_dec", 1),
+    "start_mjd": ("t_min", 1),
+    "exposure_s": ("t_exptime", 1),
+    "wavelength_min_um": ("em_min", 1e-6),
+    "wavelength_max_um": ("em_max", 1e-6),
+    "instrument": ("instrument_name", 1),
+}
 
 
 class FakeEso(FakeTap):
@@ -116,37 +128,72 @@ class FakeSubaru(FakeTap):
 
 
 def keck() -> FakeTap:
-    names = {"target_name": ("targname", 1), "ra_deg": ("ra", 1), "dec_deg": ("dec", 1), "start_mjd": ("mjd", 1),
-             "exposure_s": ("elaptime", 1), "wavelength_min_um": ("waveblue", 1e4), "wavelength_max_um":
-             ("wavered", 1e4), "instrument": ("instrume", 1)}
+    names = {
+        "target_name": ("targname", 1),
+        "ra_deg": ("ra", 1),
+        "dec_deg": ("dec", 1),
+        "start_mjd": ("mjd", 1),
+        "exposure_s": ("elaptime", 1),
+        "wavelength_min_um": ("waveblue", 1e4),
+        "wavelength_max_um": ("wavered", 1e4),
+        "instrument": ("instrume", 1),
+    }
     return FakeTap(observations("koaid", **names), "koa.ipac.caltech.edu")
 
 
 def nasa() -> FakeTap:
     """Values as published for TRAPPIST-1 and Proxima, the rest synthetic."""
     planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e", "TRAPPIST-1 f"]
-    return FakeTap({
-        "pl_name": planets, "hostname": [name[:-2] for name in planets], "pl_letter": [name[-1] for name in planets],
-        "hd_name": [""] * 4, "hip_name": ["HIP 70890", "", "", ""], "tic_id": ["TIC 1"] * 4,
-        "ra": [217.39, 346.62, 346.62, 346.62], "dec": [-62.68, -5.04, -5.04, -5.04],
-        "st_teff": [2900.0, 2566.0, 2566.0, 2566.0], "st_rad": [0.14, 0.12, 0.12, 0.12],
-        "st_mass": [0.12, 0.09, 0.09, 0.09], "st_lum": [-2.8, -3.26, -3.26, -3.26], "sy_jmag": [5.36] + [11.35] * 3,
-        "pl_rade": [1.03, 1.12, 0.92, 1.05], "pl_bmasse": [1.07, 1.37, 0.69, 1.04],
-        "pl_bmassprov": ["Msini", "Mass", "Mass", "Mass"], "pl_orbper": [11.19, 1.51, 6.10, 9.21],
-        "pl_orbsmax": [0.0486, 0.0115, 0.0293, 0.0385], "pl_orbeccen": [0.0, 0.006, 0.005, 0.01],
-        "pl_insol": [0.65, 4.15, 0.646, 0.373]}, "exoplanetarchive.ipac.caltech.edu")
+    return FakeTap(
+        {
+            "pl_name": planets,
+            "hostname": [name[:-2] for name in planets],
+            "pl_letter": [name[-1] for name in planets],
+            "hd_name": [""] * 4,
+            "hip_name": ["HIP 70890", "", "", ""],
+            "tic_id": ["TIC 1"] * 4,
+            "ra": [217.39, 346.62, 346.62, 346.62],
+            "dec": [-62.68, -5.04, -5.04, -5.04],
+            "st_teff": [2900.0, 2566.0, 2566.0, 2566.0],
+            "st_rad": [0.14, 0.12, 0.12, 0.12],
+            "st_mass": [0.12, 0.09, 0.09, 0.09],
+            "st_lum": [-2.8, -3.26, -3.26, -3.26],
+            "sy_jmag": [5.36] + [11.35] * 3,
+            "pl_rade": [1.03, 1.12, 0.92, 1.05],
+            "pl_bmasse": [1.07, 1.37, 0.69, 1.04],
+            "pl_bmassprov": ["Msini", "Mass", "Mass", "Mass"],
+            "pl_orbper": [11.19, 1.51, 6.10, 9.21],
+            "pl_orbsmax": [0.0486, 0.0115, 0.0293, 0.0385],
+            "pl_orbeccen": [0.0, 0.006, 0.005, 0.01],
+            "pl_insol": [0.65, 4.15, 0.646, 0.373],
+        },
+        "exoplanetarchive.ipac.caltech.edu",
+    )
 
 
 def exoplanet_eu() -> FakeTap:
     planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e"]
-    return FakeTap({
-        "granule_uid": ["1", "2", "3"], "target_name": planets, "alternate_name": ["Alpha Cen C b", "", "K2-112 e"],
-        "star_name": [name[:-2] for name in planets], "publication_status": ["R"] * 3,
-        "ra": [217.4, 346.6, 346.6], "dec": [-62.7, -5.0, -5.0], "star_teff": [3042.0, 2550.0, 2550.0],
-        "star_radius": [0.14, 0.117, 0.117], "star_mass": [0.12, 0.08, 0.08], "mag_j": [5.36, 11.35, 11.35],
-        "radius": [0.1, 0.0997, 0.0819], "mass": [0.0037, 0.0043, 0.0022], "period": [11.18, 1.51, 6.10],
-        "semi_major_axis": [0.0485, 0.0115, 0.0293], "eccentricity": [0.35, 0.0, 0.0]},
-        "voparis-tap-planeto.obspm.fr")
+    return FakeTap(
+        {
+            "granule_uid": ["1", "2", "3"],
+            "target_name": planets,
+            "alternate_name": ["Alpha Cen C b", "", "K2-112 e"],
+            "star_name": [name[:-2] for name in planets],
+            "publication_status": ["R"] * 3,
+            "ra": [217.4, 346.6, 346.6],
+            "dec": [-62.7, -5.0, -5.0],
+            "star_teff": [3042.0, 2550.0, 2550.0],
+            "star_radius": [0.14, 0.117, 0.117],
+            "star_mass": [0.12, 0.08, 0.08],
+            "mag_j": [5.36, 11.35, 11.35],
+            "radius": [0.1, 0.0997, 0.0819],
+            "mass": [0.0037, 0.0043, 0.0022],
+            "period": [11.18, 1.51, 6.10],
+            "semi_major_axis": [0.0485, 0.0115, 0.0293],
+            "eccentricity": [0.35, 0.0, 0.0],
+        },
+        "voparis-tap-planeto.obspm.fr",
+    )
 
 
 def gaia() -> FakeTap:
@@ -155,8 +202,10 @@ def gaia() -> FakeTap:
     names = [column["name"] for column in recorded["metadata"]]
     stars = sorted((dict(zip(names, row, strict=True)) for row in recorded["data"]), key=lambda star: star["source_id"])
     stars = [star for star in stars if star["pmra"] is not None][:5]
-    columns = {name: [star[name] for star in stars]
-               for name in ("source_id", "ra", "dec", "ref_epoch", "pmra", "pmdec", "phot_g_mean_mag")}
+    columns = {
+        name: [star[name] for star in stars]
+        for name in ("source_id", "ra", "dec", "ref_epoch", "pmra", "pmdec", "phot_g_mean_mag")
+    }
     return FakeTap({**columns, "parallax": [50.0] * 5, "teff_gspphot": [3200.0] * 5}, "gea.esac.esa.int")
 
 
@@ -181,10 +230,22 @@ class FakeMast:
         size = 4 if self.cut_short else asked["pagesize"]
         start = (asked["page"] - 1) * size
         pages = -(-len(self.rows) // size)
-        return Reply(json.dumps({
-            "status": "COMPLETE", "msg": "", "data": self.rows[start:start + size],
-            "paging": {"page": asked["page"], "pageSize": size, "pagesFiltered": pages,
-                       "rowsFiltered": len(self.rows), "rowsTotal": len(self.rows)}}).encode())
+        return Reply(
+            json.dumps(
+                {
+                    "status": "COMPLETE",
+                    "msg": "",
+                    "data": self.rows[start : start + size],
+                    "paging": {
+                        "page": asked["page"],
+                        "pageSize": size,
+                        "pagesFiltered": pages,
+                        "rowsFiltered": len(self.rows),
+                        "rowsTotal": len(self.rows),
+                    },
+                }
+            ).encode()
+        )
 
     def empty(self):
         self.rows = []
@@ -219,8 +280,9 @@ class FakeGemini:
 
     def _all(self):
         days = [date(2014, 1, 1).toordinal() + 40 * i for i in range(100)]
-        rows = [{**row, "name": f"{copy}-{row['name']}"} for copy in range(3 if self.cut_short else 1)
-                for row in self.rows]
+        rows = [
+            {**row, "name": f"{copy}-{row['name']}"} for copy in range(3 if self.cut_short else 1) for row in self.rows
+        ]
         rows = list({row["name"]: row for row in rows}.values())
         for number, row in enumerate(rows):
             row["day"] = date.fromordinal(days[number * len(days) // len(rows)]).strftime("%Y%m%d")
@@ -236,8 +298,13 @@ class FakeGenBank:
     def text(self, name: str) -> str:
         if self.names[name]:
             return (RECORDINGS / self.names[name]).read_text()
-        record = SeqRecord(Seq("ACGT" * 15 + "GC" * 2), name, name.split(".")[0], "synthetic",
-                           annotations={"molecule_type": "DNA", "organism": "Escherichia coli synthetic"})
+        record = SeqRecord(
+            Seq("ACGT" * 15 + "GC" * 2),
+            name,
+            name.split(".")[0],
+            "synthetic",
+            annotations={"molecule_type": "DNA", "organism": "Escherichia coli synthetic"},
+        )
         return record.format("genbank")
 
     def __init__(self):
@@ -246,14 +313,16 @@ class FakeGenBank:
     def reply(self, request):
         asked = {**request.query, **request.form}
         if request.path.endswith("esearch.fcgi"):
-            found = self.found[int(asked["retstart"]):][:2]
+            found = self.found[int(asked["retstart"]) :][:2]
             ids = "".join(f"<Id>{name}</Id>" for name in found)
-            return Reply(f"""<?xml version="1.0" encoding="UTF-8" ?>
+            return Reply(
+                f"""<?xml version="1.0" encoding="UTF-8" ?>
 <!DOCTYPE eSearchResult PUBLIC "-//NLM//DTD esearch 20060628//EN" "https://eutils.ncbi.nlm.nih.gov/eutils/dtd/20060628/esearch.dtd">
 <eSearchResult><Count>{len(self.found)}</Count><RetMax>{len(found)}</RetMax><RetStart>{asked["retstart"]}</RetStart>
 <IdList>{ids}</IdList><TranslationSet/><QueryTranslation>synthetic</QueryTranslation></eSearchResult>""".encode(),
-                         headers={"Content-Type": "text/xml; charset=UTF-8"})  # noqa: E501
-        names = asked["id"].split(",")[:1 if self.cut_short else None]
+                headers={"Content-Type": "text/xml; charset=UTF-8"},
+            )  # noqa: E501
+        names = asked["id"].split(",")[: 1 if self.cut_short else None]
         text = "\n".join(map(self.text, names))
         return Reply(text.encode(), headers={"Content-Type": "text/plain"})
 
@@ -262,8 +331,11 @@ class FakeGenBank:
 
     def expected(self, field):
         records = [SeqIO.read(io.StringIO(self.text(name)), "genbank") for name in self.found]
-        known = {"accession": [record.id for record in records], "length_bp": [len(record) for record in records],
-                 "organism": [record.annotations["organism"] for record in records]}
+        known = {
+            "accession": [record.id for record in records],
+            "length_bp": [len(record) for record in records],
+            "organism": [record.annotations["organism"] for record in records],
+        }
         return known.get(field.name)
 
 
@@ -279,22 +351,30 @@ class FakeKegg:
         operation, rest = request.path.lstrip("/").split("/", 1)
         if operation == "link":
             return Reply("".join(f"path:map01100\tcpd:{name}\n" for name in self.compounds).encode() or b"\n")
-        asked = [entry.removeprefix("cpd:") for entry in rest.split("+")][:5 if self.cut_short else 10]
-        return Reply("".join(f"""ENTRY       {name}                      Compound
+        asked = [entry.removeprefix("cpd:") for entry in rest.split("+")][: 5 if self.cut_short else 10]
+        return Reply(
+            "".join(
+                f"""ENTRY       {name}                      Compound
 NAME        synthetic {name}
 FORMULA     C6H12O6
 EXACT_MASS  180.0634
 MOL_WEIGHT  180.1559
 PATHWAY     map00010  Glycolysis
 ///
-""" for name in asked).encode())
+"""
+                for name in asked
+            ).encode()
+        )
 
     def empty(self):
         self.compounds = []
 
     def expected(self, field):
-        return {"compound": self.compounds, "name": [f"synthetic {name}" for name in self.compounds],
-                "pathways": ["map00010"] * len(self.compounds)}.get(field.name)
+        return {
+            "compound": self.compounds,
+            "name": [f"synthetic {name}" for name in self.compounds],
+            "pathways": ["map00010"] * len(self.compounds),
+        }.get(field.name)
 
 
 class FakeEnsembl:
@@ -303,11 +383,23 @@ class FakeEnsembl:
     then, host = "continued", "rest.ensembl.org"
 
     def __init__(self):
-        self.genomes = [{"name": f"synthetic_genome_{i}", "display_name": f"Synthetic genome {i}", "taxonomy_id":
-                         str(2190 + i), "assembly_accession": f"GCA_00000{i}.1", "base_count": str(10**6 + i)}
-                        for i in range(2)]
-        self.coli = {"name": "synthetic_coli", "display_name": "Synthetic E. coli", "taxonomy_id": "511145",
-                     "assembly_accession": "GCA_000005845.2", "base_count": "64"}
+        self.genomes = [
+            {
+                "name": f"synthetic_genome_{i}",
+                "display_name": f"Synthetic genome {i}",
+                "taxonomy_id": str(2190 + i),
+                "assembly_accession": f"GCA_00000{i}.1",
+                "base_count": str(10**6 + i),
+            }
+            for i in range(2)
+        ]
+        self.coli = {
+            "name": "synthetic_coli",
+            "display_name": "Synthetic E. coli",
+            "taxonomy_id": "511145",
+            "assembly_accession": "GCA_000005845.2",
+            "base_count": "64",
+        }
         self.cut_short = False
 
     def reply(self, request):
@@ -320,8 +412,10 @@ class FakeEnsembl:
         self.genomes = []
 
     def expected(self, field):
-        return [genome[field.column] if field.dtype == "string" else int(genome[field.column])
-                for genome in (*self.genomes, *([self.coli] if self.genomes else []))]
+        return [
+            genome[field.column] if field.dtype == "string" else int(genome[field.column])
+            for genome in (*self.genomes, *([self.coli] if self.genomes else []))
+        ]
 
 
 class FakeUniProt:
@@ -330,17 +424,30 @@ class FakeUniProt:
     then, host = "refused", "rest.uniprot.org"
 
     def __init__(self):
-        self.rows = [{"Entry": f"Q0000{i}", "Organism": "synthetic archaeon", "Organism (ID)": "2190",
-                      "EC number": "1.1.1.1", "Length": "4", "Mass": "480", "Sequence": "MKVL"} for i in range(5)]
+        self.rows = [
+            {
+                "Entry": f"Q0000{i}",
+                "Organism": "synthetic archaeon",
+                "Organism (ID)": "2190",
+                "EC number": "1.1.1.1",
+                "Length": "4",
+                "Mass": "480",
+                "Sequence": "MKVL",
+            }
+            for i in range(5)
+        ]
         for row in self.rows[3:]:
-            row |= {"Organism": "synthetic Escherichia coli (strain K12)", "Organism (ID)": "83333",
-                    "EC number": f"2.7.1.{row['Entry'][-1]}; 2.7.1.9"}
+            row |= {
+                "Organism": "synthetic Escherichia coli (strain K12)",
+                "Organism (ID)": "83333",
+                "EC number": f"2.7.1.{row['Entry'][-1]}; 2.7.1.9",
+            }
         self.names = list(self.rows[0])
         self.cut_short = False
 
     def reply(self, request):
         start = int(request.query.get("cursor", 0))
-        lines = ["\t".join(self.names), *("\t".join(row.values()) for row in self.rows[start:start + 2])]
+        lines = ["\t".join(self.names), *("\t".join(row.values()) for row in self.rows[start : start + 2])]
         headers = {"x-total-results": str(len(self.rows))}
         if start + 2 < len(self.rows) and not (self.cut_short and start):
             headers["Link"] = f'<https://rest.uniprot.org/uniprotkb/search?cursor={start + 2}>; rel="next"'
@@ -360,21 +467,38 @@ class FakeGtdb:
     then, host = "refused", "data.gtdb.ecogenomic.org"
 
     def __init__(self):
-        self.rows = [{"accession": f"RS_GCF_00000{i}.1", "gtdb_taxonomy": "d__Archaea;p__synthetic", "genome_size":
-                      str(2 * 10**6 + i), "gc_percentage": "41.5", "protein_count": "2100", "checkm2_completeness":
-                      "99.1"} for i in range(3)]
-        self.rows += [{**self.rows[0], "accession": "RS_GCF_000005845.2", "genome_size": "64",
-                       "gtdb_taxonomy": "d__Bacteria;p__synthetic;s__Escherichia coli"}]
+        self.rows = [
+            {
+                "accession": f"RS_GCF_00000{i}.1",
+                "gtdb_taxonomy": "d__Archaea;p__synthetic",
+                "genome_size": str(2 * 10**6 + i),
+                "gc_percentage": "41.5",
+                "protein_count": "2100",
+                "checkm2_completeness": "99.1",
+            }
+            for i in range(3)
+        ]
+        self.rows += [
+            {
+                **self.rows[0],
+                "accession": "RS_GCF_000005845.2",
+                "genome_size": "64",
+                "gtdb_taxonomy": "d__Bacteria;p__synthetic;s__Escherichia coli",
+            }
+        ]
         self.names = [*self.rows[0], "ncbi_date"]
         self.cut_short = False
 
     def reply(self, request):
         other = [{**row, "accession": "RS_GCF_9.1"} for row in self.rows[3:]]  # of bacteria only E. coli is taken
-        files = {"ar53_metadata_r220.tsv.gz": self.packed(self.rows[:3]),
-                 "bac120_metadata_r220.tsv.gz": self.packed(other + self.rows[3:])}
+        files = {
+            "ar53_metadata_r220.tsv.gz": self.packed(self.rows[:3]),
+            "bac120_metadata_r220.tsv.gz": self.packed(other + self.rows[3:]),
+        }
         if request.path.endswith("MD5SUM.txt"):
-            return Reply("".join(f"{hashlib.md5(packed).hexdigest()}  ./{name}\n" for name, packed in files.items())
-                         .encode())
+            return Reply(
+                "".join(f"{hashlib.md5(packed).hexdigest()}  ./{name}\n" for name, packed in files.items()).encode()
+            )
         packed = files[request.path.split("/")[-1]]
         return Reply(packed[:-20] if self.cut_short else packed)
 
@@ -398,32 +522,45 @@ def synthetic_fields(warmth: float = 0.0) -> dict[str, tuple[np.ndarray, str]]:
     """Variable → values on the grid above, and their unit; the planet's energy is balanced. All synthetic."""
     sunshine = np.cos(np.deg2rad(LATITUDE))[:, None] + np.zeros((12, 24))
     profile = (PRESSURES / 1000)[:, None, None]
-    return {"air_temperature": (220 + (20 + warmth + 40 * sunshine) * profile, "K"),
-            "specific_humidity": (1e-6 + 8e-3 * sunshine * profile**3, "kg kg**-1"),
-            "cloud_fraction": (0.5 * sunshine * profile, "(0 - 1)"),
-            "eastward_wind": (10 * sunshine * (1 - profile), "m s**-1"),
-            "northward_wind": (0 * sunshine * profile, "m s**-1"),
-            "surface_temperature": (250 + warmth + 45 * sunshine, "K"),
-            "surface_pressure": (98000 + 0 * sunshine, "Pa"),
-            "absorbed_shortwave": (240 + 0 * sunshine, "W m**-2"),
-            "outgoing_longwave": (240 + 0 * sunshine, "W m**-2")}
+    return {
+        "air_temperature": (220 + (20 + warmth + 40 * sunshine) * profile, "K"),
+        "specific_humidity": (1e-6 + 8e-3 * sunshine * profile**3, "kg kg**-1"),
+        "cloud_fraction": (0.5 * sunshine * profile, "(0 - 1)"),
+        "eastward_wind": (10 * sunshine * (1 - profile), "m s**-1"),
+        "northward_wind": (0 * sunshine * profile, "m s**-1"),
+        "surface_temperature": (250 + warmth + 45 * sunshine, "K"),
+        "surface_pressure": (98000 + 0 * sunshine, "Pa"),
+        "absorbed_shortwave": (240 + 0 * sunshine, "W m**-2"),
+        "outgoing_longwave": (240 + 0 * sunshine, "W m**-2"),
+    }
 
 
-def netcdf(path: Path, variables: dict[str, tuple[tuple[str, ...], np.ndarray, str]], coordinates: dict,
-           **attributes) -> bytes:
+def netcdf(
+    path: Path, variables: dict[str, tuple[tuple[str, ...], np.ndarray, str]], coordinates: dict, **attributes
+) -> bytes:
     """A synthetic file: name → dimensions, values, unit."""
-    xarray.Dataset({name: (dimensions, np.asarray(values, "f4"), {"units": unit})
-                    for name, (dimensions, values, unit) in variables.items()},
-                   coordinates, {"title": "synthetic", **attributes}).to_netcdf(path, engine="h5netcdf")
+    xarray.Dataset(
+        {
+            name: (dimensions, np.asarray(values, "f4"), {"units": unit})
+            for name, (dimensions, values, unit) in variables.items()
+        },
+        coordinates,
+        {"title": "synthetic", **attributes},
+    ).to_netcdf(path, engine="h5netcdf")
     return path.read_bytes()
 
 
-ERA5 = {"skin_temperature": ("skt", "surface_temperature"), "surface_pressure": ("sp", "surface_pressure"),
-        "mean_top_net_short_wave_radiation_flux": ("avg_tnswrf", "absorbed_shortwave"),
-        "mean_top_net_long_wave_radiation_flux": ("avg_tnlwrf", "outgoing_longwave"),
-        "temperature": ("t", "air_temperature"), "specific_humidity": ("q", "specific_humidity"),
-        "fraction_of_cloud_cover": ("cc", "cloud_fraction"), "u_component_of_wind": ("u", "eastward_wind"),
-        "v_component_of_wind": ("v", "northward_wind")}
+ERA5 = {
+    "skin_temperature": ("skt", "surface_temperature"),
+    "surface_pressure": ("sp", "surface_pressure"),
+    "mean_top_net_short_wave_radiation_flux": ("avg_tnswrf", "absorbed_shortwave"),
+    "mean_top_net_long_wave_radiation_flux": ("avg_tnlwrf", "outgoing_longwave"),
+    "temperature": ("t", "air_temperature"),
+    "specific_humidity": ("q", "specific_humidity"),
+    "fraction_of_cloud_cover": ("cc", "cloud_fraction"),
+    "u_component_of_wind": ("u", "eastward_wind"),
+    "v_component_of_wind": ("v", "northward_wind"),
+}
 
 
 def era5(path: Path, asked: list[str], months: int) -> bytes:
@@ -435,9 +572,16 @@ def era5(path: Path, asked: list[str], months: int) -> bytes:
         values = np.stack([values * (-1 if name == "avg_tnlwrf" else 1)] * months)
         axes = ("pressure_level",) if values.ndim == 4 else ()
         variables[name] = (("valid_time", *axes, "latitude", "longitude"), values, unit)
-    return netcdf(path, variables, {
-        "valid_time": np.arange(months), "latitude": LATITUDE, "longitude": LONGITUDE,
-        "pressure_level": ("pressure_level", PRESSURES, {"units": "hPa"})})
+    return netcdf(
+        path,
+        variables,
+        {
+            "valid_time": np.arange(months),
+            "latitude": LATITUDE,
+            "longitude": LONGITUDE,
+            "pressure_level": ("pressure_level", PRESSURES, {"units": "hPa"}),
+        },
+    )
 
 
 class FakeCopernicus:
@@ -464,28 +608,53 @@ class FakeCopernicus:
             return Reply(self.job(root, number, "accepted"), 201)
         number = re.search(r"/jobs/(job-\w+-\w+)", request.path)
         if number and request.path.endswith("/results"):
-            return Reply(json.dumps({"asset": {"value": {
-                "type": "application/netcdf", "href": f"https://object-store.synthetic/{number[1]}.nc",
-                "file:size": len(self.files[number[1]]), "file:checksum": "0"}}}).encode())
+            return Reply(
+                json.dumps(
+                    {
+                        "asset": {
+                            "value": {
+                                "type": "application/netcdf",
+                                "href": f"https://object-store.synthetic/{number[1]}.nc",
+                                "file:size": len(self.files[number[1]]),
+                                "file:checksum": "0",
+                            }
+                        }
+                    }
+                ).encode()
+            )
         if number:
             self.polls[number[1]] = self.polls.get(number[1], 0) + 1
             return Reply(self.job(root, number[1], "successful"))
         return Reply(json.dumps({"messages": []}).encode())
 
     def job(self, root, number, status):
-        return json.dumps({"processID": "reanalysis", "type": "process", "jobID": number, "status": status,
-                           "created": "2025-01-01T00:00:00", "updated": "2025-01-01T00:00:00", "links": [
-                               {"href": f"{root}/jobs/{number}", "rel": "monitor"},
-                               {"href": f"{root}/jobs/{number}/results", "rel": "results"}],
-                           "metadata": {"datasetMetadata": {"messages": []}}}).encode()
+        return json.dumps(
+            {
+                "processID": "reanalysis",
+                "type": "process",
+                "jobID": number,
+                "status": status,
+                "created": "2025-01-01T00:00:00",
+                "updated": "2025-01-01T00:00:00",
+                "links": [
+                    {"href": f"{root}/jobs/{number}", "rel": "monitor"},
+                    {"href": f"{root}/jobs/{number}/results", "rel": "results"},
+                ],
+                "metadata": {"datasetMetadata": {"messages": []}},
+            }
+        ).encode()
 
     def empty(self):
         self.is_empty = True
 
     def expected(self, field):
         years = len(copernicus.GASES)
-        return {"climate_id": [f"era5-{year}" for year in copernicus.GASES], "planet": ["Earth"] * years,
-                "surface_pressure_bar": [0.98] * years, "eccentricity": [0.0167] * years}.get(field.name)
+        return {
+            "climate_id": [f"era5-{year}" for year in copernicus.GASES],
+            "planet": ["Earth"] * years,
+            "surface_pressure_bar": [0.98] * years,
+            "eccentricity": [0.0167] * years,
+        }.get(field.name)
 
 
 RUNDECK = """P2Synthetic.R a synthetic rundeck
@@ -504,24 +673,45 @@ siderealOrbitalPeriod=17280000.0d0  ! s
 def model_e(folder: Path, warmth: float, **attributes) -> dict[str, bytes]:
     """Synthetic diagnostics of one year of ModelE by kind, with its names, units and staggered winds."""
     fields = synthetic_fields(warmth)
-    layers = {"lat": LATITUDE, "lon": LONGITUDE - 180, "level": np.arange(9) + 1.0,
-              "plm": ("level", PRESSURES[::-1], {"units": "mb"})}
+    layers = {
+        "lat": LATITUDE,
+        "lon": LONGITUDE - 180,
+        "level": np.arange(9) + 1.0,
+        "plm": ("level", PRESSURES[::-1], {"units": "mb"}),
+    }
     up = {name: values[::-1] for name, (values, _) in fields.items() if values.ndim == 3}
     flat = {name: values for name, (values, _) in fields.items() if values.ndim == 2}
     maps, boxes = ("lat", "lon"), ("level", "lat", "lon")
     return {
-        "aij": netcdf(folder / "aij.nc", {
-            "tgrnd": (maps, flat["surface_temperature"] - 273.15, "C"),
-            "prsurf": (maps, flat["surface_pressure"] / 100, "mb"),
-            "srnf_toa": (maps, flat["absorbed_shortwave"], "W/m^2"),
-            "trnf_toa": (maps, -flat["outgoing_longwave"], "W/m^2")}, layers, **attributes),
-        "aijl": netcdf(folder / "aijl.nc", {
-            "TempL": (boxes, up["air_temperature"], "K"), "SpHuL": (boxes, up["specific_humidity"], "kg/kg"),
-            "cf": (boxes, 100 * up["cloud_fraction"], "%")}, layers),
-        "aijk": netcdf(folder / "aijk.nc", {
-            "ub": (("plm", "lat2", "lon2"), up["eastward_wind"], "m/s"),
-            "vb": (("plm", "lat2", "lon2"), up["northward_wind"], "m/s")},
-            {"plm": ("plm", PRESSURES[::-1], {"units": "mb"}), "lat2": LATITUDE, "lon2": LONGITUDE - 177.5})}
+        "aij": netcdf(
+            folder / "aij.nc",
+            {
+                "tgrnd": (maps, flat["surface_temperature"] - 273.15, "C"),
+                "prsurf": (maps, flat["surface_pressure"] / 100, "mb"),
+                "srnf_toa": (maps, flat["absorbed_shortwave"], "W/m^2"),
+                "trnf_toa": (maps, -flat["outgoing_longwave"], "W/m^2"),
+            },
+            layers,
+            **attributes,
+        ),
+        "aijl": netcdf(
+            folder / "aijl.nc",
+            {
+                "TempL": (boxes, up["air_temperature"], "K"),
+                "SpHuL": (boxes, up["specific_humidity"], "kg/kg"),
+                "cf": (boxes, 100 * up["cloud_fraction"], "%"),
+            },
+            layers,
+        ),
+        "aijk": netcdf(
+            folder / "aijk.nc",
+            {
+                "ub": (("plm", "lat2", "lon2"), up["eastward_wind"], "m/s"),
+                "vb": (("plm", "lat2", "lon2"), up["northward_wind"], "m/s"),
+            },
+            {"plm": ("plm", PRESSURES[::-1], {"units": "mb"}), "lat2": LATITUDE, "lon2": LONGITUDE - 177.5},
+        ),
+    }
 
 
 class FakeRocke3d:
@@ -532,9 +722,11 @@ class FakeRocke3d:
 
     def __init__(self, folder: Path):
         told = {"planet": "Synthetic world", "co2_vmr": 4e-4, "ch4_vmr": 1e-6}
-        self.runs = {"Synthetic2020/warm/": model_e(folder, 0, **told),
-                     "Synthetic2020/frozen/": model_e(folder, -60, **told),
-                     "Tsigaridis2025GMD-planet_2.0/P2Synthetic/": model_e(folder, 0)}
+        self.runs = {
+            "Synthetic2020/warm/": model_e(folder, 0, **told),
+            "Synthetic2020/frozen/": model_e(folder, -60, **told),
+            "Tsigaridis2025GMD-planet_2.0/P2Synthetic/": model_e(folder, 0),
+        }
         self.is_empty, self.cut_short = False, False
 
     def reply(self, request):
@@ -550,26 +742,47 @@ class FakeRocke3d:
             links += [f"ANN{year}.{kind}P2Synthetic.nc" for year in (4000, 4001) for kind in ("aij", "aijl", "aijk")]
             links += ["P2Synthetic.R"] if path.startswith("Synthetic") else []
         else:
-            links += sorted({folder.removeprefix(path).split("/")[0] + "/" for folder in self.runs
-                             if folder.startswith(path)} - {"/"})
-        return Reply(f"<html><body>{''.join(f'<a href={chr(34)}{link}{chr(34)}>a</a>' for link in links)}</body></html>"
-                     .encode())
+            links += sorted(
+                {folder.removeprefix(path).split("/")[0] + "/" for folder in self.runs if folder.startswith(path)}
+                - {"/"}
+            )
+        return Reply(
+            f"<html><body>{''.join(f'<a href={chr(34)}{link}{chr(34)}>a</a>' for link in links)}</body></html>".encode()
+        )
 
     def empty(self):
         self.is_empty = True
 
     def expected(self, field):
-        known = {"climate_id": sorted(f"{folder}ANN4001.P2Synthetic" for folder in self.runs),
-                 "planet": ["Synthetic world", "Synthetic world", "Earth"],
-                 "instellation_w_m2": [1000.0, 1000.0, 1361.0], "period_d": [200.0, 200.0, 365.256],
-                 "rest_of_air": ["nitrogen", "nitrogen", "nitrogen and oxygen"]}
+        known = {
+            "climate_id": sorted(f"{folder}ANN4001.P2Synthetic" for folder in self.runs),
+            "planet": ["Synthetic world", "Synthetic world", "Earth"],
+            "instellation_w_m2": [1000.0, 1000.0, 1361.0],
+            "period_d": [200.0, 200.0, 365.256],
+            "rest_of_air": ["nitrogen", "nitrogen", "nitrogen and oxygen"],
+        }
         return [] if self.is_empty else known.get(field.name)
 
 
 def fake(name: str, folder: Path):
     """The stand-in for an archive of the registry."""
-    made = {"nasa_pscomppars": nasa, "exoplanet_eu": exoplanet_eu, "gaia": gaia, "jwst": FakeMast, "kepler": FakeMast,
-            "tess": FakeMast, "eso": FakeEso, "keck": keck, "subaru": FakeSubaru, "gemini": FakeGemini,
-            "genbank": FakeGenBank, "ensembl": FakeEnsembl, "uniprot": FakeUniProt, "gtdb": FakeGtdb, "kegg": FakeKegg,
-            "copernicus": lambda: FakeCopernicus(folder), "rocke3d": lambda: FakeRocke3d(folder)}
+    made = {
+        "nasa_pscomppars": nasa,
+        "exoplanet_eu": exoplanet_eu,
+        "gaia": gaia,
+        "jwst": FakeMast,
+        "kepler": FakeMast,
+        "tess": FakeMast,
+        "eso": FakeEso,
+        "keck": keck,
+        "subaru": FakeSubaru,
+        "gemini": FakeGemini,
+        "genbank": FakeGenBank,
+        "ensembl": FakeEnsembl,
+        "uniprot": FakeUniProt,
+        "gtdb": FakeGtdb,
+        "kegg": FakeKegg,
+        "copernicus": lambda: FakeCopernicus(folder),
+        "rocke3d": lambda: FakeRocke3d(folder),
+    }
     return made[name]()

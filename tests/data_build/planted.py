@@ -11,8 +11,13 @@ PLANTED = "Planted/Secret+of=the test"
 
 def forms_of_the_secret() -> set[str]:
     """It, and how it travels in addresses, forms and headers."""
-    return {PLANTED, quote(PLANTED), quote(PLANTED, safe=""), quote_plus(PLANTED),
-            base64.b64encode(PLANTED.encode()).decode()}
+    return {
+        PLANTED,
+        quote(PLANTED),
+        quote(PLANTED, safe=""),
+        quote_plus(PLANTED),
+        base64.b64encode(PLANTED.encode()).decode(),
+    }
 
 
 def grep(folder: Path) -> list[Path]:

@@ -70,8 +70,14 @@ def rows_of(name, script, tmp_path, offline=False, timeout=2.0, credentials=True
     sign_in = archive.info.sign_in
     given = dict.fromkeys(sign_in.variables, PLANTED) if sign_in and credentials else None
     with ArchiveServer(script) as server:
-        policy = Policy(tries=2, timeout_s=(1.0, timeout), backoff_s=0.0, mirror=server.url, root=tmp_path / "cache",
-                        offline=offline)
+        policy = Policy(
+            tries=2,
+            timeout_s=(1.0, timeout),
+            backoff_s=0.0,
+            mirror=server.url,
+            root=tmp_path / "cache",
+            offline=offline,
+        )
         try:
             return list(read(archive, connect(archive, policy, given)))
         except BaseException as error:
@@ -110,8 +116,11 @@ def test_a_good_answer_gives_its_rows(name, stand_in, tmp_path):
 def test_the_sign_in_goes_to_the_archive_and_to_it_alone(name, stand_in, tmp_path):
     sign_in = ARCHIVES[name].info.sign_in
     rows_of(name, stand_in.reply, tmp_path)
-    signed = [request for request in rows_of.requests
-              if {"authorization", "private-token", "cookie"} & request.headers.keys() or "api_key" in request.query]
+    signed = [
+        request
+        for request in rows_of.requests
+        if {"authorization", "private-token", "cookie"} & request.headers.keys() or "api_key" in request.query
+    ]
     assert bool(signed) == (sign_in is not None)
     assert all(request.host in sign_in.hosts for request in signed)
 
@@ -189,8 +198,11 @@ def test_a_refused_sign_in_says_what_to_do(name, stand_in, tmp_path, caplog):
 def test_a_sign_in_that_is_needed_and_absent_is_told_before_anything_is_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("CDSAPI_KEY", raising=False)
-    with pytest.raises(DataError, match="Copernicus Climate Data Store needs a sign-in: set CDSAPI_KEY, or write "
-                                        "~/.cdsapirc; get one at https://cds.climate.copernicus.eu/profile"):
+    with pytest.raises(
+        DataError,
+        match="Copernicus Climate Data Store needs a sign-in: set CDSAPI_KEY, or write "
+        "~/.cdsapirc; get one at https://cds.climate.copernicus.eu/profile",
+    ):
         rows_of("copernicus", lambda request: Reply(b"", 500), tmp_path, credentials=False)
 
 
@@ -249,8 +261,15 @@ def test_a_day_with_more_than_the_archives_limit_is_refused(tmp_path):
     stand_in = fake("gemini", tmp_path)
     rows = [{**stand_in.rows[0], "name": str(i)} for i in range(600)]
     with pytest.raises(DataError, match="500 rows for 2014-01-01 alone, at or over the archive's limit of 500"):
-        rows_of("gemini", lambda request: Reply(b"", headers={"Set-Cookie": "session=one-day-of-gemini"})
-                if request.path == "/login/" else Reply(json.dumps(rows[:500]).encode()), tmp_path)
+        rows_of(
+            "gemini",
+            lambda request: (
+                Reply(b"", headers={"Set-Cookie": "session=one-day-of-gemini"})
+                if request.path == "/login/"
+                else Reply(json.dumps(rows[:500]).encode())
+            ),
+            tmp_path,
+        )
 
 
 def test_offline_replays_exactly_and_says_what_it_lacks(name, stand_in, tmp_path):

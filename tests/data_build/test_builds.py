@@ -24,10 +24,19 @@ from data_build.recipe import load_recipe
 from data_build.sources import ARCHIVES
 
 HERE = Path(__file__).parent
-TINY = {**load_recipe("sample").as_dict(), "name": "tiny", "seed": 7, "catalogues": ["open_exoplanet_catalogue"],
-        "sampled_planets": 12, "candidates_per_planet": 12, "pairs_per_observed_planet": 2,
-        "pairs_per_synthetic_planet": 2, "splits": {"train": 0.5, "validation": 0.25, "test": 0.25},
-        "absent_share": {"climate": 0.1, "metabolism": 0.7, "spectrum": 0.9}, "vocabulary_size": 400}
+TINY = {
+    **load_recipe("sample").as_dict(),
+    "name": "tiny",
+    "seed": 7,
+    "catalogues": ["open_exoplanet_catalogue"],
+    "sampled_planets": 12,
+    "candidates_per_planet": 12,
+    "pairs_per_observed_planet": 2,
+    "pairs_per_synthetic_planet": 2,
+    "splits": {"train": 0.5, "validation": 0.25, "test": 0.25},
+    "absent_share": {"climate": 0.1, "metabolism": 0.7, "spectrum": 0.9},
+    "vocabulary_size": 400,
+}
 
 
 def recipe(folder: Path, **changes) -> Path:
@@ -38,10 +47,21 @@ def recipe(folder: Path, **changes) -> Path:
 
 def start(recipe_file: Path, out: Path, mirror: str = "", cache: Path | None = None, **environment):
     return subprocess.Popen(
-        [sys.executable, str(HERE / "build_driver.py"), str(recipe_file), str(out), mirror,
-         str(cache or out.parent / "cache")],
-        cwd=HERE.parents[1], env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        [
+            sys.executable,
+            str(HERE / "build_driver.py"),
+            str(recipe_file),
+            str(out),
+            mirror,
+            str(cache or out.parent / "cache"),
+        ],
+        cwd=HERE.parents[1],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def finish(process) -> tuple[int, str, str]:
@@ -63,15 +83,21 @@ def archives(tmp_path):
         yield server
 
 
-ALL = {"catalogues": ["open_exoplanet_catalogue", "nasa_pscomppars", "exoplanet_eu"],
-       "archives": dict.fromkeys(ARCHIVES, 1000)}
+ALL = {
+    "catalogues": ["open_exoplanet_catalogue", "nasa_pscomppars", "exoplanet_eu"],
+    "archives": dict.fromkeys(ARCHIVES, 1000),
+}
 
 
 def signed_in() -> dict[str, str]:
     """Every archive's credentials, in the environment."""
-    return {variable: PLANTED for cls in ARCHIVES.values() if cls.info.sign_in
-            for variable in cls.info.sign_in.variables.values() if variable != "NCBI_EMAIL"} | {
-                "NCBI_EMAIL": "me@example.org"}
+    return {
+        variable: PLANTED
+        for cls in ARCHIVES.values()
+        if cls.info.sign_in
+        for variable in cls.info.sign_in.variables.values()
+        if variable != "NCBI_EMAIL"
+    } | {"NCBI_EMAIL": "me@example.org"}
 
 
 @pytest.mark.slow
@@ -88,14 +114,24 @@ def test_a_build_with_every_archive_is_whole_and_tells_no_secret(tmp_path, archi
         entry = quality["archives"][name]
         assert rows == entry["rows"] > 0 and entry["complete"] and not entry["quarantined"], name
     stored = {"earth/copernicus": 2, "earth/rocke3d": 1, "synthetic-world/rocke3d": 2}
-    records = {run_id: label for split in SPLITS for run_id, label in zip(
-        *(datasets.load_from_disk(str(out / split))[column] for column in ("run_id", "label_present")), strict=True)}
+    records = {
+        run_id: label
+        for split in SPLITS
+        for run_id, label in zip(
+            *(datasets.load_from_disk(str(out / split))[column] for column in ("run_id", "label_present")), strict=True
+        )
+    }
     for name, count in stored.items():
         found = [label for run_id, label in records.items() if run_id.startswith(f"{name}-")]
         assert len(found) == count and all(found) == (name == "synthetic-world/rocke3d")
     assert [check["differ"] for check in quality["checks"] if "KEGG" in check["check"]] == [[]]
-    texts = [record for split in SPLITS for record in datasets.load_from_disk(str(out / split)).select_columns(
-        ["text", "metabolism_present", "provenance"])]
+    texts = [
+        record
+        for split in SPLITS
+        for record in datasets.load_from_disk(str(out / split)).select_columns(
+            ["text", "metabolism_present", "provenance"]
+        )
+    ]
     organisms = {"genbank", "ensembl", "uniprot", "gtdb", "kegg"}
     named = [organisms & set(record["provenance"]["text"]["source"].split("+")) for record in texts]
     assert set.union(*named) == organisms
@@ -107,8 +143,9 @@ def test_a_build_with_every_archive_is_whole_and_tells_no_secret(tmp_path, archi
     }.items()
     # The same again without a network, from the answers that were kept.
     requests = len(archives.requests)
-    code, again, offline_log = finish(start(recipe(tmp_path, **ALL), tmp_path / "again", "http://127.0.0.1:9",
-                                            tmp_path / "cache", **signed_in()))
+    code, again, offline_log = finish(
+        start(recipe(tmp_path, **ALL), tmp_path / "again", "http://127.0.0.1:9", tmp_path / "cache", **signed_in())
+    )
     assert code == 0, offline_log[-3000:]
     assert json.loads(again)["content_sha256"] == json.loads(told)["content_sha256"]
     assert len(archives.requests) == requests
@@ -122,8 +159,10 @@ def test_a_build_with_every_archive_is_whole_and_tells_no_secret(tmp_path, archi
 
 @pytest.mark.slow
 def test_a_build_killed_at_twenty_moments_ends_the_same(tmp_path, archives):
-    some = {"catalogues": ["open_exoplanet_catalogue", "exoplanet_eu"],
-            "archives": {"exoplanet_eu": 100, "gtdb": 100, "tess": 100, "rocke3d": 100}}
+    some = {
+        "catalogues": ["open_exoplanet_catalogue", "exoplanet_eu"],
+        "archives": {"exoplanet_eu": 100, "gtdb": 100, "tess": 100, "rocke3d": 100},
+    }
     plan = recipe(tmp_path, **some)
     begun = time.monotonic()
     code, told, log = finish(start(plan, tmp_path / "undisturbed", archives.url))

@@ -17,8 +17,12 @@ def record(small_dataset):
     """A record with every modality, and its own copy of it."""
     table = datasets.load_from_disk(str(small_dataset / "train"))
     for entry in read_records(table):
-        if entry["climate_present"] and entry["spectrum_present"] and entry["metabolism_present"] \
-                and (entry["metabolism_edge_features"][:, 1] != 0).any():
+        if (
+            entry["climate_present"]
+            and entry["spectrum_present"]
+            and entry["metabolism_present"]
+            and (entry["metabolism_edge_features"][:, 1] != 0).any()
+        ):
             return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in entry.items()}
     pytest.fail("no whole record")
 
@@ -30,29 +34,62 @@ def test_a_good_record_has_no_problems(record):
 def set_to(name, index, value):
     def change(record):
         record[name][index] = value
+
     return change
 
 
 FAULTS = {
-    "a value out of its range": (set_to("planet", COLUMN["stellar_temperature_k"], 50_000),
-                                 "planet.stellar_temperature_k", "50000 K", "[2000, 12000]"),
+    "a value out of its range": (
+        set_to("planet", COLUMN["stellar_temperature_k"], 50_000),
+        "planet.stellar_temperature_k",
+        "50000 K",
+        "[2000, 12000]",
+    ),
     "a value that is no number": (set_to("planet", COLUMN["period_d"], np.nan), "planet.period_d", "nan", "within"),
-    "a gravity that does not fit": (set_to("planet", COLUMN["gravity_m_s2"], 3.0), "planet.gravity_m_s2", "3 m s-2",
-                                    "GM/R²"),
-    "a required column masked": (set_to("planet_mask", COLUMN["radius_earth"], False), "planet.radius_earth", "masked",
-                                 "known"),
-    "a temperature of a fill value": (set_to("climate_levels", (0, 0, 3, 5, 5), np.inf),
-                                      "climate_levels.air_temperature", "inf", "[30, 2000]"),
-    "a cloud fraction of 2": (set_to("climate_levels", (2, 0, 3, 5, 5), 2.0), "climate_levels.cloud_fraction", "to 2",
-                              "[0, 1]"),
+    "a gravity that does not fit": (
+        set_to("planet", COLUMN["gravity_m_s2"], 3.0),
+        "planet.gravity_m_s2",
+        "3 m s-2",
+        "GM/R²",
+    ),
+    "a required column masked": (
+        set_to("planet_mask", COLUMN["radius_earth"], False),
+        "planet.radius_earth",
+        "masked",
+        "known",
+    ),
+    "a temperature of a fill value": (
+        set_to("climate_levels", (0, 0, 3, 5, 5), np.inf),
+        "climate_levels.air_temperature",
+        "inf",
+        "[30, 2000]",
+    ),
+    "a cloud fraction of 2": (
+        set_to("climate_levels", (2, 0, 3, 5, 5), 2.0),
+        "climate_levels.cloud_fraction",
+        "to 2",
+        "[0, 1]",
+    ),
     "no energy balance": (set_to("climate_surface", (1, 0), 0.0), "climate_surface", "energy balance", "±0.05"),
-    "a flux that breaks mass balance": (set_to("metabolism_edge_features", (slice(0, 1), 1), 99.0),
-                                        "metabolism_edge_features.flux", "mass balance", "for each metabolite"),
+    "a flux that breaks mass balance": (
+        set_to("metabolism_edge_features", (slice(0, 1), 1), 99.0),
+        "metabolism_edge_features.flux",
+        "mass balance",
+        "for each metabolite",
+    ),
     "an edge to nowhere": (set_to("metabolism_edge_index", (0, 1), 10_000), "metabolism_edge_index", "10000", "within"),
-    "a flux beyond its bound": (set_to("metabolism_node_features", (100, 9), -5000.0),
-                                "metabolism_node_features.flux", "beyond a bound", "upper_bound"),
-    "a spectrum of another planet": (set_to("spectrum", (slice(None), 1), 0.9), "spectrum.transit_depth", "0.9",
-                                     "(R_p/R_*)²"),
+    "a flux beyond its bound": (
+        set_to("metabolism_node_features", (100, 9), -5000.0),
+        "metabolism_node_features.flux",
+        "beyond a bound",
+        "upper_bound",
+    ),
+    "a spectrum of another planet": (
+        set_to("spectrum", (slice(None), 1), 0.9),
+        "spectrum.transit_depth",
+        "0.9",
+        "(R_p/R_*)²",
+    ),
     "a negative error": (set_to("spectrum", (7, 2), -1.0), "spectrum.transit_depth_sigma", "-1", "(0, 1)"),
     "wavelengths out of order": (set_to("spectrum", (7, 0), 0.1), "spectrum.wavelength_um", "not rising", "rising"),
 }
@@ -63,8 +100,9 @@ def test_a_fault_is_named(record, fault):
     change, field, value, limit = FAULTS[fault]
     change(record)
     problems = record_problems(record)
-    assert [problem for problem in problems
-            if problem.field == field and value in problem.value and limit in problem.limit], problems
+    assert [
+        problem for problem in problems if problem.field == field and value in problem.value and limit in problem.limit
+    ], problems
 
 
 def test_absent_means_null(record):
@@ -74,8 +112,9 @@ def test_absent_means_null(record):
 
 def test_present_means_filled(record):
     record["spectrum"] = None
-    assert [str(problem) for problem in record_problems(record)] \
-        == ["spectrum is null, it must be filled, as spectrum_present is True"]
+    assert [str(problem) for problem in record_problems(record)] == [
+        "spectrum is null, it must be filled, as spectrum_present is True"
+    ]
 
 
 def test_a_text_must_not_judge(record):

@@ -51,11 +51,14 @@ def year(folder, months=2) -> list[bytes]:
     return [era5(folder / "made.nc", list(variables), months) for _, variables, _ in REQUESTS]
 
 
-@pytest.mark.parametrize(("latitude", "longitude"), [
-    (np.linspace(90, -90, 181), np.arange(0, 360, 1.0)),  # ERA5 at one degree, from north to south
-    (np.linspace(-90, 90, 46), np.arange(-177.5, 180, 5.0)),  # ModelE at 4° × 5°, half cells at the poles
-    (np.linspace(-88, 88, 12), np.arange(10, 370, 15.0)),  # coarser than the schema's grid, across the seam
-])
+@pytest.mark.parametrize(
+    ("latitude", "longitude"),
+    [
+        (np.linspace(90, -90, 181), np.arange(0, 360, 1.0)),  # ERA5 at one degree, from north to south
+        (np.linspace(-90, 90, 46), np.arange(-177.5, 180, 5.0)),  # ModelE at 4° × 5°, half cells at the poles
+        (np.linspace(-88, 88, 12), np.arange(10, 370, 15.0)),  # coarser than the schema's grid, across the seam
+    ],
+)
 def test_regridding_keeps_shape_and_the_mean_over_the_sphere(latitude, longitude):
     def pattern(latitude, longitude):
         return np.cos(np.deg2rad(latitude))[:, None] * (2 + np.sin(np.deg2rad(longitude))[None, :])
@@ -88,26 +91,35 @@ def test_era5_and_model_e_give_the_same_climate(tmp_path):
     assert first["surface_pressure_bar"] == pytest.approx(0.98)
     at = np.interp(np.log(pressures_pa(0.98) / 100), np.log(PRESSURES), truth["air_temperature"][0][:, 6, 0])
     assert levels[LEVELS.index("air_temperature"), :, 16, 32] == pytest.approx(at, rel=0.01)
-    assert first["processing"] == "mean of 2 times, conservatively regridded to 32 × 64, 9 levels interpolated to 10 " \
+    assert (
+        first["processing"] == "mean of 2 times, conservatively regridded to 32 × 64, 9 levels interpolated to 10 "
         "in ln p"
+    )
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    ({"skt": ("K", 9.969209968386869e36)}, "surface_temperature holds the fill value 9.969e+36, not masked"),
-    ({"skt": ("K", np.nan)}, "surface_temperature is absent in 0.3% of its cells"),
-    ({"skt": ("K", 5000.0)}, "surface_temperature is 251.6 to 5000, outside [30, 2000] K"),
-    ({"skt": ("degF", 280.0)}, "the unit of surface_temperature (skt) is 'degF', it must be K or another of K, C, "
-                               "degC"),
-    ({"tas": ("K", 280.0)}, "it lacks surface_temperature"),
-])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"skt": ("K", 9.969209968386869e36)}, "surface_temperature holds the fill value 9.969e+36, not masked"),
+        ({"skt": ("K", np.nan)}, "surface_temperature is absent in 0.3% of its cells"),
+        ({"skt": ("K", 5000.0)}, "surface_temperature is 251.6 to 5000, outside [30, 2000] K"),
+        (
+            {"skt": ("degF", 280.0)},
+            "the unit of surface_temperature (skt) is 'degF', it must be K or another of K, C, degC",
+        ),
+        ({"tas": ("K", 280.0)}, "it lacks surface_temperature"),
+    ],
+)
 def test_what_is_wrong_with_a_file_is_told(tmp_path, change, reason):
     name, (unit, value) = next(iter(change.items()))
     truth = synthetic_fields()
     skin = truth["surface_temperature"][0].copy()
     skin[6, 3] = value
-    changed = netcdf(tmp_path / "made.nc", {
-        name: (("lat", "lon"), skin, unit), "sp": (("lat", "lon"), truth["surface_pressure"][0], "Pa")},
-        {"lat": LATITUDE, "lon": LONGITUDE})
+    changed = netcdf(
+        tmp_path / "made.nc",
+        {name: (("lat", "lon"), skin, unit), "sp": (("lat", "lon"), truth["surface_pressure"][0], "Pa")},
+        {"lat": LATITUDE, "lon": LONGITUDE},
+    )
     made = row(tmp_path, changed, *year(tmp_path)[1:])
     assert row_problems(made, ARCHIVES["rocke3d"]()) == [reason] and made["levels"] is None
 
@@ -135,38 +147,47 @@ def test_winds_in_maps_of_one_pressure_each_go_on_below_a_mountain(tmp_path):
     column = wind[:, 16, 10]  # over the mountain, at 120° west
     highest = np.flatnonzero(pressures_pa(made["surface_pressure_bar"]) < 60000)[-1]
     assert column[-1] == pytest.approx(column[highest], abs=1.5) and column[-1] > wind[-1, 16, 32] + 1
-    assert "eastward_wind is absent in 6 of its 18432 cells, above the ground" in \
-        row(tmp_path, maps(hole=200.0), files["aij"], files["aijl"])["problems"]
+    assert (
+        "eastward_wind is absent in 6 of its 18432 cells, above the ground"
+        in row(tmp_path, maps(hole=200.0), files["aij"], files["aijl"])["problems"]
+    )
 
 
 def test_levels_that_do_not_reach_are_not_made_up(tmp_path):
     files = year(tmp_path)
     truth = synthetic_fields()
-    short = netcdf(tmp_path / "made.nc", {
-        "t": (("plev", "lat", "lon"), truth["air_temperature"][0][3:], "K")},
-        {"lat": LATITUDE, "lon": LONGITUDE, "plev": ("plev", PRESSURES[3:] * 100, {"units": "Pa"})})
+    short = netcdf(
+        tmp_path / "made.nc",
+        {"t": (("plev", "lat", "lon"), truth["air_temperature"][0][3:], "K")},
+        {"lat": LATITUDE, "lon": LONGITUDE, "plev": ("plev", PRESSURES[3:] * 100, {"units": "Pa"})},
+    )
     made = row(tmp_path, short, *files)
     assert made["problems"] == "its levels reach from 400 to 1000 hPa, 10 to 906.5 are needed"
 
 
 def test_a_planet_that_is_not_told_is_named(tmp_path):
     files = model_e(tmp_path, 0)
-    made = climate_row("x", "x", {"instellation_w_m2": 1000.0, **AIR},
-                       *read(tmp_path, files["aij"], files["aijl"], files["aijk"]))
+    made = climate_row(
+        "x", "x", {"instellation_w_m2": 1000.0, **AIR}, *read(tmp_path, files["aij"], files["aijl"], files["aijk"])
+    )
     assert made["problems"] == "its files do not tell stellar_temperature_k, radius_earth, gravity_m_s2, period_d"
 
 
 def test_a_rundeck_is_read():
-    deck = "planet_s0=900.0\n! eccentricity=0.5\nsiderealorbitalPeriod=527040.0d0  ! 6.1 days\n" \
+    deck = (
+        "planet_s0=900.0\n! eccentricity=0.5\nsiderealorbitalPeriod=527040.0d0  ! 6.1 days\n"
         "solar_spec='trappist1'\nplanetName='Synthetic e'\n"
+    )
     told = from_rundeck(deck)
     assert told["instellation_w_m2"] == 900.0 and told["period_d"] == pytest.approx(6.1)
     assert told["stellar_temperature_k"] == 2566.0 and told["planet"] == "Synthetic e"
     assert told["eccentricity"] == EARTH["eccentricity"] and told["radius_earth"] == 1.0
     assert "radius_earth" not in from_rundeck("#define PLANET_PARAMS Synthetic\n" + deck)
     assert from_rundeck("s0x=1.1\n")["instellation_w_m2"] == pytest.approx(1497.1) and from_rundeck("") == {}
-    assert from_attributes({"gravity_m_s2": "9.12", "co2_vmr": "much", "planet": "p", "title": "t"}) \
-        == {"gravity_m_s2": 9.12, "planet": "p"}
+    assert from_attributes({"gravity_m_s2": "9.12", "co2_vmr": "much", "planet": "p", "title": "t"}) == {
+        "gravity_m_s2": 9.12,
+        "planet": "p",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -181,17 +202,28 @@ def stored(tmp_path_factory):
         return Harvest(folder, {"files": {"rows-00000.parquet": ""}})
 
     earth = row(tmp_path, *year(tmp_path), rest="nitrogen and oxygen")
-    worlds = [row(tmp_path, *model_e(tmp_path, warmth).values(), climate_id=f"run {number}", planet="Proxima Cen b")
-              for number, warmth in enumerate((0, -60, 10))]
-    known = Planet(key="proxima-cen-b", name="Proxima Centauri b", source="s", kind="observed", values={},
-                   aliases=frozenset({"Proxima Cen b"}))
+    worlds = [
+        row(tmp_path, *model_e(tmp_path, warmth).values(), climate_id=f"run {number}", planet="Proxima Cen b")
+        for number, warmth in enumerate((0, -60, 10))
+    ]
+    known = Planet(
+        key="proxima-cen-b",
+        name="Proxima Centauri b",
+        source="s",
+        kind="observed",
+        values={},
+        aliases=frozenset({"Proxima Cen b"}),
+    )
     return archived({"copernicus": harvest("copernicus", [earth]), "rocke3d": harvest("rocke3d", worlds)}, [known])
 
 
 def test_archived_climates_become_records_that_hold(stored):
     assert [(candidate.run_id, candidate.label) for candidate in stored] == [
-        ("earth/copernicus-000", 1), ("proxima-cen-b/rocke3d-000", 1), ("proxima-cen-b/rocke3d-001", 0),
-        ("proxima-cen-b/rocke3d-002", 1)]
+        ("earth/copernicus-000", 1),
+        ("proxima-cen-b/rocke3d-000", 1),
+        ("proxima-cen-b/rocke3d-001", 0),
+        ("proxima-cen-b/rocke3d-002", 1),
+    ]
     groups, _ = select_runs({}, load_recipe("sample"), stored)
     runs = [run for group in groups for run in group]
     records = {record["run_id"]: record for record in make_records(runs, load_recipe("sample"))}
@@ -213,12 +245,18 @@ def test_only_pairs_that_are_alike_are_labelled(stored):
     """Else ``copernicus`` in the provenance would tell that a record is habitable."""
     groups, _ = select_runs({}, load_recipe("sample"), stored)
     labels = {run.candidate.run_id: (run.candidate.label, len(group)) for group in groups for run in group}
-    assert labels == {"earth/copernicus-000": (None, 1), "proxima-cen-b/rocke3d-000": (1, 2),
-                      "proxima-cen-b/rocke3d-001": (0, 2), "proxima-cen-b/rocke3d-002": (None, 1)}
+    assert labels == {
+        "earth/copernicus-000": (None, 1),
+        "proxima-cen-b/rocke3d-000": (1, 2),
+        "proxima-cen-b/rocke3d-001": (0, 2),
+        "proxima-cen-b/rocke3d-002": (None, 1),
+    }
     pair = next(group for group in groups if len(group) == 2)
     assert pair[0].present == pair[1].present and pair[0].split == pair[1].split
-    told = [{key: value for key, value in record.items() if key in ("provenance", "planet_mask", "planet_derived")}
-            for record in make_records(list(pair), load_recipe("sample"))]
+    told = [
+        {key: value for key, value in record.items() if key in ("provenance", "planet_mask", "planet_derived")}
+        for record in make_records(list(pair), load_recipe("sample"))
+    ]
     assert str(told[0]) == str(told[1])
     assert report(stored)[0]["habitable"] == 1  # the verdict that the record does not have is told here
 
@@ -240,8 +278,10 @@ def test_a_planet_of_the_catalogue_stays_in_its_split(stored):
     some = {f"planet-{number}": candidates(f"planet-{number}", [0, 1] * 6) for number in range(40)}
     groups, _ = select_runs(some, load_recipe("sample"))
     split = {run.candidate.planet.key: run.split for group in groups for run in group}
-    moved = [replace(candidate, planet=replace(candidate.planet, key=key))
-             for candidate, key in zip(stored, [key for key in split][-4:], strict=True)]
+    moved = [
+        replace(candidate, planet=replace(candidate.planet, key=key))
+        for candidate, key in zip(stored, [key for key in split][-4:], strict=True)
+    ]
     again, _ = select_runs(some, load_recipe("sample"), moved)
     for group in again:
         for run in group:

@@ -12,8 +12,13 @@ from keyring.backend import KeyringBackend
 from data_build.cache import DataError
 from data_build.credentials import Secret, SignIn, find, how_to, redacted, require
 
-SIGN_IN = SignIn(variables={"user": "EXAMPLE_USER", "password": "EXAMPLE_PASSWORD"}, where="https://example/account",
-                 hosts=("example",), netrc_host="example", keyring_service="astrobio:example")
+SIGN_IN = SignIn(
+    variables={"user": "EXAMPLE_USER", "password": "EXAMPLE_PASSWORD"},
+    where="https://example/account",
+    hosts=("example",),
+    netrc_host="example",
+    keyring_service="astrobio:example",
+)
 
 
 class Chain(KeyringBackend):
@@ -106,8 +111,16 @@ def test_a_secret_shows_itself_nowhere():
     assert secret.reveal() == "hunter2 & more"
 
 
-@pytest.mark.parametrize("form", ["hunter3 & more/", "hunter3%20%26%20more%2F", "hunter3%20%26%20more/",
-                                  "hunter3+%26+more%2F", "aHVudGVyMyAmIG1vcmUv"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "hunter3 & more/",
+        "hunter3%20%26%20more%2F",
+        "hunter3%20%26%20more/",
+        "hunter3+%26+more%2F",
+        "aHVudGVyMyAmIG1vcmUv",
+    ],
+)
 def test_every_form_a_secret_travels_in_is_redacted(form):
     Secret("hunter3 & more/")
     assert redacted(f"GET /?key={form} HTTP/1.1") == "GET /?key=*** HTTP/1.1"

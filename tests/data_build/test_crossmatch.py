@@ -16,35 +16,79 @@ from data_build.sources.open_exoplanet_catalogue import OpenExoplanetCatalogue
 
 PAIRS = {
     # the same name
-    "TRAPPIST-1 e": "TRAPPIST-1 e", "TRAPPIST-1 f": "TRAPPIST-1 f", "Kepler-62 e": "Kepler-62 e",
-    "Kepler-62 f": "Kepler-62 f", "Kepler-186 f": "Kepler-186 f", "Kepler-442 b": "Kepler-442 b",
-    "Kepler-10 b": "Kepler-10 b", "Kepler-22 b": "Kepler-22 b", "55 Cnc e": "55 Cnc e",
-    "HD 209458 b": "HD 209458 b", "51 Peg b": "51 Peg b", "CoRoT-7 b": "CoRoT-7 b",
-    "HD 40307 b": "HD 40307 b", "WASP-12 b": "WASP-12 b",
+    "TRAPPIST-1 e": "TRAPPIST-1 e",
+    "TRAPPIST-1 f": "TRAPPIST-1 f",
+    "Kepler-62 e": "Kepler-62 e",
+    "Kepler-62 f": "Kepler-62 f",
+    "Kepler-186 f": "Kepler-186 f",
+    "Kepler-442 b": "Kepler-442 b",
+    "Kepler-10 b": "Kepler-10 b",
+    "Kepler-22 b": "Kepler-22 b",
+    "55 Cnc e": "55 Cnc e",
+    "HD 209458 b": "HD 209458 b",
+    "51 Peg b": "51 Peg b",
+    "CoRoT-7 b": "CoRoT-7 b",
+    "HD 40307 b": "HD 40307 b",
+    "WASP-12 b": "WASP-12 b",
     # another catalogue of the star
-    "GJ 1214 b": "Gliese 1214 b", "GJ 436 b": "Gliese 436 b", "GJ 581 c": "Gliese 581 c",
-    "GJ 581 e": "Gliese 581 e", "GJ 667 C c": "Gliese 667 C c", "GJ 667 C f": "Gliese 667 C f",
-    "GJ 667 C e": "Gliese 667 C e", "GJ 876 d": "Gliese 876 d", "GJ 832 b": "Gliese 832 b",
-    "GJ 163 c": "Gliese 163 c", "GJ 3470 b": "Gliese 3470 b", "HD 285968 b": "Gliese 176 b",
-    "HD 190360 c": "Gliese 777 A c", "HD 192310 b": "Gliese 785 b", "HD 99492 b": "83 Leonis B b",
-    "KELT-2 A b": "KELT-2A b", "2MASS J12073346-3932539 b": "2M1207 b", "Kepler-78 b": "KIC 8435766 b",
-    "Kepler-943 b": "KIC 6185331 b", "BD-13 2130 b": "NGC 2423 3 b", "NGC 2682 Sand 364 b": "SAND364 b",
+    "GJ 1214 b": "Gliese 1214 b",
+    "GJ 436 b": "Gliese 436 b",
+    "GJ 581 c": "Gliese 581 c",
+    "GJ 581 e": "Gliese 581 e",
+    "GJ 667 C c": "Gliese 667 C c",
+    "GJ 667 C f": "Gliese 667 C f",
+    "GJ 667 C e": "Gliese 667 C e",
+    "GJ 876 d": "Gliese 876 d",
+    "GJ 832 b": "Gliese 832 b",
+    "GJ 163 c": "Gliese 163 c",
+    "GJ 3470 b": "Gliese 3470 b",
+    "HD 285968 b": "Gliese 176 b",
+    "HD 190360 c": "Gliese 777 A c",
+    "HD 192310 b": "Gliese 785 b",
+    "HD 99492 b": "83 Leonis B b",
+    "KELT-2 A b": "KELT-2A b",
+    "2MASS J12073346-3932539 b": "2M1207 b",
+    "Kepler-78 b": "KIC 8435766 b",
+    "Kepler-943 b": "KIC 6185331 b",
+    "BD-13 2130 b": "NGC 2423 3 b",
+    "NGC 2682 Sand 364 b": "SAND364 b",
     # a Greek letter, a constellation, a component of a binary
-    "eps Eri b": "eps Eridani b", "gam Cep b": "Gamma Cephei b", "bet UMi b": "beta Ursae Minoris b",
-    "ups And d": "Upsilon Andromedae A d", "tau Boo b": "tau Boo A b", "HD 189733 b": "HD 189733 A b",
-    "WASP-70 A b": "WASP-70A b", "XO-2 N b": "XO-2 b",
+    "eps Eri b": "eps Eridani b",
+    "gam Cep b": "Gamma Cephei b",
+    "bet UMi b": "beta Ursae Minoris b",
+    "ups And d": "Upsilon Andromedae A d",
+    "tau Boo b": "tau Boo A b",
+    "HD 189733 b": "HD 189733 A b",
+    "WASP-70 A b": "WASP-70A b",
+    "XO-2 N b": "XO-2 b",
     # a candidate's name, and the letters of a system given in another order
-    "Kepler-43 b": "KOI-135 b", "KOI-351 h": "Kepler-90 h", "Kepler-328 c": "KOI-1873.01",
-    "Kepler-138 d": "KOI-314 c", "BD-06 1339 b": "Gliese 221 c", "HD 160691 d": "mu Ara c",
+    "Kepler-43 b": "KOI-135 b",
+    "KOI-351 h": "Kepler-90 h",
+    "Kepler-328 c": "KOI-1873.01",
+    "Kepler-138 d": "KOI-314 c",
+    "BD-06 1339 b": "Gliese 221 c",
+    "HD 160691 d": "mu Ara c",
     "PSR B1257+12 c": "PSR 1257 12 c",
 }
 NOT_PAIRS = {
-    "TRAPPIST-1 e": "TRAPPIST-1 f", "Kepler-62 e": "Kepler-62 f", "GJ 581 c": "Gliese 581 e",
-    "HD 160691 c": "mu Ara c", "HD 160691 b": "mu Ara d", "Kepler-138 c": "KOI-314 c", "Kepler-328 b": "KOI-1873.01",
-    "Kepler-10 b": "Kepler-10 c", "Kepler-22 b": "Kepler-20 b", "KOI-351 h": "Kepler-90 g",
-    "HD 40307 b": "HD 40307 c", "GJ 436 b": "Gliese 436 c", "ups And d": "Upsilon Andromedae A c",
-    "HD 189733 b": "HD 209458 b", "GJ 876 d": "Gliese 876 e", "WASP-12 b": "WASP-2 A b",
-    "GJ 667 C c": "Gliese 667 C b", "GJ 163 b": "Gliese 163 c",
+    "TRAPPIST-1 e": "TRAPPIST-1 f",
+    "Kepler-62 e": "Kepler-62 f",
+    "GJ 581 c": "Gliese 581 e",
+    "HD 160691 c": "mu Ara c",
+    "HD 160691 b": "mu Ara d",
+    "Kepler-138 c": "KOI-314 c",
+    "Kepler-328 b": "KOI-1873.01",
+    "Kepler-10 b": "Kepler-10 c",
+    "Kepler-22 b": "Kepler-20 b",
+    "KOI-351 h": "Kepler-90 g",
+    "HD 40307 b": "HD 40307 c",
+    "GJ 436 b": "Gliese 436 c",
+    "ups And d": "Upsilon Andromedae A c",
+    "HD 189733 b": "HD 209458 b",
+    "GJ 876 d": "Gliese 876 e",
+    "WASP-12 b": "WASP-2 A b",
+    "GJ 667 C c": "Gliese 667 C b",
+    "GJ 163 b": "Gliese 163 c",
     "BD-06 1339 c": "Gliese 221 c",
 }
 
@@ -86,7 +130,8 @@ def test_the_share_matched_and_every_disagreement_are_reported(merged):
     _, report = merged
     assert report["share_of_secondary_matched"] > 0.95
     assert report["share_of_primary_matched"] == pytest.approx(
-        (report["by_name"] + report["by_alias"] + report["by_position"]) / report["primary"], abs=1e-4)
+        (report["by_name"] + report["by_alias"] + report["by_position"]) / report["primary"], abs=1e-4
+    )
     for entry in report["disagreements"]:
         a, b = (value for key, value in entry.items() if key not in ("planet", "column", "relative_difference"))
         assert abs(a - b) / ((a + b) / 2) > DISAGREEMENT
@@ -96,13 +141,22 @@ def test_the_same_planet_of_four_archives_is_one():
     def rows(stand_in, name):
         columns = stand_in.columns
         fields = ARCHIVES[name].info.fields
-        return [{field.name: (columns[field.column][i] * field.factor if field.dtype == "float64" else
-                              columns[field.column][i]) for field in fields}
-                for i in range(len(next(iter(columns.values()))))]
+        return [
+            {
+                field.name: (
+                    columns[field.column][i] * field.factor if field.dtype == "float64" else columns[field.column][i]
+                )
+                for field in fields
+            }
+            for i in range(len(next(iter(columns.values()))))
+        ]
 
-    planets = [NasaExoplanetArchive().planets(), OpenExoplanetCatalogue().planets(),
-               [ARCHIVES["nasa_pscomppars"].planet(row) for row in rows(nasa(), "nasa_pscomppars")],
-               [ARCHIVES["exoplanet_eu"].planet(row) for row in rows(exoplanet_eu(), "exoplanet_eu")]]
+    planets = [
+        NasaExoplanetArchive().planets(),
+        OpenExoplanetCatalogue().planets(),
+        [ARCHIVES["nasa_pscomppars"].planet(row) for row in rows(nasa(), "nasa_pscomppars")],
+        [ARCHIVES["exoplanet_eu"].planet(row) for row in rows(exoplanet_eu(), "exoplanet_eu")],
+    ]
     merged, _ = crossmatch(planets[0], planets[1])
     before = len(merged)
     for catalogue in planets[2:]:
@@ -113,14 +167,31 @@ def test_the_same_planet_of_four_archives_is_one():
 
 def star(**changes):
     # Barnard's star in Gaia DR3: 10.4 arc seconds a year, that is 166 from 2000 to 2016.
-    return {"source_id": 1, "ra_deg": 269.44850, "dec_deg": 4.73942, "epoch": 2016.0, "pm_ra_cosdec_mas_yr": -801.6,
-            "pm_dec_mas_yr": 10362.4, "parallax_mas": 547.0, "g_magnitude": 8.2, "stellar_temperature_k": 3195.0,
-            **changes}
+    return {
+        "source_id": 1,
+        "ra_deg": 269.44850,
+        "dec_deg": 4.73942,
+        "epoch": 2016.0,
+        "pm_ra_cosdec_mas_yr": -801.6,
+        "pm_dec_mas_yr": 10362.4,
+        "parallax_mas": 547.0,
+        "g_magnitude": 8.2,
+        "stellar_temperature_k": 3195.0,
+        **changes,
+    }
 
 
 def host(**changes):
-    values = {"key": "b", "name": "Barnard b", "source": "open_exoplanet_catalogue", "kind": "observed", "values": {},
-              "ra_deg": 269.45208, "dec_deg": 4.69339, "epoch": 2000.0}
+    values = {
+        "key": "b",
+        "name": "Barnard b",
+        "source": "open_exoplanet_catalogue",
+        "kind": "observed",
+        "values": {},
+        "ra_deg": 269.45208,
+        "dec_deg": 4.69339,
+        "epoch": 2000.0,
+    }
     return Planet(**{**values, **changes})
 
 
@@ -144,8 +215,12 @@ def test_pointings_at_a_star_are_told_of_its_planets():
     class Rows(Harvest):
         def rows(self):
             for i, offset in enumerate((0.0, 5.0, 29.0, 31.0, 4000.0)):
-                yield {"observation_id": str(i), "ra_deg": 10.0, "dec_deg": -5.0 + offset / 3600,
-                       "instrument": "NIRSPEC" if i else "MIRI"}
+                yield {
+                    "observation_id": str(i),
+                    "ra_deg": 10.0,
+                    "dec_deg": -5.0 + offset / 3600,
+                    "instrument": "NIRSPEC" if i else "MIRI",
+                }
             yield {"observation_id": "x", "ra_deg": None, "dec_deg": None, "instrument": "NIRSPEC"}
 
     seen = host(ra_deg=10.0, dec_deg=-5.0)

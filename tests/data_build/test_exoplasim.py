@@ -52,8 +52,9 @@ def installed(tmp_path, monkeypatch):
 
 
 def planet(key="synthetic-b", **values) -> Planet:
-    return derive(Planet(key=key, name="", source=SAMPLED_SOURCE, kind="synthetic",
-                         values={**EARTH, "period_d": 20.0, **values}))
+    return derive(
+        Planet(key=key, name="", source=SAMPLED_SOURCE, kind="synthetic", values={**EARTH, "period_d": 20.0, **values})
+    )
 
 
 AIR = Atmosphere(1.2, 0.01, 1e-4)
@@ -104,10 +105,17 @@ def test_what_lacks_is_named_with_the_cure(installed, monkeypatch, tmp_path):
 @pytest.fixture
 def candidates():
     """Planets with candidates on both sides, one with one side only."""
-    return {key: [Candidate(planet(key, instellation_w_m2=flux), number, AIR, label, core=False)
-                  for number, (flux, label) in enumerate(runs)]
-            for key, runs in {"one": [(1000.0, 0), (1100.0, 0)], "two": [(1000.0, 0), (1100.0, 0), (1400.0, 1)],
-                              "three": [(1450.0, 1), (5000.0, 0)]}.items()}
+    return {
+        key: [
+            Candidate(planet(key, instellation_w_m2=flux), number, AIR, label, core=False)
+            for number, (flux, label) in enumerate(runs)
+        ]
+        for key, runs in {
+            "one": [(1000.0, 0), (1100.0, 0)],
+            "two": [(1000.0, 0), (1100.0, 0), (1400.0, 1)],
+            "three": [(1450.0, 1), (5000.0, 0)],
+        }.items()
+    }
 
 
 def test_simulated_climates_become_a_labelled_pair(installed, candidates, tmp_path):
@@ -119,9 +127,16 @@ def test_simulated_climates_become_a_labelled_pair(installed, candidates, tmp_pa
         write_row(ExoPlaSim().climate(candidate.run_id, candidate.planet, candidate.atmosphere, 9), paths[-1])
     found, set_aside = simulated(chosen, paths)
     assert [(candidate.run_id, candidate.label) for candidate in found] == [
-        ("two/exoplasim-000", 0), ("two/exoplasim-002", 1), ("three/exoplasim-000", 1)]
-    assert set_aside == [{"run_id": "three/exoplasim-001", "reason": "ExoPlaSim crashed in year 1: ExoPlaSim has "
-                                                                     "crashed, its files were moved"}]
+        ("two/exoplasim-000", 0),
+        ("two/exoplasim-002", 1),
+        ("three/exoplasim-000", 1),
+    ]
+    assert set_aside == [
+        {
+            "run_id": "three/exoplasim-001",
+            "reason": "ExoPlaSim crashed in year 1: ExoPlaSim has crashed, its files were moved",
+        }
+    ]
     groups, _ = select_runs({}, load_recipe("sample"), found)
     labels = {run.candidate.run_id: run.candidate.label for group in groups for run in group}
     assert labels == {"two/exoplasim-000": 0, "two/exoplasim-002": 1, "three/exoplasim-000": None}
@@ -137,11 +152,14 @@ def recipe(folder: Path, **changes) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("asked", "problem"), [
-    ({"planets": 2}, "the key exoplasim.years is absent"),
-    ({"planets": 2, "year": 3}, "unknown key exoplasim.year, did you mean 'years'"),
-    ({"planets": 2, "years": 0}, "exoplasim.years is 0, it must be a whole number from 1 to 300"),
-])
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"planets": 2}, "the key exoplasim.years is absent"),
+        ({"planets": 2, "year": 3}, "unknown key exoplasim.year, did you mean 'years'"),
+        ({"planets": 2, "years": 0}, "exoplasim.years is 0, it must be a whole number from 1 to 300"),
+    ],
+)
 def test_mistakes_in_a_recipe_are_named(tmp_path, asked, problem):
     with pytest.raises(DataError, match=problem):
         load_recipe(recipe(tmp_path, exoplasim=asked))
@@ -161,10 +179,18 @@ def test_a_model_does_not_outlive_its_build(installed, tmp_path):
     mark = tmp_path / "running"
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text(json.dumps({"configure": {"flux": 1000.0}, "years": 1, "balance": 1.0}))
-    worker = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:], "
-                               "start_new_session=True)", sys.executable, exoplasim_run.__file__,
-                               str(tmp_path / "run")], env={**os.environ, "SLOW_MODEL": str(mark)},
-                              stdout=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys; subprocess.run(sys.argv[1:], start_new_session=True)",
+            sys.executable,
+            exoplasim_run.__file__,
+            str(tmp_path / "run"),
+        ],
+        env={**os.environ, "SLOW_MODEL": str(mark)},
+        stdout=subprocess.DEVNULL,
+    )
     while not (mark.exists() and mark.read_text()):
         time.sleep(0.05)
     model = psutil.Process(int(mark.read_text()))
@@ -177,9 +203,16 @@ def test_a_model_does_not_outlive_its_build(installed, tmp_path):
 @pytest.mark.slow
 def test_a_build_with_the_model_goes_on_where_it_was(installed, tmp_path, monkeypatch):
     """The third run ends the build; the same command runs that one again, and not the two before."""
-    plan = recipe(tmp_path, exoplasim={"planets": 2, "years": 3}, candidates_per_planet=12, sampled_planets=12,
-                  catalogues=["open_exoplanet_catalogue"], pairs_per_observed_planet=1, pairs_per_synthetic_planet=1,
-                  vocabulary_size=400)
+    plan = recipe(
+        tmp_path,
+        exoplasim={"planets": 2, "years": 3},
+        candidates_per_planet=12,
+        sampled_planets=12,
+        catalogues=["open_exoplanet_catalogue"],
+        pairs_per_observed_planet=1,
+        pairs_per_synthetic_planet=1,
+        vocabulary_size=400,
+    )
     monkeypatch.setenv("MODEL_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("MODEL_BREAKS", "3")
     with pytest.raises(DataError, match=r"ExoPlaSim could not be run \(status 9\)"):

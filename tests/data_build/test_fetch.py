@@ -30,8 +30,14 @@ def pauses(monkeypatch):
 
 
 def session_of(server, tmp_path, tries=3, **options):
-    policy = Policy(tries=tries, timeout_s=(1.0, 2.0), backoff_s=1.0, longest_wait_s=100.0, mirror=server.url,
-                    **{key: options.pop(key) for key in ("offline", "refresh") if key in options})
+    policy = Policy(
+        tries=tries,
+        timeout_s=(1.0, 2.0),
+        backoff_s=1.0,
+        longest_wait_s=100.0,
+        mirror=server.url,
+        **{key: options.pop(key) for key in ("offline", "refresh") if key in options},
+    )
     store = AnswerStore("example", tmp_path)
     return open_session(Transport("Example", store, RateLimit(1e6), policy, **options))
 
@@ -48,23 +54,28 @@ def scripted(*replies):
 
 def test_retry_after_is_honoured_in_both_its_forms(tmp_path, pauses):
     date = formatdate(time.time() + 50, usegmt=True)
-    with ArchiveServer(scripted(Reply(b"", 429, {"Retry-After": "7"}), Reply(b"", 503, {"Retry-After": date}),
-                                Reply(BODY))) as server:
+    with ArchiveServer(
+        scripted(Reply(b"", 429, {"Retry-After": "7"}), Reply(b"", 503, {"Retry-After": date}), Reply(BODY))
+    ) as server:
         assert session_of(server, tmp_path).get(URL).content == BODY
     waits = [pause for pause in pauses if pause > 0.5]
     assert waits[0] == 7 and waits[1] == pytest.approx(50, abs=5)
 
 
 def test_pauses_grow_where_nothing_is_asked_for(tmp_path, pauses):
-    with ArchiveServer(scripted(Reply(b"", 500))) as server, \
-            pytest.raises(DataError, match="after 4 of 4 tries: it answered 500"):
+    with (
+        ArchiveServer(scripted(Reply(b"", 500))) as server,
+        pytest.raises(DataError, match="after 4 of 4 tries: it answered 500"),
+    ):
         session_of(server, tmp_path, tries=4).get(URL)
     assert [pause for pause in pauses if pause > 0.5] == [1, 2, 4]
 
 
 def test_too_long_a_pause_is_an_error_at_once(tmp_path, pauses):
-    with ArchiveServer(scripted(Reply(b"", 429, {"Retry-After": "7200"}))) as server, \
-            pytest.raises(DataError, match="after 1 of 3 tries.*asks to wait 7200 s, longer than 100 s"):
+    with (
+        ArchiveServer(scripted(Reply(b"", 429, {"Retry-After": "7200"}))) as server,
+        pytest.raises(DataError, match="after 1 of 3 tries.*asks to wait 7200 s, longer than 100 s"),
+    ):
         session_of(server, tmp_path).get(URL)
 
 
@@ -77,8 +88,9 @@ class Resumable:
     def __call__(self, request):
         asked = request.headers.get("range")
         self.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and request.headers["if-range"] == self.etag \
-            else 0
+        start = (
+            int(asked.removeprefix("bytes=").rstrip("-")) if asked and request.headers["if-range"] == self.etag else 0
+        )
         rest = self.body[start:]
         headers = {"ETag": self.etag, "Accept-Ranges": "bytes"}
         if start:
@@ -150,8 +162,12 @@ def test_a_damaged_answer_is_fetched_again(tmp_path):
 def test_requests_that_differ_are_answered_apart(tmp_path):
     with ArchiveServer(lambda request: Reply(f"{request.method} {request.query} {request.body}".encode())) as server:
         session = session_of(server, tmp_path)
-        answers = {session.get(URL).text, session.get(URL, params={"a": 1}).text, session.post(URL, data="x").text,
-                   session.post(URL, data="y").text}
+        answers = {
+            session.get(URL).text,
+            session.get(URL, params={"a": 1}).text,
+            session.post(URL, data="x").text,
+            session.post(URL, data="y").text,
+        }
     assert len(answers) == 4
 
 
@@ -169,8 +185,10 @@ def test_a_redirect_is_followed_kept_and_not_signed_elsewhere(tmp_path):
             return Reply(b"", 302, {"Location": "https://elsewhere.example/file"})
         return Reply(BODY)
 
-    options = {"authorise": lambda ask: Authorisation(headers={"Authorization": "Bearer abcd-efgh"}),
-               "sign_in": SignIn({"token": "X"}, "nowhere", hosts=("archive.example",))}
+    options = {
+        "authorise": lambda ask: Authorisation(headers={"Authorization": "Bearer abcd-efgh"}),
+        "sign_in": SignIn({"token": "X"}, "nowhere", hosts=("archive.example",)),
+    }
     with ArchiveServer(script) as server:
         assert session_of(server, tmp_path, **options).get(URL).content == BODY
         assert session_of(server, tmp_path, offline=True).get(URL).content == BODY
@@ -186,18 +204,23 @@ def test_an_answer_that_quotes_the_credential_is_not_kept(tmp_path, encoding):
     packed = gzip.compress(body) if encoding == "gzip" else body
     with ArchiveServer(scripted(Reply(packed, headers={"Content-Encoding": encoding}))) as server:
         assert session_of(server, tmp_path).get(URL).content == body
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size
-                and path.suffix != ".lock"]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size and path.suffix != ".lock"
+    ]
 
 
 def test_a_key_in_the_query_is_in_no_log_and_no_error(tmp_path, caplog, pauses):
     secret = Secret("-".join(["query", "key", "0123"]))
-    options = {"authorise": lambda ask: Authorisation(params={"api_key": secret.reveal()}),
-               "sign_in": SignIn({"key": "X"}, "nowhere", hosts=("archive.example",))}
+    options = {
+        "authorise": lambda ask: Authorisation(params={"api_key": secret.reveal()}),
+        "sign_in": SignIn({"key": "X"}, "nowhere", hosts=("archive.example",)),
+    }
     caplog.set_level(logging.DEBUG)
     denied = Reply(f"denied {secret.reveal()}".encode(), 403)
-    with ArchiveServer(scripted(Reply(BODY[:9], cut=3), Reply(b"", 500), denied)) as server, \
-            pytest.raises(RefusedSignIn) as caught:
+    with (
+        ArchiveServer(scripted(Reply(BODY[:9], cut=3), Reply(b"", 500), denied)) as server,
+        pytest.raises(RefusedSignIn) as caught,
+    ):
         session_of(server, tmp_path, **options).get(URL)
     assert {request.query["api_key"] for request in server.requests} == {secret.reveal()}  # it did go out
     assert "api_key=***" in caplog.text  # urllib3 did log the address
@@ -227,8 +250,12 @@ def test_the_rate_limit_spaces_requests_of_all_threads(monkeypatch):
 def test_a_time_out_is_named(tmp_path, pauses):
     policy = Policy(tries=1, timeout_s=(1.0, 0.1), mirror="", root=tmp_path)
     with ArchiveServer(lambda request: Reply(hang_s=5)) as server:
-        transport = Transport("Example", AnswerStore("example", tmp_path), RateLimit(1e6),
-                              Policy(**{**policy.__dict__, "mirror": server.url}))
+        transport = Transport(
+            "Example",
+            AnswerStore("example", tmp_path),
+            RateLimit(1e6),
+            Policy(**{**policy.__dict__, "mirror": server.url}),
+        )
         with pytest.raises(DataError, match="nothing came for 0.1 s"):
             open_session(transport).get(URL)
 

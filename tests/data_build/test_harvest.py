@@ -27,10 +27,20 @@ def no_pauses(monkeypatch):
 class Plain:
     """An archive that needs no network."""
 
-    info = SourceInfo(name="plain", title="Plain", modality="planet", version="1", licence="none", citation="none",
-                      kind="synthetic", fields=(Field("name", "string", required=True),
-                                                Field("mass", "float64", "kg", 0, 100),
-                                                Field("count", "int64", "1", 0, 10)))
+    info = SourceInfo(
+        name="plain",
+        title="Plain",
+        modality="planet",
+        version="1",
+        licence="none",
+        citation="none",
+        kind="synthetic",
+        fields=(
+            Field("name", "string", required=True),
+            Field("mass", "float64", "kg", 0, 100),
+            Field("count", "int64", "1", 0, 10),
+        ),
+    )
 
     def __init__(self, rows):
         self._rows = rows
@@ -48,15 +58,18 @@ def harvested(rows, tmp_path, limit=1000):
 GOOD = {"name": "a", "mass": 1.0, "count": 2}
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    ({"mass": 1e36}, "mass is the fill value 1e+36, not masked"),
-    ({"mass": 9.969209968386869e36}, "mass is the fill value 9.969e+36, not masked"),
-    ({"mass": 101.0}, "mass is outside [0, 100] kg"),
-    ({"mass": float("inf")}, "mass is the fill value inf, not masked"),
-    ({"mass": "heavy"}, "mass is no float64 but str"),
-    ({"count": 2.5}, "count is no int64 but float"),
-    ({"count": 11}, "count is outside [0, 10] 1"),
-])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"mass": 1e36}, "mass is the fill value 1e+36, not masked"),
+        ({"mass": 9.969209968386869e36}, "mass is the fill value 9.969e+36, not masked"),
+        ({"mass": 101.0}, "mass is outside [0, 100] kg"),
+        ({"mass": float("inf")}, "mass is the fill value inf, not masked"),
+        ({"mass": "heavy"}, "mass is no float64 but str"),
+        ({"count": 2.5}, "count is no int64 but float"),
+        ({"count": 11}, "count is outside [0, 10] 1"),
+    ],
+)
 def test_a_bad_value_is_quarantined_with_the_reason(tmp_path, change, reason):
     made, reasons = harvested([GOOD, {**GOOD, "name": "b", **change}], tmp_path)
     assert reasons == {"b": [reason]}
@@ -140,6 +153,7 @@ def test_a_harvest_killed_at_any_step_ends_the_same(tmp_path, monkeypatch):
             if steps == die_at:
                 raise Killed
             return function(*arguments, **keywords)
+
         return step
 
     for module, name in ((os, "replace"), (os, "rename"), (pq, "write_table")):
@@ -197,8 +211,12 @@ def test_several_archives_at_once_and_every_failure_is_told(tmp_path):
         before = len(server.requests)
         made = harvest_all(most, tmp_path / "stages", policy)
         assert {request.host for request in server.requests[before:]} == {"rest.uniprot.org", "koa.ipac.caltech.edu"}
-    assert {name: entry.manifest["rows"] for name, entry in made.items()} \
-        == {"ensembl": 3, "uniprot": 5, "keck": 5, "gtdb": 4}
+    assert {name: entry.manifest["rows"] for name, entry in made.items()} == {
+        "ensembl": 3,
+        "uniprot": 5,
+        "keck": 5,
+        "gtdb": 4,
+    }
 
 
 def test_a_cmip6_file_with_unmasked_fill_values_is_quarantined_with_that_reason(tmp_path):
@@ -206,9 +224,11 @@ def test_a_cmip6_file_with_unmasked_fill_values_is_quarantined_with_that_reason(
     stand_in = FakeRocke3d(tmp_path)
     stand_in.runs["Synthetic2020/frozen/"]["aijl"] = next(RECORDINGS.glob("ta_Amon_FGOALS*.nc")).read_bytes()
     with ArchiveServer(stand_in.reply) as server:
-        made = harvest(ARCHIVES["rocke3d"](), tmp_path / "rocke3d", Policy(mirror=server.url, root=tmp_path / "cache"),
-                       10_000)
+        made = harvest(
+            ARCHIVES["rocke3d"](), tmp_path / "rocke3d", Policy(mirror=server.url, root=tmp_path / "cache"), 10_000
+        )
     entries = [json.loads(line) for line in (made.folder / "quarantine.jsonl").read_text().splitlines()]
     assert [(entry["climate_id"], entry["reasons"]) for entry in entries] == [
-        ("Synthetic2020/frozen/ANN4001.P2Synthetic", ["air_temperature holds the fill value 9.969e+36, not masked"])]
+        ("Synthetic2020/frozen/ANN4001.P2Synthetic", ["air_temperature holds the fill value 9.969e+36, not masked"])
+    ]
     assert [row["planet"] for row in made.rows()] == ["Synthetic world", "Earth"]

@@ -40,15 +40,28 @@ def cobra():
 
 
 def trappist() -> Planet:
-    values = {"stellar_temperature_k": 2559.0, "stellar_radius_sun": 0.117, "stellar_mass_sun": 0.08,
-              "radius_earth": 0.92, "mass_earth": 0.62, "period_d": 6.1, "semi_major_axis_au": 0.028}
+    values = {
+        "stellar_temperature_k": 2559.0,
+        "stellar_radius_sun": 0.117,
+        "stellar_mass_sun": 0.08,
+        "radius_earth": 0.92,
+        "mass_earth": 0.62,
+        "period_d": 6.1,
+        "semi_major_axis_au": 0.028,
+    }
     return Planet(key="t", name="t", source="s", kind="observed", values=values, j_magnitude=11.35)
 
 
 def spectrum(taurex, **changes):
-    profile = {"surface_pressure_pa": 1e5, "pressure_pa": np.geomspace(1e3, 9e4, 10),
-               "temperature_k": np.full(10, 260.0), "h2o_vmr": np.full(10, 1e-5), "co2_vmr": 1e-2,
-               "ch4_vmr": 1e-6, "wavelength_um": WAVELENGTH}
+    profile = {
+        "surface_pressure_pa": 1e5,
+        "pressure_pa": np.geomspace(1e3, 9e4, 10),
+        "temperature_k": np.full(10, 260.0),
+        "h2o_vmr": np.full(10, 1e-5),
+        "co2_vmr": 1e-2,
+        "ch4_vmr": 1e-6,
+        "wavelength_um": WAVELENGTH,
+    }
     return taurex.spectrum(trappist(), **{**profile, **changes})
 
 

@@ -85,8 +85,9 @@ def test_a_flipped_byte_is_found_and_its_file_named(copied, small_limit):
         build("sample", copied, limit=small_limit, progress=False)
 
 
-@pytest.mark.parametrize("name", ["stats.json", "test/dataset_info.json", "tokenizer/tokenizer.json",
-                                  "quarantine.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["stats.json", "test/dataset_info.json", "tokenizer/tokenizer.json", "quarantine.jsonl"]
+)
 def test_an_absent_file_is_named(copied, name):
     (copied / name).unlink()
     assert any(str(copied / name) in problem for problem in validate(copied))
@@ -105,8 +106,9 @@ def resign(folder: Path, split: str) -> None:
 
 def rewrite(folder: Path, split: str, change) -> None:
     table = datasets.load_from_disk(str(folder / split))
-    changed = table.map(change, with_indices=True, features=table.features, keep_in_memory=True,
-                        load_from_cache_file=False)
+    changed = table.map(
+        change, with_indices=True, features=table.features, keep_in_memory=True, load_from_cache_file=False
+    )
     shutil.rmtree(folder / split)
     changed.save_to_disk(str(folder / split))
     resign(folder, split)
@@ -180,10 +182,12 @@ def test_nulls_come_back_as_none(small_dataset):
 
 class TestCommandLine:
     def test_mistakes_end_with_2_and_one_line(self, capsys, tmp_path):
-        for argv, word in ((["build", "sampel", "--out", str(tmp_path / "x")], "did you mean 'sample'"),
-                           (["build", "sample", "--out", str(tmp_path / "x"), "--limit", "1"], "limit is 1"),
-                           (["build", "sample", "--out", str(tmp_path / "x"), "--workers", "0"], "workers is 0"),
-                           (["fetch", "nothing"], "unknown recipe")):
+        for argv, word in (
+            (["build", "sampel", "--out", str(tmp_path / "x")], "did you mean 'sample'"),
+            (["build", "sample", "--out", str(tmp_path / "x"), "--limit", "1"], "limit is 1"),
+            (["build", "sample", "--out", str(tmp_path / "x"), "--workers", "0"], "workers is 0"),
+            (["fetch", "nothing"], "unknown recipe"),
+        ):
             assert main(argv) == 2
             error = capsys.readouterr().err
             assert word in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
@@ -217,8 +221,9 @@ class TestCommandLine:
     def test_sources_as_json(self, capsys):
         assert main(["sources", "--json"]) == 0
         sources = json.loads(capsys.readouterr().out)["sources"]
-        assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "cobra"} \
-            <= {source["name"] for source in sources}
+        assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "cobra"} <= {
+            source["name"] for source in sources
+        }
         assert len([source for source in sources if source["network"]]) >= 17
         for source in sources:
             assert source["licence"] and source["citation"] and source["version"]

@@ -43,8 +43,16 @@ def planet(**values) -> Planet:
 
 
 def test_the_earth_comes_out():
-    earth = derive(planet(stellar_temperature_k=5772.0, stellar_radius_sun=1.0, stellar_mass_sun=1.0, period_d=365.25,
-                          radius_earth=1.0, mass_earth=1.0))
+    earth = derive(
+        planet(
+            stellar_temperature_k=5772.0,
+            stellar_radius_sun=1.0,
+            stellar_mass_sun=1.0,
+            period_d=365.25,
+            radius_earth=1.0,
+            mass_earth=1.0,
+        )
+    )
     assert earth.values["semi_major_axis_au"] == pytest.approx(1.0, rel=1e-3)
     assert earth.values["instellation_w_m2"] == pytest.approx(1361, rel=2e-3)
     assert earth.values["gravity_m_s2"] == pytest.approx(9.80, rel=2e-3)
@@ -58,8 +66,9 @@ def test_what_is_known_is_not_overwritten_and_what_cannot_be_derived_stays_unkno
 
 
 def test_a_star_of_known_luminosity_gets_its_radius():
-    sun = Planet(key="x", name="x", source="s", kind="observed", values={"stellar_temperature_k": 5772.0},
-                 luminosity_sun=1.0)
+    sun = Planet(
+        key="x", name="x", source="s", kind="observed", values={"stellar_temperature_k": 5772.0}, luminosity_sun=1.0
+    )
     assert derive(sun).values["stellar_radius_sun"] == pytest.approx(1.0, rel=1e-3)
 
 
@@ -126,14 +135,17 @@ def test_position_matches_need_the_period_too():
 
 
 def test_a_disagreement_is_reported_and_the_first_catalogue_stands():
-    first = Planet(name="A b", aliases=frozenset({"A b"}), values={"radius_earth": 1.0}, source="s", kind="observed",
-                   key="")
-    second = Planet(name="A b", aliases=frozenset({"A b"}), values={"radius_earth": 1.5}, source="t", kind="observed",
-                    key="")
+    first = Planet(
+        name="A b", aliases=frozenset({"A b"}), values={"radius_earth": 1.0}, source="s", kind="observed", key=""
+    )
+    second = Planet(
+        name="A b", aliases=frozenset({"A b"}), values={"radius_earth": 1.5}, source="t", kind="observed", key=""
+    )
     planets, report = crossmatch([first], [second])
     assert planets[0].values["radius_earth"] == 1.0
-    assert [(entry["column"], entry["s"], entry["t"]) for entry in report["disagreements"]] \
-        == [("radius_earth", 1.0, 1.5)]
+    assert [(entry["column"], entry["s"], entry["t"]) for entry in report["disagreements"]] == [
+        ("radius_earth", 1.0, 1.5)
+    ]
 
 
 def test_planet_keys():
@@ -150,15 +162,18 @@ def test_sampled_planets_obey_keplers_law_and_each_has_its_own_star(archive):
         assert entry.kind == "synthetic" and in_domain(entry, clero.EXTENDED_DOMAIN)
         value = entry.values
         assert value["semi_major_axis_au"] == pytest.approx(
-            kepler_axis_au(value["period_d"], value["stellar_mass_sun"]), rel=1e-6)
+            kepler_axis_au(value["period_d"], value["stellar_mass_sun"]), rel=1e-6
+        )
     assert sample_planets(30, catalogue, {"TRAPPIST-1"}, seed=1) == sampled
     assert sample_planets(30, catalogue, {"TRAPPIST-1"}, seed=2) != sampled
 
 
 def test_atmospheres_stay_in_the_recipe_and_differ_between_planets(archive):
     recipe = load_recipe("sample")
-    first, second = (sample_atmospheres(Planet(key=key, name=key, source="s", kind="observed", values={}), recipe)
-                     for key in ("a", "b"))
+    first, second = (
+        sample_atmospheres(Planet(key=key, name=key, source="s", kind="observed", values={}), recipe)
+        for key in ("a", "b")
+    )
     assert first != second and len(first) == recipe.candidates_per_planet
     for air in first:
         assert recipe.surface_pressure_bar[0] <= air.surface_pressure_bar <= recipe.surface_pressure_bar[1]

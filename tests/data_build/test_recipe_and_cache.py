@@ -35,31 +35,37 @@ def test_a_recipe_is_found_by_name_and_by_file(tmp_path):
     assert load_recipe("sample") == load_recipe(write(tmp_path))
 
 
-@pytest.mark.parametrize(("recipe", "words"), [
-    ("sampel", ["unknown recipe 'sampel'", "did you mean 'sample'"]),
-    ("absent.yaml", ["absent.yaml", "no such file"]),
-])
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("sampel", ["unknown recipe 'sampel'", "did you mean 'sample'"]),
+        ("absent.yaml", ["absent.yaml", "no such file"]),
+    ],
+)
 def test_an_unknown_recipe(recipe, words):
     with pytest.raises(DataError) as caught:
         load_recipe(recipe)
     assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"seeed": 1}, ["unknown key seeed", "did you mean 'seed'"]),
-    ({"seed": None}, ["the key seed is absent"]),
-    ({"seed": "1"}, ["seed is '1'", "whole number"]),
-    ({"co2_vmr": [0.5, 0.1]}, ["co2_vmr is (0.5, 0.1)", "rising"]),
-    ({"surface_pressure_bar": [0.1, 90]}, ["surface_pressure_bar", "within [0.1, 12]"]),
-    ({"absent_share": {"climate": 1.5, "metabolism": 0, "spectrum": 0}}, ["absent_share.climate is 1.5", "[0, 1)"]),
-    ({"absent_share": {"climat": 0.5}}, ["unknown key absent_share.climat", "did you mean 'climate'"]),
-    ({"splits": {"train": 0.7, "validation": 0.1, "test": 0.3}}, ["splits", "add up to 1.1"]),
-    ({"archives": {"gaya": 10}}, ["unknown archive 'gaya'", "did you mean 'gaia'"]),
-    ({"archives": {"gaia": 0}}, ["archives.gaia is 0", "at least 1"]),
-    ({"archives": ["gaia"]}, ["archives is ('gaia',)", "a mapping"]),
-    ({"catalogues": ["exoplanet_eu"]}, ["exoplanet_eu is read over the network", "archives"]),
-    ({"catalogues": ["nasa_archive"]}, ["unknown catalogue 'nasa_archive'", "did you mean"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeed": 1}, ["unknown key seeed", "did you mean 'seed'"]),
+        ({"seed": None}, ["the key seed is absent"]),
+        ({"seed": "1"}, ["seed is '1'", "whole number"]),
+        ({"co2_vmr": [0.5, 0.1]}, ["co2_vmr is (0.5, 0.1)", "rising"]),
+        ({"surface_pressure_bar": [0.1, 90]}, ["surface_pressure_bar", "within [0.1, 12]"]),
+        ({"absent_share": {"climate": 1.5, "metabolism": 0, "spectrum": 0}}, ["absent_share.climate is 1.5", "[0, 1)"]),
+        ({"absent_share": {"climat": 0.5}}, ["unknown key absent_share.climat", "did you mean 'climate'"]),
+        ({"splits": {"train": 0.7, "validation": 0.1, "test": 0.3}}, ["splits", "add up to 1.1"]),
+        ({"archives": {"gaya": 10}}, ["unknown archive 'gaya'", "did you mean 'gaia'"]),
+        ({"archives": {"gaia": 0}}, ["archives.gaia is 0", "at least 1"]),
+        ({"archives": ["gaia"]}, ["archives is ('gaia',)", "a mapping"]),
+        ({"catalogues": ["exoplanet_eu"]}, ["exoplanet_eu is read over the network", "archives"]),
+        ({"catalogues": ["nasa_archive"]}, ["unknown catalogue 'nasa_archive'", "did you mean"]),
+    ],
+)
 def test_a_recipe_with_a_mistake_says_which(tmp_path, changes, words):
     path = write(tmp_path, **changes)
     with pytest.raises(DataError) as caught:

@@ -16,15 +16,25 @@ from transformers import AutoTokenizer
 from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, PROVENANCE_PARTS, SPLITS
 from data_build.pipeline import build, validate
 
-SIGHT = ["run_id", "planet_key", "planet_mask", "planet_derived", "text", "label", "label_present", "provenance",
-         *(f"{modality}_present" for modality in OPTIONAL_MODALITIES)]
+SIGHT = [
+    "run_id",
+    "planet_key",
+    "planet_mask",
+    "planet_derived",
+    "text",
+    "label",
+    "label_present",
+    "provenance",
+    *(f"{modality}_present" for modality in OPTIONAL_MODALITIES),
+]
 
 
 @pytest.fixture(scope="module")
 def rows(sample_dataset) -> dict[str, list[dict]]:
     """Split → what a record shows besides its numbers."""
-    return {split: datasets.load_from_disk(str(sample_dataset / split)).select_columns(SIGHT).to_list()
-            for split in SPLITS}
+    return {
+        split: datasets.load_from_disk(str(sample_dataset / split)).select_columns(SIGHT).to_list() for split in SPLITS
+    }
 
 
 @pytest.fixture(scope="module")

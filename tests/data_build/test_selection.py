@@ -37,8 +37,13 @@ def test_the_label_is_balanced_for_all_that_is_not_physics(runs):
     counts = defaultdict(Counter)
     for run in runs:
         if run.candidate.label is not None:
-            alike = (run.split, signature(run.candidate.planet), run.candidate.core, run.named,
-                     tuple(run.present.items()))
+            alike = (
+                run.split,
+                signature(run.candidate.planet),
+                run.candidate.core,
+                run.named,
+                tuple(run.present.items()),
+            )
             counts[alike][run.candidate.label] += 1
     assert len(counts) > 20
     assert all(count[0] == count[1] for count in counts.values())

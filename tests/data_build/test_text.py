@@ -7,8 +7,14 @@ from data_build.text import describe, scrub, telling_words
 
 
 def planet(**values) -> Planet:
-    return Planet(key="x-b", name="X b", source="s", kind="observed", values={"radius_earth": 1.25, **values},
-                  description="X b was found in 2010. It lies in the habitable zone. It may be hot!")
+    return Planet(
+        key="x-b",
+        name="X b",
+        source="s",
+        kind="observed",
+        values={"radius_earth": 1.25, **values},
+        description="X b was found in 2010. It lies in the habitable zone. It may be hot!",
+    )
 
 
 def text(values=None, named=True, seed=0, air=(1.5, 4e-4, 1e-6)) -> str:

@@ -34,13 +34,19 @@ def case(function):
     return function
 
 
-def make_engine(config: str, changes: dict | None = None, without: tuple[str, ...] = (),
-                stack: StackConfig | None = None, seed: int = 0):
+def make_engine(
+    config: str,
+    changes: dict | None = None,
+    without: tuple[str, ...] = (),
+    stack: StackConfig | None = None,
+    seed: int = 0,
+):
     raw = read_ds_config(DS_CONFIGS[config], {"gradient_accumulation_steps": 2, **(changes or {})})
     for block in without:
         raw.pop(block, None)
-    ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=OUT / "nvme", total_steps=100,
-                        largest_parameter=1 << 20)
+    ds_config = resolve(
+        raw, world_size=dist.get_world_size(), nvme_folder=OUT / "nvme", total_steps=100, largest_parameter=1 << 20
+    )
     return build_engine(stack or load_preset("tiny"), ds_config, seed)
 
 

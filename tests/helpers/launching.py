@@ -41,11 +41,24 @@ def start(script: Path, *arguments, ranks: int = 2, **environment) -> subprocess
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", ranks, "--master_port", port, script,
-               *arguments]
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, start_new_session=True,
-                            env={**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": "", **environment})
+    command = [
+        Path(sys.executable).with_name("deepspeed"),
+        "--num_gpus",
+        ranks,
+        "--master_port",
+        port,
+        script,
+        *arguments,
+    ]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": "", **environment},
+    )
 
 
 def finish(process: subprocess.Popen, timeout: float = 400) -> Finished:
@@ -67,14 +80,31 @@ def train(config: str, data: Path, run: Path, *arguments, **environment) -> Fini
 
 
 def start_training(config: str, data: Path, run: Path, *arguments, **environment) -> subprocess.Popen:
-    return start(ROOT / "launch/train.py", "--ds_config", f"ds_configs/{config}.json", "--model", "tiny", "--data",
-                 data, "--run", run, *arguments, **environment)
+    return start(
+        ROOT / "launch/train.py",
+        "--ds_config",
+        f"ds_configs/{config}.json",
+        "--model",
+        "tiny",
+        "--data",
+        data,
+        "--run",
+        run,
+        *arguments,
+        **environment,
+    )
 
 
 def run_script(script: Path, *arguments, **environment) -> subprocess.CompletedProcess:
     """A script of the tests, in a process of its own until it ends."""
-    return subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT, text=True, capture_output=True,
-                          timeout=120, env={**os.environ, **IMPORTS, **environment})
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, **IMPORTS, **environment},
+    )
 
 
 def run_cases(script: Path, cases: list[str], data: Path, out: Path, ranks: int = 2) -> dict[str, list[dict]]:
@@ -91,9 +121,13 @@ def try_all(folder, configs: dict[str, dict], data, *options) -> dict[str, int |
     folder.mkdir(exist_ok=True)
     for number, config in enumerate(configs.values()):
         (folder / f"{number:04d}.json").write_text(json.dumps(config))
-    subprocess.run([sys.executable, ROOT / "tests/launch/ds_config/try_configs.py", folder, data, *options], cwd=ROOT,
-                   check=True, stdout=subprocess.DEVNULL,
-                   env={**os.environ, **IMPORTS, "ASTROBIO_NVME": str(folder / "nvme")})
+    subprocess.run(
+        [sys.executable, ROOT / "tests/launch/ds_config/try_configs.py", folder, data, *options],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **IMPORTS, "ASTROBIO_NVME": str(folder / "nvme")},
+    )
     results = json.loads((folder / "results.json").read_text())
     shutil.rmtree(folder / "runs", ignore_errors=True)
     return dict(zip(configs, [results[f"{number:04d}"] for number in range(len(configs))], strict=True))
@@ -109,13 +143,24 @@ def in_browser(page: Path, folder: Path) -> str:
 
     Skips the test where there is no Chromium.
     """
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome")
-                    if (found := shutil.which(name))), None)
+    browser = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
     if browser is None:
         pytest.skip("no chromium is installed: apt-get install chromium")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-               "--disable-background-networking", "--disable-component-update", "--disable-sync",
-               "--window-size=1100,1800", f"--user-data-dir={folder / 'browser'}"]
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1100,1800",
+        f"--user-data-dir={folder / 'browser'}",
+    ]
     done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     picture = folder / "page.png"
     subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
@@ -125,9 +170,13 @@ def in_browser(page: Path, folder: Path) -> str:
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The processes of launch/train.py below a launch, without their helpers."""
-    return [child for child in psutil.Process(process.pid).children(recursive=True)
-            if any("--local_rank" in part for part in child.cmdline()) and "launch.py" not in " ".join(child.cmdline())
-            and "deepspeed.launcher" not in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("--local_rank" in part for part in child.cmdline())
+        and "launch.py" not in " ".join(child.cmdline())
+        and "deepspeed.launcher" not in " ".join(child.cmdline())
+    ]
 
 
 def wait_for_step(run: Path, step: int, timeout: float = 300) -> None:
@@ -135,8 +184,10 @@ def wait_for_step(run: Path, step: int, timeout: float = 300) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         file = run / "metrics.jsonl"
-        if file.exists() and any(record["kind"] == "train" and record["step"] >= step
-                                 for record in map(json.loads, file.read_text().splitlines())):
+        if file.exists() and any(
+            record["kind"] == "train" and record["step"] >= step
+            for record in map(json.loads, file.read_text().splitlines())
+        ):
             return
         time.sleep(0.2)
     pytest.fail(f"{run}: step {step} was not reached in {timeout} s")

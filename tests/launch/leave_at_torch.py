@@ -10,8 +10,12 @@ class Torch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
             launch = sys.modules["launch"]
-            print(os.environ.get("PYTORCH_ALLOC_CONF"), launch.expandable_segments(), launch.locked_rounding(),
-                  launch.keeps_unrounded())
+            print(
+                os.environ.get("PYTORCH_ALLOC_CONF"),
+                launch.expandable_segments(),
+                launch.locked_rounding(),
+                launch.keeps_unrounded(),
+            )
             sys.stdout.flush()
             os._exit(0)
 

@@ -17,8 +17,13 @@ from launch.ds_config import machine
 
 def at_import(script: str, **settings: str) -> str:
     known = {key: value for key, value in os.environ.items() if "ALLOC_CONF" not in key}
-    done = subprocess.run([sys.executable, Path(__file__).with_name("leave_at_torch.py"), script], cwd=ROOT,
-                          env={**known, **IMPORTS, **settings}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("leave_at_torch.py"), script],
+        cwd=ROOT,
+        env={**known, **IMPORTS, **settings},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -29,16 +34,23 @@ def test_before_torch_is_imported(script):
 
 
 def test_the_user_decides():
-    assert at_import("launch/train.py", PYTORCH_ALLOC_CONF="max_split_size_mb:512") == \
-        "max_split_size_mb:512 False None False"
+    assert (
+        at_import("launch/train.py", PYTORCH_ALLOC_CONF="max_split_size_mb:512")
+        == "max_split_size_mb:512 False None False"
+    )
     assert at_import("launch/train.py", PYTORCH_CUDA_ALLOC_CONF="expandable_segments: true") == "None True None False"
 
 
-@pytest.mark.parametrize(("settings", "rounding", "unsafe"), [
-    ("pinned_max_round_threshold_mb:16", 16, True), ("pinned_max_cached_size_mb:16", 16, False),
-    ("pinned_max_round_threshold_mb:16,pinned_max_cached_size_mb:16", 16, False),
-    ("pinned_max_round_threshold_mb:16,pinned_max_cached_size_mb:32", 16, True),
-    ("pinned_max_round_threshold_mb:64, pinned_max_cached_size_mb:32", 32, False)])
+@pytest.mark.parametrize(
+    ("settings", "rounding", "unsafe"),
+    [
+        ("pinned_max_round_threshold_mb:16", 16, True),
+        ("pinned_max_cached_size_mb:16", 16, False),
+        ("pinned_max_round_threshold_mb:16,pinned_max_cached_size_mb:16", 16, False),
+        ("pinned_max_round_threshold_mb:16,pinned_max_cached_size_mb:32", 16, True),
+        ("pinned_max_round_threshold_mb:64, pinned_max_cached_size_mb:32", 32, False),
+    ],
+)
 def test_blocks_that_are_kept_must_be_rounded(monkeypatch, settings, rounding, unsafe):
     """By torch 2.13.0's rule a freed block is taken for any size of its power of two."""
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)

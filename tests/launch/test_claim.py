@@ -23,8 +23,13 @@ def hold():
     started = []
 
     def start(folder, *options, **environment):
-        process = subprocess.Popen([sys.executable, HOLDER, folder, *options], cwd=ROOT, text=True,
-                                   stdout=subprocess.PIPE, env={**os.environ, **IMPORTS, **environment})
+        process = subprocess.Popen(
+            [sys.executable, HOLDER, folder, *options],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **IMPORTS, **environment},
+        )
         started.append(process)
         return process, process.stdout.readline().strip()
 
@@ -103,13 +108,21 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path):
 def test_runs_at_once_share_a_disk_and_no_file(tmp_path, sample_dataset):
     """By one nvme_path in both ds_configs, or by ASTROBIO_NVME: their losses are a lone run's. Two in one run's folder:
     the second is refused."""
-    sizes = ["--max_steps", 25, "--set", "ds_config.gradient_accumulation_steps=2",
-             "ds_config.zero_optimization.sub_group_size=300000"]
-    paths = [f"ds_config.zero_optimization.{block}.nvme_path={tmp_path / 'disk'}"
-             for block in ("offload_param", "offload_optimizer")]
+    sizes = [
+        "--max_steps",
+        25,
+        "--set",
+        "ds_config.gradient_accumulation_steps=2",
+        "ds_config.zero_optimization.sub_group_size=300000",
+    ]
+    paths = [
+        f"ds_config.zero_optimization.{block}.nvme_path={tmp_path / 'disk'}"
+        for block in ("offload_param", "offload_optimizer")
+    ]
     shared = {"explicit": (sizes + paths, {}), "environment": (sizes, {"ASTROBIO_NVME": str(tmp_path / "disk")})}
-    alone = losses(finish(start_training("zero3_nvme", sample_dataset, tmp_path / "alone", *sizes, ranks=1)),
-                   tmp_path / "alone")
+    alone = losses(
+        finish(start_training("zero3_nvme", sample_dataset, tmp_path / "alone", *sizes, ranks=1)), tmp_path / "alone"
+    )
     for way, (options, environment) in shared.items():
         runs = [tmp_path / way / parent / "run" for parent in "ab"]  # of one name
         started = [start_training("zero3_nvme", sample_dataset, run, *options, ranks=1, **environment) for run in runs]

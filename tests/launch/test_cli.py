@@ -20,8 +20,9 @@ def test_params_tell_what_trains_and_what_it_costs(capsys):
     assert main(["params", "--model", "17b_frozen", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["trainable"]["language"] == found["trainable"]["climate"] == 0
-    assert found["trainable"]["total"] == sum(found["parameters"][part] for part in (
-        "planet", "metabolism", "spectrum", "absent", "fusion"))
+    assert found["trainable"]["total"] == sum(
+        found["parameters"][part] for part in ("planet", "metabolism", "spectrum", "absent", "fusion")
+    )
     assert found["fp16_bytes"]["total"] == 2 * found["parameters"]["total"]
     # A multiplication and an addition for each weight of a layer and each of 1024 + 144 tokens, and attention on top.
     layers = found["parameters"]["language"] - 2 * 32000 * 4352

@@ -44,11 +44,13 @@ class Card:
 @pytest.fixture
 def card(monkeypatch):
     """Call it to be on a machine with a GPU from then on."""
+
     def put_in() -> Card:
         card = Card()
         for module in (states, accelerator):
             monkeypatch.setattr(module, "get_accelerator", lambda: card)
         return card
+
     return put_in
 
 
@@ -114,10 +116,13 @@ def test_gradients_are_watched_only_in_the_step_that_would_be_told():
     """Each look waits for the card."""
     events, armed = [], []
     trainer = SimpleNamespace(
-        overflows=0, step=1, _loss_scale=lambda: 1.0,
+        overflows=0,
+        step=1,
+        _loss_scale=lambda: 1.0,
         plan=SimpleNamespace(train=SimpleNamespace(report_overflows_after=3)),
         monitor=SimpleNamespace(event=lambda step, name, *_, **__: events.append(name)),
-        gradients=SimpleNamespace(arm=lambda: armed.append(trainer.overflows), origin=lambda: "a.module"))
+        gradients=SimpleNamespace(arm=lambda: armed.append(trainer.overflows), origin=lambda: "a.module"),
+    )
     for _ in range(3):
         Trainer._watch_overflows(trainer, True)
     assert armed == [2, 3] and events == ["overflow"] * 3 + ["repeated_overflow"]
@@ -156,8 +161,14 @@ def test_make_train_takes_the_cards_there_are(cards, ranks, micro, tmp_path):
     listing = tmp_path / "nvidia-smi"
     listing.write_text("#!/bin/sh\n" + "".join(f"echo GPU {i}: a card\n" for i in range(cards)))
     listing.chmod(0o755)
-    done = subprocess.run(["make", "--dry-run", "train"], cwd=ROOT, capture_output=True, text=True, check=True,
-                          env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    done = subprocess.run(
+        ["make", "--dry-run", "train"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
     assert f"--num_gpus {ranks} " in done.stdout
     assert f"train_micro_batch_size_per_gpu={micro} " in done.stdout
 

@@ -46,8 +46,21 @@ def check(mini_dataset, tmp_path):
     """Run the preflight with good options but for those given; returns what it resolved."""
 
     def run(*arguments, config=OFFLOAD, data=mini_dataset, model="tiny"):
-        return preflight(parse_arguments(["--ds_config", str(config), "--model", model, "--data", str(data),
-                                          "--run", str(tmp_path / "run"), *map(str, arguments)]))
+        return preflight(
+            parse_arguments(
+                [
+                    "--ds_config",
+                    str(config),
+                    "--model",
+                    model,
+                    "--data",
+                    str(data),
+                    "--run",
+                    str(tmp_path / "run"),
+                    *map(str, arguments),
+                ]
+            )
+        )
 
     return run
 
@@ -77,8 +90,13 @@ def test_good_options_are_resolved(check, mini_dataset):
 
 
 def test_missing_ds_config(check):
-    refused(check, "zero3_ofload.json", "no such file", "did you mean 'zero3_offload'",
-            config=OFFLOAD.with_name("zero3_ofload.json"))
+    refused(
+        check,
+        "zero3_ofload.json",
+        "no such file",
+        "did you mean 'zero3_offload'",
+        config=OFFLOAD.with_name("zero3_ofload.json"),
+    )
 
 
 def test_malformed_ds_config(check, tmp_path):
@@ -95,18 +113,21 @@ def test_preset_that_cannot_be_built(check):
     refused(check, "tiny", "climate.patch", "levels", arguments=["--set", "model.climate.patch=[3, 8, 8]"])
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ("train.patiense=3", ("patiense", "did you mean 'patience'")),
-    ("trian.patience=3", ("trian", "did you mean 'train'")),
-    ("model.climate.hiden_size=3", ("climate.hiden_size", "did you mean 'hidden_size'")),
-    ("model.language.config.hiden_size=3", ("hiden_size", "did you mean 'hidden_size'")),
-    ("ds_config.fp16.inital_scale_power=3", ("fp16.inital_scale_power", "did you mean 'initial_scale_power'")),
-    ("ds_config.gradient_cliping=3", ("gradient_cliping", "did you mean 'gradient_clipping'")),
-    ("ds_config.scheduler.params.cycle_maxlr=1", ("scheduler.params.cycle_maxlr", "did you mean 'cycle_max_lr'")),
-    ("ds_config.aio.thread_count=1", ("aio.thread_count",)),
-    ("train.epochs=0", ("epochs", "0", "greater than or equal to 1")),
-    ("train.epochs", ("SECTION.KEY=VALUE",)),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("train.patiense=3", ("patiense", "did you mean 'patience'")),
+        ("trian.patience=3", ("trian", "did you mean 'train'")),
+        ("model.climate.hiden_size=3", ("climate.hiden_size", "did you mean 'hidden_size'")),
+        ("model.language.config.hiden_size=3", ("hiden_size", "did you mean 'hidden_size'")),
+        ("ds_config.fp16.inital_scale_power=3", ("fp16.inital_scale_power", "did you mean 'initial_scale_power'")),
+        ("ds_config.gradient_cliping=3", ("gradient_cliping", "did you mean 'gradient_clipping'")),
+        ("ds_config.scheduler.params.cycle_maxlr=1", ("scheduler.params.cycle_maxlr", "did you mean 'cycle_max_lr'")),
+        ("ds_config.aio.thread_count=1", ("aio.thread_count",)),
+        ("train.epochs=0", ("epochs", "0", "greater than or equal to 1")),
+        ("train.epochs", ("SECTION.KEY=VALUE",)),
+    ],
+)
 def test_unknown_or_wrong_set_key(check, change, words):
     refused(check, *words, arguments=["--set", change])
 
@@ -170,12 +191,29 @@ def checkpoint_of(plan, step=5, ranks=2, stack="tiny", **about):
     """A checkpoint that says it was saved by this plan; without the numbers."""
     saved = path_of(plan.run, step)
     saved.mkdir(parents=True)
-    tensors = {f"fp32/{name}": SavedTensor(list(parameter.shape), "F32", "0" * 32, [])
-               for name, parameter in meta_stack(load_preset(stack)).named_parameters()}
-    about = {"model": stack, "dataset": dataset_hash(plan.data), "global_batch": 32, "ds_config": plan.ds_config,
-             **about}
-    manifest = Manifest(step=step, about=about, tensors=tensors, scalars={}, param_groups=[], counters={},
-                        scheduler=None, loss_scale=None, random=[{}] * ranks, files={})
+    tensors = {
+        f"fp32/{name}": SavedTensor(list(parameter.shape), "F32", "0" * 32, [])
+        for name, parameter in meta_stack(load_preset(stack)).named_parameters()
+    }
+    about = {
+        "model": stack,
+        "dataset": dataset_hash(plan.data),
+        "global_batch": 32,
+        "ds_config": plan.ds_config,
+        **about,
+    }
+    manifest = Manifest(
+        step=step,
+        about=about,
+        tensors=tensors,
+        scalars={},
+        param_groups=[],
+        counters={},
+        scheduler=None,
+        loss_scale=None,
+        random=[{}] * ranks,
+        files={},
+    )
     (saved / MANIFEST).write_text(manifest.text())
     return saved
 
@@ -185,8 +223,12 @@ def test_resume_keeps_the_global_batch(check):
     plan = check("--resume", "auto")
     assert plan.resume == [saved] and plan.accumulation == 64 and plan.global_batch == 64
     assert "gradient_accumulation_steps: 32 before, 64 now" in plan.resume_notes
-    refused(check, "global batch of 64", "divides 64",
-            arguments=["--resume", "auto", "--set", "ds_config.train_micro_batch_size_per_gpu=3"])
+    refused(
+        check,
+        "global batch of 64",
+        "divides 64",
+        arguments=["--resume", "auto", "--set", "ds_config.train_micro_batch_size_per_gpu=3"],
+    )
 
 
 def test_a_run_is_not_begun_over_another(check):
@@ -197,18 +239,29 @@ def test_a_run_is_not_begun_over_another(check):
 def test_resume_of_another_model_or_dataset(check):
     plan = check()
     saved = checkpoint_of(plan, stack="small", dataset="0" * 64)
-    refused(check, str(saved), "'small'", "'tiny'", "more differences", "content_sha256",
-            arguments=["--resume", plan.run])
+    refused(
+        check, str(saved), "'small'", "'tiny'", "more differences", "content_sha256", arguments=["--resume", plan.run]
+    )
 
 
 def test_resume_says_what_is_otherwise_than_it_was(check):
     plan = check()
     checkpoint_of(plan, ranks=1)
-    notes = check("--resume", plan.run, "--set", "ds_config.optimizer.params.weight_decay=0.5",
-                  "ds_config.scheduler.params.cycle_max_lr=0.5", "train.epochs=7",
-                  config=OFFLOAD.with_name("zero2_offload.json")).resume_notes
-    for words in ("ZeRO stage: 3 before, 2 now", "parameters on: cpu before, none now",
-                  "optimizer.params.weight_decay: 1e-05 before, 0.5 now", "cycle_max_lr=0.5"):
+    notes = check(
+        "--resume",
+        plan.run,
+        "--set",
+        "ds_config.optimizer.params.weight_decay=0.5",
+        "ds_config.scheduler.params.cycle_max_lr=0.5",
+        "train.epochs=7",
+        config=OFFLOAD.with_name("zero2_offload.json"),
+    ).resume_notes
+    for words in (
+        "ZeRO stage: 3 before, 2 now",
+        "parameters on: cpu before, none now",
+        "optimizer.params.weight_decay: 1e-05 before, 0.5 now",
+        "cycle_max_lr=0.5",
+    ):
         assert any(words in note for note in notes), (words, notes)
     notes = check("--resume", plan.run, config=OFFLOAD.with_name("zero3_offload_bf16.json")).resume_notes
     assert any("precision: fp16 before, bf16 now; the loss scale is dropped" in note for note in notes)
@@ -228,8 +281,9 @@ def test_resume_auto_takes_the_newest_that_is_valid_and_says_so(check):
     (broken / MANIFEST).write_text("{}")
     found = check("--resume", "auto")
     assert found.resume == [good]
-    assert any(MANIFEST in note and str(broken) in note and "step_00000005 is taken" in note
-               for note in found.resume_notes)
+    assert any(
+        MANIFEST in note and str(broken) in note and "step_00000005 is taken" in note for note in found.resume_notes
+    )
     (plan.run / "checkpoints/latest").write_text("")
     assert any("latest is empty" in note for note in check("--resume", "auto").resume_notes)
     refused(check, str(broken), MANIFEST, arguments=["--resume", broken])
@@ -272,12 +326,15 @@ def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
 
 @pytest.mark.parametrize("path", DS_CONFIGS.values(), ids=DS_CONFIGS)
 def test_shipped_configs_have_no_unknown_key(path):
-    config = resolve(read_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10,
-                        largest_parameter=5000)
+    config = resolve(
+        read_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10, largest_parameter=5000
+    )
     assert batch_sizes(config, 2) == (1, 32)
     assert config["gradient_clipping"] == 1.0
-    assert config["optimizer"] == {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8,
-                                                               "weight_decay": 1e-5}}
+    assert config["optimizer"] == {
+        "type": "AdamW",
+        "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-5},
+    }
     assert config["scheduler"]["type"] == "OneCycle" and "activation_checkpointing" in config
 
 
@@ -342,8 +399,10 @@ def test_fp16_on_the_cpu_is_rounded_fp32():
 @pytest.fixture
 def checkpoint(tmp_path):
     """A language model to start from, without a tokenizer."""
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(
-        "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, vocab_size=2048)
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, vocab_size=2048
+        )
     ).save_pretrained(tmp_path / "llama")
     return tmp_path / "llama"
 

@@ -49,13 +49,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, mini_dataset, tmp_path):
 
 @pytest.mark.slow
 def test_in_fp32_with_torchs_adam_it_is_so_to_the_last_bit(mini_dataset, tmp_path):
-    whole, rest = equality("zero3", mini_dataset, tmp_path, "ds_config.fp16.enabled=false",
-                           "ds_config.optimizer.params.torch_adam=true")
+    whole, rest = equality(
+        "zero3", mini_dataset, tmp_path, "ds_config.fp16.enabled=false", "ds_config.optimizer.params.torch_adam=true"
+    )
     assert losses(rest) == losses(whole)[5:]
     last = [verify(checkpoints(done.run)[-1]) for done in (whole, rest)]
     assert last[0].tensors.keys() == last[1].tensors.keys()
-    assert [key for key in last[0].tensors if last[0].tensors[key].fingerprint != last[1].tensors[key].fingerprint] \
-        == []
+    assert [
+        key for key in last[0].tensors if last[0].tensors[key].fingerprint != last[1].tensors[key].fingerprint
+    ] == []
     assert last[0].random == last[1].random and last[0].param_groups == last[1].param_groups
 
 
@@ -68,9 +70,25 @@ def test_another_number_of_ranks_and_another_config_keep_the_order(mini_dataset,
     assert first.status == 0, first.output[-4000:]
     whole = train("zero3_offload", mini_dataset, tmp_path / "whole", "--max_steps", 8, *SETTINGS)
     for ranks, config, steps in ((1, "zero2_offload", 4), (4, "zero3_nvme", 6), (2, "zero3_offload_bf16", 8)):
-        done = finish(start(ROOT / "launch/train.py", "--ds_config", f"ds_configs/{config}.json", "--model", "tiny",
-                            "--data", mini_dataset, "--run", run, "--resume", "auto", "--max_steps", steps, *SETTINGS,
-                            ranks=ranks))
+        done = finish(
+            start(
+                ROOT / "launch/train.py",
+                "--ds_config",
+                f"ds_configs/{config}.json",
+                "--model",
+                "tiny",
+                "--data",
+                mini_dataset,
+                "--run",
+                run,
+                "--resume",
+                "auto",
+                "--max_steps",
+                steps,
+                *SETTINGS,
+                ranks=ranks,
+            )
+        )
         assert done.status == 0, done.output[-4000:]
         assert "ranks: " in done.output and "before" in done.output
     first.run = run
@@ -82,8 +100,16 @@ def test_another_number_of_ranks_and_another_config_keep_the_order(mini_dataset,
 def saved(mini_dataset, tmp_path_factory):
     """A run with checkpoints of steps 2 and 4, to be copied and broken."""
     run = tmp_path_factory.mktemp("runs") / "saved"
-    done = train("zero3_offload_nvme", mini_dataset, run, "--max_steps", 4, *SETTINGS,
-                 "train.checkpoint_every_steps=2", "train.validate_every_epochs=100")
+    done = train(
+        "zero3_offload_nvme",
+        mini_dataset,
+        run,
+        "--max_steps",
+        4,
+        *SETTINGS,
+        "train.checkpoint_every_steps=2",
+        "train.validate_every_epochs=100",
+    )
     assert done.status == 0, done.output[-4000:]
     return done
 
@@ -117,8 +143,16 @@ def test_a_broken_checkpoint_that_is_asked_for_is_refused(saved, mini_dataset, t
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(mini_dataset, tmp_path):
     run = tmp_path / "run"
-    process = start_training("zero3_offload", mini_dataset, run, "--max_steps", 1000, "--set",
-                             "ds_config.gradient_accumulation_steps=200", "ds_config.fp16.initial_scale_power=8")
+    process = start_training(
+        "zero3_offload",
+        mini_dataset,
+        run,
+        "--max_steps",
+        1000,
+        "--set",
+        "ds_config.gradient_accumulation_steps=200",
+        "ds_config.fp16.initial_scale_power=8",
+    )
     deadline = time.monotonic() + 200
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.5)

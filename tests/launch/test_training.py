@@ -16,9 +16,17 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def uninterrupted(mini_dataset, tmp_path_factory) -> Finished:
     """An epoch at a stretch, with a loss scale that must overflow in all of its four steps."""
-    return train("zero3_offload", mini_dataset, tmp_path_factory.mktemp("runs") / "whole", "--max_steps", STEPS, *FAST,
-                 "ds_config.fp16.initial_scale_power=40", "ds_config.fp16.hysteresis=1",
-                 "train.report_overflows_after=2")
+    return train(
+        "zero3_offload",
+        mini_dataset,
+        tmp_path_factory.mktemp("runs") / "whole",
+        "--max_steps",
+        STEPS,
+        *FAST,
+        "ds_config.fp16.initial_scale_power=40",
+        "ds_config.fp16.hysteresis=1",
+        "train.report_overflows_after=2",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +47,13 @@ def resumed(mini_dataset, tmp_path_factory) -> tuple[Finished, Finished]:
 
 def test_a_run_ends_with_test_figures_and_its_folder(uninterrupted, mini_dataset):
     assert uninterrupted.status == 0, uninterrupted.output[-4000:]
-    for words in ("observed planets", "synthetic planets", "without climate", "majority class",
-                  "logistic regression on planet table"):
+    for words in (
+        "observed planets",
+        "synthetic planets",
+        "without climate",
+        "majority class",
+        "logistic regression on planet table",
+    ):
         assert words in uninterrupted.output
     config = yaml.safe_load((uninterrupted.run / "config.yaml").read_text())
     assert config["model"]["name"] == "tiny" and config["data"]["folder"] == str(mini_dataset)
@@ -53,11 +66,29 @@ def test_metrics_hold_what_the_design_promises(uninterrupted):
     lines = uninterrupted.metrics("train")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line in lines:
-        assert set(line) >= {"epoch", "loss", "loss_parts", "lr", "loss_scale", "grad_norm", "overflow",
-                             "samples_per_s", "tokens_per_s", "step_s", "device_peak_bytes", "host_rss_bytes",
-                             "sample_ids_hash"}
-        assert set(line["loss_parts"]) == {"classification", "language", "reconstruction", "kl", "physics",
-                                           "consistency"}
+        assert set(line) >= {
+            "epoch",
+            "loss",
+            "loss_parts",
+            "lr",
+            "loss_scale",
+            "grad_norm",
+            "overflow",
+            "samples_per_s",
+            "tokens_per_s",
+            "step_s",
+            "device_peak_bytes",
+            "host_rss_bytes",
+            "sample_ids_hash",
+        }
+        assert set(line["loss_parts"]) == {
+            "classification",
+            "language",
+            "reconstruction",
+            "kl",
+            "physics",
+            "consistency",
+        }
     validation, test = uninterrupted.metrics("eval")
     assert (validation["split"], test["split"]) == ("validation", "test")
     assert set(test["masked"]) == {"planet", "climate", "metabolism", "spectrum", "text"}
@@ -96,8 +127,7 @@ def test_resume_keeps_the_order_of_the_samples_and_the_wandb_run(resumed, uninte
 def test_no_half_written_checkpoint_is_left(resumed):
     _, continued = resumed
     folders = list((continued.run / "checkpoints").glob("step_*"))
-    assert folders and [verify(folder).step for folder in sorted(folders)][-1] == \
-        continued.metrics("train")[-1]["step"]
+    assert folders and [verify(folder).step for folder in sorted(folders)][-1] == continued.metrics("train")[-1]["step"]
     assert (continued.run / "checkpoints/latest").read_text().strip() == sorted(folders)[-1].name
 
 
@@ -111,8 +141,9 @@ def test_mistakes_end_before_the_ranks_meet(tmp_path):
 def running(mini_dataset, tmp_path):
     """A launch that has done its first step and would go on for long, and its run's folder."""
     run = tmp_path / "run"
-    process = start_training("zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST,
-                             "ds_config.fp16.initial_scale_power=8")
+    process = start_training(
+        "zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST, "ds_config.fp16.initial_scale_power=8"
+    )
     wait_for_step(run, 1)
     return process, run
 
@@ -147,7 +178,17 @@ def test_a_killed_deepspeed_command_leaves_no_rank_behind(running):
 @pytest.mark.parametrize("config", DS_CONFIGS)
 def test_the_command_as_people_type_it(config, tmp_path):
     """With the default data, batch sizes and model; 32 micro-steps a step."""
-    done = finish(start(ROOT / "launch/train.py", "--ds_config", f"ds_configs/{config}.json", "--max_steps", 3,
-                        "--run", tmp_path / "run"), timeout=1800)
+    done = finish(
+        start(
+            ROOT / "launch/train.py",
+            "--ds_config",
+            f"ds_configs/{config}.json",
+            "--max_steps",
+            3,
+            "--run",
+            tmp_path / "run",
+        ),
+        timeout=1800,
+    )
     assert done.status == 0, done.output[-4000:]
     assert "small" in done.output

@@ -205,7 +205,7 @@ class ExpandableSegments(CachingAllocator):
             return None
         gaps = self._unmapped[gap.pool]
         place = gaps.index(gap)
-        gaps[place:place + 1] = [gap.split(size)] if size < gap.size else []
+        gaps[place : place + 1] = [gap.split(size)] if size < gap.size else []
         gap.mapped = True
         return self._merge(gap)
 

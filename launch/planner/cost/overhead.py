@@ -29,10 +29,17 @@ from launch.subprocesses import environment
 
 #: The smallest preset and its ds_config; the precision is that of the planned run, whose kernels are then the same.
 SMALLEST = "tiny"
-DS_CONFIG = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2,
-             "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
-             "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"},
-                                   "offload_param": {"device": "cpu"}, "reduce_bucket_size": 1_000_000}}
+DS_CONFIG = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 2,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+        "reduce_bucket_size": 1_000_000,
+    },
+}
 
 
 def process_bytes(precision: str, hardware: Hardware) -> int:
@@ -40,8 +47,11 @@ def process_bytes(precision: str, hardware: Hardware) -> int:
     (fp16, bf16 or fp32), then cached; delete the file to measure again. If the measurement fails, the bytes of a
     process that has only imported its libraries."""
     if precision not in _cached():
-        print(f"measuring what a process holds beside its tensors (once; cached in {_cache()})", file=sys.stderr,
-              flush=True)
+        print(
+            f"measuring what a process holds beside its tensors (once; cached in {_cache()})",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             _store({precision: measure(precision, hardware)})
         except ConfigError as error:
@@ -99,8 +109,15 @@ def start(simulation: Simulation, module: str = "launch.experiments.real_run", *
 
 
 def _python(*command: str, stdin=subprocess.DEVNULL) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment(), text=True, stdin=stdin,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(process: subprocess.Popen) -> dict:

@@ -74,8 +74,9 @@ class _Clock:
 
     def kernel(self, stream, flops, size, dtype):
         rate = self.hardware.flops_per_s(dtype)
-        arithmetic, traffic = (self.device_share * amount for amount in (
-            flops / rate, size / self.hardware.memory_bytes_per_s))
+        arithmetic, traffic = (
+            self.device_share * amount for amount in (flops / rate, size / self.hardware.memory_bytes_per_s)
+        )
         self.phase.flops += flops
         seconds, resource = max(arithmetic, traffic), "arithmetic" if arithmetic > traffic else "card memory"
         self.operators(1)
@@ -166,12 +167,21 @@ class _Clock:
 
 
 _METHODS = {
-    trace.Kernel: _Clock.kernel, trace.Copy: _Clock.copy, trace.Collective: _Clock.collective,
-    trace.HostWork: _Clock.host_work, trace.CpuOptimizer: _Clock.cpu_optimizer, trace.DiskRead: _Clock.read,
-    trace.DiskWrite: _Clock.write, trace.Operators: _Clock.operators, trace.Hook: _Clock.hook,
-    trace.RecordEvent: _Clock.record_event, trace.StreamWaitsForEvent: _Clock.stream_waits_for_event,
+    trace.Kernel: _Clock.kernel,
+    trace.Copy: _Clock.copy,
+    trace.Collective: _Clock.collective,
+    trace.HostWork: _Clock.host_work,
+    trace.CpuOptimizer: _Clock.cpu_optimizer,
+    trace.DiskRead: _Clock.read,
+    trace.DiskWrite: _Clock.write,
+    trace.Operators: _Clock.operators,
+    trace.Hook: _Clock.hook,
+    trace.RecordEvent: _Clock.record_event,
+    trace.StreamWaitsForEvent: _Clock.stream_waits_for_event,
     trace.StreamWaitsForStream: _Clock.stream_waits_for_stream,
     trace.StreamWaitsForCollective: _Clock.stream_waits_for_collective,
-    trace.HostWaitsForEvent: _Clock.host_waits_for_event, trace.HostWaitsForStream: _Clock.host_waits_for_stream,
-    trace.HostWaitsForDisk: _Clock.host_waits_for_disk, trace.HostWaitsForAll: _Clock.host_waits_for_all,
+    trace.HostWaitsForEvent: _Clock.host_waits_for_event,
+    trace.HostWaitsForStream: _Clock.host_waits_for_stream,
+    trace.HostWaitsForDisk: _Clock.host_waits_for_disk,
+    trace.HostWaitsForAll: _Clock.host_waits_for_all,
 }

@@ -1,6 +1,6 @@
 """The hardware profile of the machine this runs on: measured once, in some seconds, and kept in ~/.cache/astrobio.
 
-    python -m launch.planner.hardware.measure FOLDER    # measure, and print the numbers as JSON; FOLDER is on the disk
+python -m launch.planner.hardware.measure FOLDER    # measure, and print the numbers as JSON; FOLDER is on the disk
 """
 
 import hashlib
@@ -35,8 +35,12 @@ def this_machine() -> Hardware:
     if not kept.is_file() or set(json.loads(kept.read_text())) != set(NUMBERS):  # an earlier version's has other fields
         print(f"measuring this machine (once; kept in {kept})", file=sys.stderr, flush=True)
         if (load := os.getloadavg()[0]) > 1:
-            print(f"other work is running (load {load:.1f}), so that its rates will be too low: delete the file to "
-                  "measure again", file=sys.stderr, flush=True)
+            print(
+                f"other work is running (load {load:.1f}), so that its rates will be too low: delete the file to "
+                "measure again",
+                file=sys.stderr,
+                flush=True,
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(_measure_apart(folder), indent=1) + "\n")
     machine = parse_hardware(json.loads(kept.read_text()), kept)
@@ -46,8 +50,9 @@ def this_machine() -> Hardware:
 
 def card_names(cards: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
     """Of NVIDIA's cards, as the driver has them: to ask torch opens a context on one."""
-    return [file.read_text().partition("Model:")[2].split("\n")[0].strip() for file in
-            sorted(cards.glob("*/information"))]
+    return [
+        file.read_text().partition("Model:")[2].split("\n")[0].strip() for file in sorted(cards.glob("*/information"))
+    ]
 
 
 def _parts(cards: list[str]) -> str:
@@ -60,8 +65,13 @@ def _parts(cards: list[str]) -> str:
 def _measure_apart(folder: Path) -> dict[str, dict]:
     """`measure` in a process of its own: the context on card 0 that it opens is gone with it, and whoever asked can
     still fork."""
-    done = subprocess.run([sys.executable, "-m", "launch.planner.hardware.measure", str(folder)], text=True,
-                          stdout=subprocess.PIPE, env=environment(), cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.planner.hardware.measure", str(folder)],
+        text=True,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        cwd=ROOT,
+    )
     if done.returncode:
         raise ConfigError(f"--hardware this: measuring failed with status {done.returncode}; see above")
     return json.loads(done.stdout.splitlines()[-1])
@@ -74,10 +84,13 @@ def measure(folder: Path) -> dict[str, dict]:
     like = load_profile("a5000x2" if cards else "cpu")
     host = _host()
     measured = {**host, **_disk(folder), **(_card() if cards else _as_device(host))}
-    shipped = {key: {"value": getattr(like, key), "source": f"profile {like.name}: {like.sources[key]}"}
-               for key in NUMBERS}
-    return {**shipped, **{key: {"value": value, "source": "measured on this machine"}
-                          for key, value in measured.items()}}
+    shipped = {
+        key: {"value": getattr(like, key), "source": f"profile {like.name}: {like.sources[key]}"} for key in NUMBERS
+    }
+    return {
+        **shipped,
+        **{key: {"value": value, "source": "measured on this machine"} for key, value in measured.items()},
+    }
 
 
 def _rate(amount: float, work: Callable[[], object], device: str = "cpu") -> float:
@@ -111,32 +124,48 @@ def _host() -> dict[str, float]:
     few, core = torch.ones(16), load_profile("cpu")
     slower = 1 / _rate(1000, lambda: [few + 1 for _ in range(1000)]) / _ADDITION_S  # than that core
     # DeepSpeed's CPU Adam moves 28 bytes a parameter: it reads four numbers and writes three.
-    return {"host_memory_bytes": total_bytes(), "host_cores": len(os.sched_getaffinity(0)),
-            "host_memory_bytes_per_s": traffic, "cpu_adam_parameters_per_s": traffic / 28,
-            "operator_s": core.operator_s * slower, "hook_s": core.hook_s * slower}
+    return {
+        "host_memory_bytes": total_bytes(),
+        "host_cores": len(os.sched_getaffinity(0)),
+        "host_memory_bytes_per_s": traffic,
+        "cpu_adam_parameters_per_s": traffic / 28,
+        "operator_s": core.operator_s * slower,
+        "hook_s": core.hook_s * slower,
+    }
 
 
 def _as_device(host: dict[str, float]) -> dict[str, float]:
     rates = _products("cpu", 1024)
-    return {**rates, "peak_flops_per_s": max(rates.values()), "gpu_memory_bytes": host["host_memory_bytes"],
-            "memory_bytes_per_s": host["host_memory_bytes_per_s"], "gpus": 1}
+    return {
+        **rates,
+        "peak_flops_per_s": max(rates.values()),
+        "gpu_memory_bytes": host["host_memory_bytes"],
+        "memory_bytes_per_s": host["host_memory_bytes_per_s"],
+        "gpus": 1,
+    }
 
 
 def _card() -> dict[str, float]:
     properties = torch.cuda.get_device_properties(0)
     rates, block = _products("cuda", 4096), torch.ones(256 * MIB // 4, device="cuda")
     page_locked = torch.ones(256 * MIB // 4).pin_memory()
-    return {**rates, "peak_flops_per_s": max(rates.values()), "gpu": properties.name,
-            "gpus": torch.cuda.device_count(), "gpu_memory_bytes": properties.total_memory,
-            "capability": [properties.major, properties.minor],
-            "memory_bytes_per_s": _rate(2 * block.nbytes, lambda: block.clone(), "cuda"),
-            "pcie_bytes_per_s": _rate(block.nbytes, lambda: block.copy_(page_locked, non_blocking=True), "cuda")}
+    return {
+        **rates,
+        "peak_flops_per_s": max(rates.values()),
+        "gpu": properties.name,
+        "gpus": torch.cuda.device_count(),
+        "gpu_memory_bytes": properties.total_memory,
+        "capability": [properties.major, properties.minor],
+        "memory_bytes_per_s": _rate(2 * block.nbytes, lambda: block.clone(), "cuda"),
+        "pcie_bytes_per_s": _rate(block.nbytes, lambda: block.copy_(page_locked, non_blocking=True), "cuda"),
+    }
 
 
 def _disk(folder: Path) -> dict[str, float]:
     """A file of 256 MiB, written through to the disk, and read back past the page cache."""
     content = os.urandom(16 * MIB) * 16
     with tempfile.NamedTemporaryFile(dir=folder) as file:
+
         def write():
             file.seek(0)
             file.write(content)
@@ -148,8 +177,11 @@ def _disk(folder: Path) -> dict[str, float]:
             file.seek(0)
             file.read()
 
-        return {"nvme_write_bytes_per_s": _rate(len(content), write),
-                "nvme_read_bytes_per_s": _rate(len(content), read), "nvme_bytes": shutil.disk_usage(folder).free}
+        return {
+            "nvme_write_bytes_per_s": _rate(len(content), write),
+            "nvme_read_bytes_per_s": _rate(len(content), read),
+            "nvme_bytes": shutil.disk_usage(folder).free,
+        }
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class Hardware:
 
     def flops_per_s(self, dtype: torch.dtype) -> float:
         return {torch.float16: self.fp16_flops_per_s, torch.bfloat16: self.bf16_flops_per_s}.get(
-            dtype, self.fp32_flops_per_s)
+            dtype, self.fp32_flops_per_s
+        )
 
 
 NUMBERS = [f.name for f in dataclasses.fields(Hardware) if f.name not in ("name", "sources")]
@@ -78,8 +79,10 @@ def load_profile(name: str) -> Hardware:
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
-        raise ConfigError(f"--hardware {name}: no such profile{suggestion(name, [*profile_names(), 'this'])}; or give "
-                          "the path of a YAML file")
+        raise ConfigError(
+            f"--hardware {name}: no such profile{suggestion(name, [*profile_names(), 'this'])}; or give "
+            "the path of a YAML file"
+        )
     try:
         data = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

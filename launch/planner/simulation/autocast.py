@@ -8,13 +8,50 @@ from launch.planner.simulation.parts import GPU
 
 _KEY = "AutocastPrivateUse1"
 #: Computed in the autocast dtype.
-_LOWER = ("linear", "matmul", "mm", "mv", "bmm", "addmm", "baddbmm", "conv1d", "conv2d", "conv3d", "convolution",
-          "conv_transpose1d", "conv_transpose3d.input", "prelu")
+_LOWER = (
+    "linear",
+    "matmul",
+    "mm",
+    "mv",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose3d.input",
+    "prelu",
+)
 #: Computed in float32.
-_FLOAT = ("layer_norm", "native_layer_norm", "group_norm", "softmax.int", "log_softmax.int", "nll_loss", "nll_loss_nd",
-          "cross_entropy_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "kl_div", "exp", "expm1", "log", "log1p",
-          "rsqrt", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "softplus", "cumsum", "sum", "sum.dim_IntList", "prod",
-          "norm.Scalar")
+_FLOAT = (
+    "layer_norm",
+    "native_layer_norm",
+    "group_norm",
+    "softmax.int",
+    "log_softmax.int",
+    "nll_loss",
+    "nll_loss_nd",
+    "cross_entropy_loss",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "kl_div",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "rsqrt",
+    "pow.Tensor_Scalar",
+    "pow.Tensor_Tensor",
+    "softplus",
+    "cumsum",
+    "sum",
+    "sum.dim_IntList",
+    "prod",
+    "norm.Scalar",
+)
 _libraries: list[torch.library.Library] = []  # a library takes its kernels back when it is freed
 
 
@@ -36,11 +73,16 @@ def _cast(operator, lower: bool):
         dtype = torch.get_autocast_dtype(GPU) if lower else torch.float32
 
         def convert(value):
-            wanted = isinstance(value, Tensor) and value.device.type == GPU and value.is_floating_point() \
+            wanted = (
+                isinstance(value, Tensor)
+                and value.device.type == GPU
+                and value.is_floating_point()
                 and value.dtype is not torch.float64
+            )
             return value.to(dtype) if wanted else value
 
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _KEY))):
             args, kwargs = tree_map(convert, (args, kwargs))
             return operator(*args, **kwargs)
+
     return run

@@ -30,10 +30,18 @@ class Collectives:
     """DeepSpeed's communication backend, whose collectives are recorded and move nothing."""
 
     #: Collective → which argument's bytes are the whole message of one rank, gathered or yet to be scattered.
-    WHOLE = {"all_reduce": ("tensor", 0), "inference_all_reduce": ("tensor", 0), "broadcast": ("tensor", 0),
-             "reduce": ("tensor", 0), "all_gather_into_tensor": ("output_tensor", 0), "all_gather_base":
-             ("output_tensor", 0), "reduce_scatter_tensor": ("input_tensor", 1), "all_gather": ("tensor_list", 0),
-             "reduce_scatter": ("input_list", 1), "all_to_all_single": ("output", 0)}
+    WHOLE = {
+        "all_reduce": ("tensor", 0),
+        "inference_all_reduce": ("tensor", 0),
+        "broadcast": ("tensor", 0),
+        "reduce": ("tensor", 0),
+        "all_gather_into_tensor": ("output_tensor", 0),
+        "all_gather_base": ("output_tensor", 0),
+        "reduce_scatter_tensor": ("input_tensor", 1),
+        "all_gather": ("tensor_list", 0),
+        "reduce_scatter": ("input_list", 1),
+        "all_to_all_single": ("output", 0),
+    }
 
     def __init__(self, backend, recorder: Recorder):
         self._backend, self._recorder = backend, recorder
@@ -84,8 +92,9 @@ class AioHandle:
 
     recorder: Recorder
 
-    def __init__(self, block_size=1 << 20, queue_depth=8, single_submit=False, overlap_events=True,
-                 intra_op_parallelism=1):
+    def __init__(
+        self, block_size=1 << 20, queue_depth=8, single_submit=False, overlap_events=True, intra_op_parallelism=1
+    ):
         self.block_size, self.queue_depth = block_size, queue_depth
         self.intra_op_parallelism = intra_op_parallelism
         self.number, self.pending = trace.next_number(), 0
@@ -136,6 +145,7 @@ class AioHandle:
 
 def op_libraries(recorder: Recorder) -> dict[str, object]:
     """Replacements of DeepSpeed's compiled ops, by the name of their builder."""
+
     def on_host(*args):
         tensors = [t for t in args if isinstance(t, torch.Tensor)]
         recorder.trace.append(trace.CpuOptimizer(tensors[0].numel()))
@@ -148,17 +158,42 @@ def op_libraries(recorder: Recorder) -> dict[str, object]:
         return None
 
     AioHandle.recorder = recorder
-    host = SimpleNamespace(create_adam=nothing, destroy_adam=nothing, adam_update=on_host, adam_rollback=on_host,
-                           create_adagrad=nothing, destroy_adagrad=nothing, adagrad_update=on_host,
-                           create_lion=nothing, destroy_lion=nothing, lion_update=on_host)
+    host = SimpleNamespace(
+        create_adam=nothing,
+        destroy_adam=nothing,
+        adam_update=on_host,
+        adam_rollback=on_host,
+        create_adagrad=nothing,
+        destroy_adagrad=nothing,
+        adagrad_update=on_host,
+        create_lion=nothing,
+        destroy_lion=nothing,
+        lion_update=on_host,
+    )
     card = SimpleNamespace(multi_tensor_adam=on_card, multi_tensor_lion=on_card, lamb=on_card)
-    return {"CPUAdamBuilder": host, "CPUAdagradBuilder": host, "CPULionBuilder": host,
-            "FusedAdamBuilder": card, "FusedLionBuilder": card, "FusedLambBuilder": card,
-            "AsyncIOBuilder": SimpleNamespace(aio_handle=AioHandle)}
+    return {
+        "CPUAdamBuilder": host,
+        "CPUAdagradBuilder": host,
+        "CPULionBuilder": host,
+        "FusedAdamBuilder": card,
+        "FusedLionBuilder": card,
+        "FusedLambBuilder": card,
+        "AsyncIOBuilder": SimpleNamespace(aio_handle=AioHandle),
+    }
 
 
-def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, *,
-           capability: tuple[int, int]):
+def attend(
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    *,
+    capability: tuple[int, int],
+):
     """`scaled_dot_product_attention` with the kernel that CUDA would choose.
 
     aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: FlashAttention for half types on compute capability 8.0 and
@@ -167,8 +202,9 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
     """
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.dim() == 4 and half and attn_mask is None and capability >= (8, 0) and query.shape[-1] <= 256:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal,
-                                                                  return_debug_mask=False, scale=scale)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, return_debug_mask=False, scale=scale
+        )[0]
     grouped = enable_gqa and query.shape[1] != key.shape[1]
     bf16_before_ampere = query.dtype is torch.bfloat16 and capability < (8, 0)
     aligned = all(t.shape[-1] % head_alignment(t.dtype, capability) == 0 for t in (query, value))
@@ -178,10 +214,12 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
             if attn_mask.dtype is torch.bool:
                 attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
         needed = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, needed, dropout_p,
-                                                                      is_causal, scale=scale)[0]
-    return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal,
-                                                             scale=scale, enable_gqa=enable_gqa)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, attn_mask, needed, dropout_p, is_causal, scale=scale
+        )[0]
+    return torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
 
 
 def head_alignment(dtype: torch.dtype, capability: tuple[int, int]) -> int:

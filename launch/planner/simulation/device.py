@@ -44,7 +44,8 @@ class Event:
 
     def wait(self, stream=None):
         self.recorder.trace.append(
-            trace.StreamWaitsForEvent(stream.number if stream else self.recorder.stream, self.number))
+            trace.StreamWaitsForEvent(stream.number if stream else self.recorder.stream, self.number)
+        )
 
     def synchronize(self):
         self.recorder.trace.append(trace.HostWaitsForEvent(self.number))
@@ -220,10 +221,20 @@ class SimulatedGPU(cuda_accelerator.CUDA_Accelerator):
         return False
 
 
-for _name, _dtype in (("BFloat16", torch.bfloat16), ("Byte", torch.uint8), ("Double", torch.double),
-                      ("Float", torch.float), ("Half", torch.half), ("Int", torch.int), ("Long", torch.long)):
-    setattr(SimulatedGPU, f"{_name}Tensor",
-            property(lambda self, dtype=_dtype: functools.partial(torch.tensor, dtype=dtype, device=GPU)))
+for _name, _dtype in (
+    ("BFloat16", torch.bfloat16),
+    ("Byte", torch.uint8),
+    ("Double", torch.double),
+    ("Float", torch.float),
+    ("Half", torch.half),
+    ("Int", torch.int),
+    ("Long", torch.long),
+):
+    setattr(
+        SimulatedGPU,
+        f"{_name}Tensor",
+        property(lambda self, dtype=_dtype: functools.partial(torch.tensor, dtype=dtype, device=GPU)),
+    )
 
 
 class SimulatedHost(HostAccelerator):
@@ -243,11 +254,18 @@ def simulate(simulation: Simulation) -> tuple[Mode, Recorder]:
     """Make this process rank 0 of the simulation's ranks on the simulated card, or on a CPU machine where the
     ``capability`` is (0, 0); both modes returned must be active to run anything."""
     on_host = tuple(simulation.capability) == (0, 0)
-    recorder = Recorder(HOST if on_host else GPU, simulation.vocabulary, tuple(simulation.capability),
-                        simulation.rounding)
+    recorder = Recorder(
+        HOST if on_host else GPU, simulation.vocabulary, tuple(simulation.capability), simulation.rounding
+    )
     set_accelerator(SimulatedHost(recorder) if on_host else SimulatedGPU(recorder, simulation.memory))
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(simulation.ranks), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT="29999", DS_ACCELERATOR="cpu" if on_host else "cuda")
+    os.environ.update(
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE=str(simulation.ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="29999",
+        DS_ACCELERATOR="cpu" if on_host else "cuda",
+    )
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=simulation.ranks)
     deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False)
     patches.apply(recorder, simulation)

@@ -13,6 +13,7 @@ def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: 
     """What the operator makes of tensors on the meta device. torch's own kernel there takes bfloat16 only, those of
     CPUs and cards float16 and float32 too (ATen/native/GroupedMMUtils.h, torch 2.13.0)."""
     from torch._meta_registrations import _create_grouped_mm_output_tensor
+
     return _create_grouped_mm_output_tensor(a, b, offs, a.dtype)
 
 

@@ -33,10 +33,12 @@ PATCHES: dict[str, Patch] = {}
 
 def patch(version: str) -> Callable[[Patch], Patch]:
     """Add a function to `PATCHES`; ``version``: of the package that it was written for."""
+
     def add(function: Patch) -> Patch:
         function.version = version
         PATCHES[function.__name__] = function
         return function
+
     return add
 
 
@@ -68,24 +70,35 @@ def compiled_ops(recorder, simulation):
         for builder in {getattr(op_builder, name, None), get_accelerator().get_op_builder(name)} - {None}:
             builder.load = lambda self, verbose=True, library=library: library
             builder.is_compatible = lambda self, verbose=False: True
-    fused_adam.multi_tensor_applier = \
-        lambda op, overflow, lists, *args: op(0, overflow, lists, *args)  # its kernels make no temporaries
+    fused_adam.multi_tensor_applier = lambda op, overflow, lists, *args: op(
+        0, overflow, lists, *args
+    )  # its kernels make no temporaries
 
 
 @patch("deepspeed 0.19.8")
 def hooks(recorder, simulation):
     """ZeRO-3's hooks take host time that no operator accounts for (benchmarks/hooks.py): each is recorded."""
+
     def noted(function):
         @functools.wraps(function)
         def run(*args, **kwargs):
             recorder.trace.append(trace.Hook())
             return function(*args, **kwargs)
+
         return run
 
-    for owner, names in ((DeepSpeedZeRoOffload, ("pre_sub_module_forward_function", "post_sub_module_forward_function",
-                                                 "pre_sub_module_backward_function",
-                                                 "post_sub_module_backward_function")),
-                         (DeepSpeedZeroOptimizer_Stage3, ("reduce_ready_partitions_and_remove_grads",))):
+    for owner, names in (
+        (
+            DeepSpeedZeRoOffload,
+            (
+                "pre_sub_module_forward_function",
+                "post_sub_module_forward_function",
+                "pre_sub_module_backward_function",
+                "post_sub_module_backward_function",
+            ),
+        ),
+        (DeepSpeedZeroOptimizer_Stage3, ("reduce_ready_partitions_and_remove_grads",)),
+    ):
         for name in names:
             setattr(owner, name, noted(getattr(owner, name)))
 
@@ -140,6 +153,7 @@ def data_on_another_device(recorder, simulation):
 @patch("torch 2.13.0")
 def module_apply(recorder, simulation):
     """`Module._apply` treats fake tensors in a way of its own, which loses DeepSpeed's attributes."""
+
     def apply(module, function, recurse=True):
         for child in module.children() if recurse else ():
             child._apply(function)
@@ -164,8 +178,11 @@ def constants(recorder, simulation):
         return made if device is None or torch.device(device).type == "cpu" else made.to(device)
 
     def as_tensor(data, dtype=None, device=None):
-        return data.to(device=device, dtype=dtype) if isinstance(data, torch.Tensor) \
+        return (
+            data.to(device=device, dtype=dtype)
+            if isinstance(data, torch.Tensor)
             else tensor(data, dtype=dtype, device=device)
+        )
 
     torch.tensor, torch.as_tensor = tensor, as_tensor
     partition_parameters._orig_torch_tensor = tensor  # zero.Init has a reference to the one before
@@ -180,6 +197,7 @@ def record_stream(recorder, simulation):
 @patch("torch 2.13.0")
 def resized_storages(recorder, simulation):
     """torch refuses to resize a storage without memory; DeepSpeed makes it as large again before it uses it."""
+
     def resize_(storage, size):
         recorder.resized(storage, size)
         return storage
@@ -201,6 +219,7 @@ def attention(recorder, simulation):
 def texts_in_rows_of_their_own(recorder, simulation):
     """transformers looks at the positions for texts that share a row, and the host waits for that. Of tensors without
     data it assumes that there are some, and makes a mask, with which no card would take FlashAttention."""
+
     def find_packed_sequence_indices(position_ids):
         recorder.trace.append(trace.HostWaitsForStream(recorder.stream))
 

@@ -39,8 +39,11 @@ def load(engine, recorder: Recorder) -> None:
         for piece, _ in pieces(flat):
             values = torch.empty(piece.shape, dtype=piece.dtype, device="cpu")
             recorder.touch(values)
-            recorder.trace += [trace.DiskRead(file, values.nbytes), trace.HostWaitsForDisk(file),
-                               trace.HostWork(values.nbytes)]
+            recorder.trace += [
+                trace.DiskRead(file, values.nbytes),
+                trace.HostWaitsForDisk(file),
+                trace.HostWork(values.nbytes),
+            ]
             piece.copy_(values)
     state.end_loading()
     for flat in _flats(state, write=False):
@@ -57,4 +60,4 @@ def _flats(state: EngineState, write: bool):
     for parameter, part in state.frozen():
         if part.stop > part.start:
             with state.frozen_values(parameter, write) as values:
-                yield values[:part.stop - part.start] if state.sharded else values[part.start:part.stop]
+                yield values[: part.stop - part.start] if state.sharded else values[part.start : part.stop]

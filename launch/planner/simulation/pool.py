@@ -74,8 +74,9 @@ def _simulate(simulations: dict[str, Simulation], timeout: float) -> Iterator[tu
                 ready = connection.wait(list(running), max(0.0, deadline - time.monotonic()))
                 if not ready:
                     names = ", ".join(name for name, *_ in running.values() if name)
-                    raise ConfigError(f"the ghost run{f's of {names}' if names else ''} did not end within "
-                                      f"{timeout:.0f} s")
+                    raise ConfigError(
+                        f"the ghost run{f's of {names}' if names else ''} did not end within {timeout:.0f} s"
+                    )
                 for receiver in ready:
                     name, process, log = running.pop(receiver)
                     try:
@@ -102,6 +103,7 @@ def _worker(simulation: Simulation, sender: Connection, log: Path) -> None:
         # Here, because they change this process. The first has no effect if the fork server imported it.
         from launch.planner.simulation import preload  # noqa: F401
         from launch.planner.simulation.run import run
+
         sender.send(run(simulation))
     except BaseException:
         traceback.print_exc()

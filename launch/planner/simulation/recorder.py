@@ -41,6 +41,7 @@ _ASK_FROM = 1 << 16
 #: c10/cuda/CUDACachingAllocator.h: kMinBlockSize.
 GRANULE = 512
 
+
 class Recorder(TorchDispatchMode):
     """Watches every operator of a ghost run.
 
@@ -50,8 +51,9 @@ class Recorder(TorchDispatchMode):
         allocations: of the simulated GPU, in program order.
     """
 
-    def __init__(self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6),
-                 rounding: int | None = None):
+    def __init__(
+        self, device: str = GPU, vocabulary: int = 0, capability: tuple[int, int] = (8, 6), rounding: int | None = None
+    ):
         """``device``: where the model computes; ``vocabulary``: the size by which logits are known; ``capability``:
         the card's; ``rounding``: of page-locked memory, see `launch.memory`."""
         super().__init__()
@@ -159,8 +161,11 @@ class Recorder(TorchDispatchMode):
         self.operators += 1
         writes = not func.is_view and func not in FREE
         if self.device == HOST and func._overloadpacket in _IN_FP32 and args[0].dtype is torch.float16:
-            wide = [self.shapes(aten.empty_like.default, (t,), {"dtype": torch.float32})[0]
-                    for t in (*args, out) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+            wide = [
+                self.shapes(aten.empty_like.default, (t,), {"dtype": torch.float32})[0]
+                for t in (*args, out)
+                if isinstance(t, torch.Tensor) and t.is_floating_point()
+            ]
             for tensor in wide:
                 self.add(tensor)
         for tensor in values.tensors_of(out):
@@ -217,8 +222,9 @@ class Recorder(TorchDispatchMode):
         key = id(tensor.untyped_storage())
         if key not in self._mapped or not tensor.numel():
             return
-        last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(),
-                                                                               strict=True))
+        last = tensor.storage_offset() + sum(
+            (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+        )
         end, (reference, device, size, part) = (last + 1) * tensor.itemsize, self._seen[key]
         if end > size:
             self._seen[key] = (reference, device, end, part)
@@ -241,8 +247,7 @@ class Recorder(TorchDispatchMode):
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A page-locked copy of a host tensor."""
         with torch.no_grad():
-            out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu",
-                                      pin_memory=True)
+            out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu", pin_memory=True)
         self.trace.append(trace.HostWork(2 * tensor.nbytes))
         return out
 

@@ -56,9 +56,18 @@ def run(simulation: Simulation) -> Result:
         recorder.begin("end")
     parameters = list(engine.module.parameters())
     sizes = [getattr(p, "ds_numel", p.numel()) for p in parameters]
-    return Result(recorder.phases, recorder.trace, recorder.allocations, recorder.files, recorder.operators, sum(sizes),
-                  sum(n for n, p in zip(sizes, parameters, strict=True) if p.requires_grad), tokens, accumulation,
-                  checkpoint_bytes)
+    return Result(
+        recorder.phases,
+        recorder.trace,
+        recorder.allocations,
+        recorder.files,
+        recorder.operators,
+        sum(sizes),
+        sum(n for n, p in zip(sizes, parameters, strict=True) if p.requires_grad),
+        tokens,
+        accumulation,
+        checkpoint_bytes,
+    )
 
 
 def _workload(simulation: Simulation, mode) -> tuple[Any, Callable]:
@@ -97,8 +106,9 @@ def _without_data(batch):
         if hasattr(value, "apply"):  # a PyG graph
             return value.apply(fake)
         if dataclasses.is_dataclass(value):
-            return dataclasses.replace(value, **{f.name: fake(getattr(value, f.name))
-                                                 for f in dataclasses.fields(value)})
+            return dataclasses.replace(
+                value, **{f.name: fake(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            )
         return value
 
     return fake(batch)
@@ -106,6 +116,7 @@ def _without_data(batch):
 
 def _watch_modules(module, recorder: Recorder) -> None:
     """Let the recorder know which module runs."""
+
     def enter(name):
         return lambda *_: recorder.enter(name)
 

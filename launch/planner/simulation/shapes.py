@@ -173,7 +173,8 @@ def viewed(shape: torch.Size, size: tuple[int, ...]) -> tuple[int, ...] | None:
 def _own_way(func) -> bool:
     """Whether `FakeTensorMode` answers the operator by itself, other than more slowly."""
     return func not in (_TO_COPY, aten.view.default, aten._unsafe_view.default, aten.select.int) and any(
-        applies(func) for applies, _ in op_implementations_checks)
+        applies(func) for applies, _ in op_implementations_checks
+    )
 
 
 def _key(func, args: tuple, kwargs: dict, tensors: list) -> tuple | None:

@@ -24,8 +24,14 @@ def fresh(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, attrib
     return made
 
 
-def view(source: FakeTensor, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, offset: int,
-         attributes: dict[str, Any]) -> FakeTensor:
+def view(
+    source: FakeTensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    offset: int,
+    attributes: dict[str, Any],
+) -> FakeTensor:
     """A fake tensor on the storage of ``source``, ``offset`` elements behind its beginning."""
     if source.dtype is not dtype:
         before = source.storage_offset()
@@ -62,7 +68,8 @@ class Metas:
             meta = self._storages[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
         with _DisableTorchDispatch():
             return torch.empty(0, dtype=tensor.dtype, device="meta").set_(
-                meta, tensor.storage_offset(), tensor.shape, tensor.stride())
+                meta, tensor.storage_offset(), tensor.shape, tensor.stride()
+            )
 
 
 class Mode(FakeTensorMode):

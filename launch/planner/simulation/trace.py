@@ -135,7 +135,23 @@ class CacheEmptied(NamedTuple):
 
 
 WorkEvent = (
-    PhaseBegins | Kernel | Copy | Collective | HostWork | CpuOptimizer | DiskRead | DiskWrite | Operators | Hook
-    | RecordEvent | StreamWaitsForEvent | StreamWaitsForStream | StreamWaitsForCollective
-    | HostWaitsForEvent | HostWaitsForStream | HostWaitsForDisk | HostWaitsForAll)
+    PhaseBegins
+    | Kernel
+    | Copy
+    | Collective
+    | HostWork
+    | CpuOptimizer
+    | DiskRead
+    | DiskWrite
+    | Operators
+    | Hook
+    | RecordEvent
+    | StreamWaitsForEvent
+    | StreamWaitsForStream
+    | StreamWaitsForCollective
+    | HostWaitsForEvent
+    | HostWaitsForStream
+    | HostWaitsForDisk
+    | HostWaitsForAll
+)
 AllocationEvent = PhaseBegins | Allocated | Freed | CacheEmptied

@@ -23,8 +23,14 @@ FakeTensor._real_value = None
 _LARGEST = 1 << 20  # elements; larger ones (random masks, optimizer flags) are not followed
 _INDEX, _LIFT_FRESH, _NONZERO = aten.index, aten.lift_fresh, aten.nonzero
 #: Operators whose output has a size that depends on values.
-_SIZED_BY_VALUES = {aten.nonzero, aten.masked_select, aten.repeat_interleave, aten.unique_consecutive, aten._unique2,
-                    aten.bincount}
+_SIZED_BY_VALUES = {
+    aten.nonzero,
+    aten.masked_select,
+    aten.repeat_interleave,
+    aten.unique_consecutive,
+    aten._unique2,
+    aten.bincount,
+}
 _FACTORIES = {aten.arange, aten.full, aten.ones, aten.zeros, aten.eye, aten.tril_indices, aten.triu_indices}
 
 
@@ -74,8 +80,9 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
     if not follow:
         if packet is _NONZERO:  # of a mask that nobody knows: everywhere true
             mask = args[0]
-            return shapes(aten.empty.memory_format, ([mask.numel(), mask.dim()],),
-                          {"dtype": torch.long, "device": mask.device})
+            return shapes(
+                aten.empty.memory_format, ([mask.numel(), mask.dim()],), {"dtype": torch.long, "device": mask.device}
+            )
         out, answer = shapes(func, args, kwargs)
         if func._schema.is_mutable and isinstance(out, FakeTensor):
             setattr(out, _REAL, None)

@@ -8,9 +8,21 @@ from launch.planner.simulation.parts import GPU
 
 aten = torch.ops.aten
 #: Operators that do no work on the device, and write nothing.
-FREE = {getattr(packet, name) for packet in (
-    aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
-    aten.lift_fresh, aten.set_, aten.resize_) for name in packet.overloads()}
+FREE = {
+    getattr(packet, name)
+    for packet in (
+        aten.empty,
+        aten.empty_strided,
+        aten.empty_like,
+        aten.new_empty,
+        aten.new_empty_strided,
+        aten.detach,
+        aten.lift_fresh,
+        aten.set_,
+        aten.resize_,
+    )
+    for name in packet.overloads()
+}
 #: Bytes from which host work counts.
 _HOST_WORK = 1 << 16
 

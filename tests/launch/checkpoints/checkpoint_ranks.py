@@ -60,18 +60,30 @@ def small_engine(config: str, changes: dict, lr: float = 1e-2):
     same learning rate."""
     raw = read_ds_config(DS_CONFIGS[config], changes)
     raw.pop("scheduler")
-    ds_config = resolve(raw, world_size=dist.get_world_size(), nvme_folder=cases.OUT / "nvme", total_steps=100,
-                        largest_parameter=1 << 20)
+    ds_config = resolve(
+        raw,
+        world_size=dist.get_world_size(),
+        nvme_folder=cases.OUT / "nvme",
+        total_steps=100,
+        largest_parameter=1 << 20,
+    )
     torch.manual_seed(int(1e4 * lr))
-    init = deepspeed.zero.Init(config_dict_or_path=ds_config) if strategy(ds_config).stage == 3 else \
-        contextlib.nullcontext()
+    init = (
+        deepspeed.zero.Init(config_dict_or_path=ds_config)
+        if strategy(ds_config).stage == 3
+        else contextlib.nullcontext()
+    )
     with init:
         model = Small()
     model.with_buffers()
-    groups = [{"params": [p for name, p in model.named_parameters() if "weight" in name and p.requires_grad], "lr": lr,
-               "weight_decay": 10 * lr},
-              {"params": [p for name, p in model.named_parameters() if "bias" in name], "lr": 3 * lr,
-               "weight_decay": 0.0}]
+    groups = [
+        {
+            "params": [p for name, p in model.named_parameters() if "weight" in name and p.requires_grad],
+            "lr": lr,
+            "weight_decay": 10 * lr,
+        },
+        {"params": [p for name, p in model.named_parameters() if "bias" in name], "lr": 3 * lr, "weight_decay": 0.0},
+    ]
     engine, *_ = deepspeed.initialize(model=model, config=ds_config, model_parameters=groups)
     return engine
 
@@ -125,8 +137,11 @@ def contents(engine) -> dict[str, torch.Tensor]:
                 found[f"{key}/{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
         with deepspeed.zero.GatheredParameters([parameter]):  # from NVMe, if it is there
             found[f"model/{name}"] = parameter.detach().cpu().clone()
-    return found | {f"buffer/{name}": buffer.cpu().clone() for name, buffer in engine.module.named_buffers()
-                    if buffer.dtype != torch.bool}
+    return found | {
+        f"buffer/{name}": buffer.cpu().clone()
+        for name, buffer in engine.module.named_buffers()
+        if buffer.dtype != torch.bool
+    }
 
 
 def differences(before: dict, after: dict) -> list[str]:
@@ -146,12 +161,18 @@ def settings(engine) -> dict:
     """What is neither weight nor moment, in JSON."""
     optimizer = engine.optimizer
     states = optimizer.optimizer.state.values()
-    return {"steps": engine.global_steps, "samples": engine.global_samples, "skipped": engine.skipped_steps,
-            "adam_steps": sorted({float(state["step"]) for state in states if "step" in state}),
-            "scale": float(optimizer.cur_scale),
-            "scheduler": None if engine.lr_scheduler is None else engine.lr_scheduler.state_dict(),
-            "groups": [{key: group[key] for key in ("lr", "weight_decay", "eps", "betas")}
-                       for group in optimizer.optimizer.param_groups]}
+    return {
+        "steps": engine.global_steps,
+        "samples": engine.global_samples,
+        "skipped": engine.skipped_steps,
+        "adam_steps": sorted({float(state["step"]) for state in states if "step" in state}),
+        "scale": float(optimizer.cur_scale),
+        "scheduler": None if engine.lr_scheduler is None else engine.lr_scheduler.state_dict(),
+        "groups": [
+            {key: group[key] for key in ("lr", "weight_decay", "eps", "betas")}
+            for group in optimizer.optimizer.param_groups
+        ],
+    }
 
 
 def about(engine) -> dict:
@@ -182,12 +203,16 @@ def load_one(variant: Variant, engine, run: Path, steps: int = 2) -> dict:
     [path] = valid_checkpoints(run)
     Checkpoints(engine, run, engine.config).resume([path])
     before, now = json.loads((run / "seen.json").read_text()), settings(engine)
-    both_fp16 = strategy(engine.config).precision == strategy(
-        Manifest.read(path).about["ds_config"]).precision == "fp16"
+    both_fp16 = (
+        strategy(engine.config).precision == strategy(Manifest.read(path).about["ds_config"]).precision == "fp16"
+    )
     own = run / f"contents_{dist.get_rank()}.pt"
     wrong = differences(torch.load(own if own.exists() else run / "contents_0.pt"), contents(engine))
-    wrong += [key for key in before["settings"] if json.loads(json.dumps(now[key])) != before["settings"][key]
-              and (key != "scale" or both_fp16)]
+    wrong += [
+        key
+        for key in before["settings"]
+        if json.loads(json.dumps(now[key])) != before["settings"][key] and (key != "scale" or both_fp16)
+    ]
     if dist.get_rank() == 0 and torch.get_rng_state().tolist()[:64] != before["random"]:
         wrong.append("random numbers")
     losses = torch.tensor(variant.steps(engine, steps))
@@ -278,11 +303,20 @@ EXPORTS = {"tiny": {}, "adapters": {"language.lora": {"rank": 4}}}
 def trained_for_export() -> dict:
     """Stacks trained in fp32 with all of their state on NVMe, saved, and what they make of a batch."""
     for name, changes in EXPORTS.items():
-        engine = make_engine("zero3_nvme", {**COMMON, "fp16": {"enabled": False}, "scheduler.params.cycle_min_lr": 1e-2,
-                                            "scheduler.params.cycle_max_lr": 2e-2}, stack=load_preset("tiny", changes))
+        engine = make_engine(
+            "zero3_nvme",
+            {
+                **COMMON,
+                "fp16": {"enabled": False},
+                "scheduler.params.cycle_min_lr": 1e-2,
+                "scheduler.params.cycle_max_lr": 2e-2,
+            },
+            stack=load_preset("tiny", changes),
+        )
         stack_steps(engine, 3)
         Checkpoints(engine, cases.OUT / name, engine.config).save(
-            {**about(engine), "stack": dataclasses.asdict(engine.module.config)})
+            {**about(engine), "stack": dataclasses.asdict(engine.module.config)}
+        )
         engine.eval()
         batch = batch_of(range(4))
         with torch.no_grad():

@@ -25,8 +25,9 @@ def write_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], **about) 
             start, stop = (0, cut) if rank == 0 else (cut, tensor.numel())
             if stop > start:
                 parts[key] = (start, stop)
-        writer = TensorWriter(folder / name, [Entry(key, tensors[key].dtype, (stop - start,))
-                                              for key, (start, stop) in parts.items()])
+        writer = TensorWriter(
+            folder / name, [Entry(key, tensors[key].dtype, (stop - start,)) for key, (start, stop) in parts.items()]
+        )
         for key, (start, stop) in parts.items():
             tensor = tensors[key]
             entry = saved.setdefault(key, SavedTensor(list(tensor.shape), DTYPES[tensor.dtype], str(Fingerprint()), []))
@@ -36,11 +37,17 @@ def write_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], **about) 
         files[name] = SavedFile(*writer.close())
     names = sorted({key.partition("/")[2] for key in tensors if key.startswith("exp_avg/")})
     manifest = Manifest(
-        step=step, about={"model": "tiny", "dataset": "0" * 64, "global_batch": 32, "ds_config": {}, **about},
-        tensors=saved, scalars={name: {"step": float(step)} for name in names},
+        step=step,
+        about={"model": "tiny", "dataset": "0" * 64, "global_batch": 32, "ds_config": {}, **about},
+        tensors=saved,
+        scalars={name: {"step": float(step)} for name in names},
         param_groups=[{"settings": {"lr": 1e-3}, "parameters": names}],
         counters={"global_steps": step, "global_samples": 32 * step, "skipped_steps": 0, "micro_steps": step},
-        scheduler=None, loss_scale=None, random=[{}, {}], files=files)
+        scheduler=None,
+        loss_scale=None,
+        random=[{}, {}],
+        files=files,
+    )
     (folder / MANIFEST).write_text(manifest.text())
     point(run, LATEST, folder)
     return folder
@@ -48,5 +55,10 @@ def write_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], **about) 
 
 def some_tensors(size: int = 1001) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return {"fp32/a": torch.randn(size, 3), "exp_avg/a": torch.randn(size, 3), "exp_avg_sq/a": torch.rand(size, 3),
-            "frozen/b": torch.randn(size).half(), "buffer.0/c": torch.tensor(5)}
+    return {
+        "fp32/a": torch.randn(size, 3),
+        "exp_avg/a": torch.randn(size, 3),
+        "exp_avg_sq/a": torch.rand(size, 3),
+        "frozen/b": torch.randn(size).half(),
+        "buffer.0/c": torch.tensor(5),
+    }

@@ -44,11 +44,14 @@ def test_every_ds_config_resumes_every_other(variant, sample_dataset, tmp_path):
     """To the last bit: weights, moments, steps, schedule, loss scale, random numbers, buffers, param groups."""
     found = launch([f"matrix:{variant}"], sample_dataset, tmp_path)[f"matrix:{variant}"]
     for rank, seen in enumerate(found):
-        assert len(seen) == len(DS_CONFIGS)**2
+        assert len(seen) == len(DS_CONFIGS) ** 2
         for pair, loaded in seen.items():
             source, target = pair.split(" → ")
-            expected = [name for name in loaded["wrong"] if precision(source) != precision(target)
-                        and name.startswith("buffer/")]
+            expected = [
+                name
+                for name in loaded["wrong"]
+                if precision(source) != precision(target) and name.startswith("buffer/")
+            ]
             assert loaded["wrong"] == expected, f"rank {rank}: {pair}"
             if source == target:
                 assert loaded["losses"] == pytest.approx(loaded["before"], rel=1e-4), pair
@@ -64,8 +67,11 @@ def test_any_number_of_ranks_resumes_any_other(variant, sample_dataset, tmp_path
             for pair, loaded in seen.items():
                 source, target = pair.split(" → ")
                 pairs.add((int(source.split()[0]), int(target.split()[0])))
-                wrong = [name for name in loaded["wrong"] if precision(source) == precision(target)
-                         or name.startswith(("fp32/", "exp_avg"))]
+                wrong = [
+                    name
+                    for name in loaded["wrong"]
+                    if precision(source) == precision(target) or name.startswith(("fp32/", "exp_avg"))
+                ]
                 assert wrong == [], pair
     assert pairs == {(a, b) for a in (1, 2, 4) for b in (1, 2, 4)}
 
@@ -113,16 +119,35 @@ def test_exports_give_the_logits_of_the_trained_engine(name, results, out, sampl
     data = AstrobioDataset(sample_dataset, "train", 64)
     batch = data.collate([data[i] for i in range(4)])
     for part, folder in (("whole", out / f"{name}_whole"), ("language", out / f"{name}_language")):
-        assert main(["checkpoint", "export", str(run), "--out", str(folder), "--part", part, "--dtype", "fp32",
-                     "--shard_gb", "0.001", "--tokenizer", str(sample_dataset / "tokenizer")]) == 0
+        assert (
+            main(
+                [
+                    "checkpoint",
+                    "export",
+                    str(run),
+                    "--out",
+                    str(folder),
+                    "--part",
+                    part,
+                    "--dtype",
+                    "fp32",
+                    "--shard_gb",
+                    "0.001",
+                    "--tokenizer",
+                    str(sample_dataset / "tokenizer"),
+                ]
+            )
+            == 0
+        )
         assert len(list(folder.glob("*.safetensors"))) > 1
     stack = AstrobioStack.from_pretrained(out / f"{name}_whole")
     language = AutoModelForCausalLM.from_pretrained(out / f"{name}_language").eval()
     seen = batch.real[:, 1:]
     with torch.no_grad():
         torch.testing.assert_close(stack(batch).logits, expected["logits"], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(stack.language(None, batch.tokens)[1][seen], expected["text"][seen],
-                                   rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            stack.language(None, batch.tokens)[1][seen], expected["text"][seen], rtol=1e-4, atol=1e-4
+        )
         logits = language(input_ids=batch.tokens, attention_mask=batch.real.long()).logits[:, :-1]
     torch.testing.assert_close(logits[seen], expected["text"][seen], rtol=1e-4, atol=1e-4)
     assert AutoTokenizer.from_pretrained(out / f"{name}_language").vocab_size > 100

@@ -19,8 +19,9 @@ from launch.checkpoints.manifest import MANIFEST, Damaged, Manifest, check_sizes
 from launch.cli import main
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64,
-                                   torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
+)
 def test_fingerprints_of_parts_add_up_to_that_of_the_whole(dtype):
     torch.manual_seed(1)
     whole = (100 * torch.randn(70_001)).to(dtype)
@@ -39,8 +40,13 @@ def test_a_fingerprint_sees_one_bit_an_exchange_and_a_shift():
     bit.view(torch.int32)[77_777] ^= 1
     exchanged = whole.clone()
     exchanged[[5, 50_000]] = whole[[50_000, 5]]
-    seen |= {fingerprint(bit), fingerprint(exchanged), fingerprint(whole.roll(1)), fingerprint(-whole),
-             fingerprint(whole, 2)}
+    seen |= {
+        fingerprint(bit),
+        fingerprint(exchanged),
+        fingerprint(whole.roll(1)),
+        fingerprint(-whole),
+        fingerprint(whole, 2),
+    }
     assert len(seen) == 6
 
 
@@ -53,15 +59,21 @@ def test_any_program_can_read_the_files(tmp_path):
     assert all(torch.equal(source.read(key), tensor) for key, tensor in tensors.items())
 
 
-DAMAGES = {"flipped byte": (lambda saved: flip(saved / "rank_00001.safetensors"), "rank_00001.safetensors"),
-           "flipped byte in the header": (lambda saved: flip(saved / "rank_00000.safetensors", 0.003),
-                                          "rank_00000.safetensors"),
-           "truncated": (lambda saved: cut_short(saved / "rank_00000.safetensors"), "rank_00000.safetensors has"),
-           "a rank's file missing": (lambda saved: (saved / "rank_00001.safetensors").unlink(),
-                                     "rank_00001.safetensors is missing"),
-           "manifest missing": (lambda saved: (saved / MANIFEST).unlink(), MANIFEST),
-           "flipped byte in the manifest": (lambda saved: flip(saved / MANIFEST), MANIFEST),
-           "empty manifest": (lambda saved: (saved / MANIFEST).write_text(""), MANIFEST)}
+DAMAGES = {
+    "flipped byte": (lambda saved: flip(saved / "rank_00001.safetensors"), "rank_00001.safetensors"),
+    "flipped byte in the header": (
+        lambda saved: flip(saved / "rank_00000.safetensors", 0.003),
+        "rank_00000.safetensors",
+    ),
+    "truncated": (lambda saved: cut_short(saved / "rank_00000.safetensors"), "rank_00000.safetensors has"),
+    "a rank's file missing": (
+        lambda saved: (saved / "rank_00001.safetensors").unlink(),
+        "rank_00001.safetensors is missing",
+    ),
+    "manifest missing": (lambda saved: (saved / MANIFEST).unlink(), MANIFEST),
+    "flipped byte in the manifest": (lambda saved: flip(saved / MANIFEST), MANIFEST),
+    "empty manifest": (lambda saved: (saved / MANIFEST).write_text(""), MANIFEST),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -99,8 +111,7 @@ def test_latest_and_best_name_checkpoints_or_say_what_is_wrong(tmp_path):
 
 
 def test_old_checkpoints_go_and_the_last_valid_one_stays(tmp_path):
-    saved = {step: write_checkpoint(tmp_path, step, some_tensors(10), elapsed_s=1800.0 * step)
-             for step in range(1, 9)}
+    saved = {step: write_checkpoint(tmp_path, step, some_tensors(10), elapsed_s=1800.0 * step) for step in range(1, 9)}
     folder.point(tmp_path, "best", saved[2])
     (saved[8] / "rank_00000.safetensors").unlink()
     folder.remove_old(tmp_path, keep_last=1, keep_every_h=2)

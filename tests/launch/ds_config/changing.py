@@ -7,8 +7,13 @@ from astrobio.config import set_dotted
 
 Z = "zero_optimization"
 #: A ds_config that trains.
-PLAIN = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, "bf16.enabled": True, f"{Z}.stage": 3,
-         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}
+PLAIN = {
+    "train_micro_batch_size_per_gpu": 2,
+    "gradient_accumulation_steps": 2,
+    "bf16.enabled": True,
+    f"{Z}.stage": 3,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+}
 #: What a mistake may put in a value's place.
 VALUES = [0, -1, 3, 7, 10**9, 0.5, float("nan"), "4", "auto", "", None, True, [], [1, 2], {}, {"a": 1}, "no such"]
 

@@ -63,8 +63,9 @@ def judged(configs: dict[str, dict]) -> dict[str, str]:
     for name, config in configs.items():
         found = check(config, world_size=1, facts=facts)
         problems = [str(finding) for finding in found if finding.problem]
-        said[name] = f"refused: {problems[0]}" if problems else "remarked" if len(found) > ("scheduler" not in config) \
-            else ""
+        said[name] = (
+            f"refused: {problems[0]}" if problems else "remarked" if len(found) > ("scheduler" not in config) else ""
+        )
     return said
 
 

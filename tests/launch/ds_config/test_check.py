@@ -34,8 +34,11 @@ from launch.zero.accelerator import prepare_accelerator
 Z = "zero_optimization"
 #: A model of one repeated layer of seven matrices, most of it frozen.
 MODEL = ModelFacts(parameters=10**9, trainable=10**7, largest=2 * 10**8, hidden_size=4096, layers=((10**6,) * 7,))
-NVME = {f"{Z}.offload_param": {"device": "nvme", "nvme_path": "/swap", "buffer_count": 10, "buffer_size": "auto"},
-        f"{Z}.offload_optimizer": {"device": "nvme", "nvme_path": "/swap"}, f"{Z}.stage3_max_reuse_distance": 0}
+NVME = {
+    f"{Z}.offload_param": {"device": "nvme", "nvme_path": "/swap", "buffer_count": 10, "buffer_size": "auto"},
+    f"{Z}.offload_optimizer": {"device": "nvme", "nvme_path": "/swap"},
+    f"{Z}.stage3_max_reuse_distance": 0,
+}
 
 #: (what is changed in zero3_offload.json, the key that must be named, words of the message)
 MISTAKES = [
@@ -46,16 +49,22 @@ MISTAKES = [
     ({"sparse_gradients": True}, "sparse_gradients", "removed from DeepSpeed"),
     ({"elasticity": {"enabled": True}}, "elasticity", "removed from DeepSpeed"),
     ({f"{Z}.mics_shard_size": 8}, f"{Z}.mics_shard_size", "removed from DeepSpeed"),
-    ({f"{Z}.stage3_param_persitence_threshold": 1}, f"{Z}.stage3_param_persitence_threshold",
-     "did you mean 'stage3_param_persistence_threshold'"),
+    (
+        {f"{Z}.stage3_param_persitence_threshold": 1},
+        f"{Z}.stage3_param_persitence_threshold",
+        "did you mean 'stage3_param_persistence_threshold'",
+    ),
     ({f"{Z}.offload_param.pin_mem": True}, f"{Z}.offload_param.pin_mem", "did you mean 'pin_memory'"),
     ({f"{Z}.leaf_module.class": ["A"]}, f"{Z}.leaf_module.class", "did you mean 'classes'"),
     ({f"{Z}.zenflow.topk": 0.1}, f"{Z}.zenflow.topk", "topk_ratio"),
     ({"fp16.inital_scale_power": 8}, "fp16.inital_scale_power", "did you mean 'initial_scale_power'"),
     ({"bf16.check_overflow": True}, "bf16.check_overflow", "check_grad_overflow"),
     ({"aio.thread_count": 2}, "aio.thread_count", "intra_op_parallelism"),
-    ({"activation_checkpointing.partitioned_activations": True}, "activation_checkpointing.partitioned_activations",
-     "partition_activations"),
+    (
+        {"activation_checkpointing.partitioned_activations": True},
+        "activation_checkpointing.partitioned_activations",
+        "partition_activations",
+    ),
     ({"checkpoint.tag_validaton": "Fail"}, "checkpoint.tag_validaton", "did you mean 'tag_validation'"),
     ({"checkpoint.writer.io_buffer": 1}, "checkpoint.writer.io_buffer", "io_buffer_size"),
     ({"data_types.grad_dtype": "fp32"}, "data_types.grad_dtype", "did you mean 'grad_accum_dtype'"),
@@ -63,10 +72,16 @@ MISTAKES = [
     ({"flops_profiler.step": 1}, "flops_profiler.step", "profile_step"),
     ({"compile.deep_compile": True}, "compile.deep_compile", "did you mean 'deepcompile'"),
     ({"autotuning.tuner": "random"}, "autotuning.tuner", "did you mean 'tuner_type'"),
-    ({"data_efficiency.data_sampling.curriculum_learning.metrics": {}},
-     "data_efficiency.data_sampling.curriculum_learning.metrics", "curriculum_metrics"),
-    ({"data_efficiency.data_routing.random_ltd.layers": 1}, "data_efficiency.data_routing.random_ltd.layers",
-     "random_ltd_layer_num"),
+    (
+        {"data_efficiency.data_sampling.curriculum_learning.metrics": {}},
+        "data_efficiency.data_sampling.curriculum_learning.metrics",
+        "curriculum_metrics",
+    ),
+    (
+        {"data_efficiency.data_routing.random_ltd.layers": 1},
+        "data_efficiency.data_routing.random_ltd.layers",
+        "random_ltd_layer_num",
+    ),
     ({"hybrid_engine.max_tokens": 9}, "hybrid_engine.max_tokens", "max_out_tokens"),
     ({"timers.throughput.enable": True}, "timers.throughput.enable", "did you mean 'enabled'"),
     ({"comms_logger.prof": True}, "comms_logger.prof", "did you mean 'prof_ops'"),
@@ -105,19 +120,28 @@ MISTAKES = [
     ({"optimizer.type": "OneBitAdam"}, "optimizer.type", "removed from DeepSpeed"),
     ({"optimizer.type": "SGD", "optimizer.params": {"lr": 0.1}}, "optimizer.type", "zero_allow_untested_optimizer"),
     ({"scheduler.type": "CosineAnnealing"}, "scheduler.type", "no such scheduler"),
-    ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 0}}}, "scheduler.params.warmup_num_steps",
-     "at least 1"),
+    (
+        {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 0}}},
+        "scheduler.params.warmup_num_steps",
+        "at least 1",
+    ),
     ({"scheduler": {"type": "WarmupDecayLR", "params": {}}}, "scheduler.params.total_num_steps", "needs it"),
-    ({"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "cubic"}}}, "scheduler.params.warmup_type",
-     "log and linear"),
+    (
+        {"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "cubic"}}},
+        "scheduler.params.warmup_type",
+        "log and linear",
+    ),
     ({"scheduler.params.cycle_min_lr": 1.0}, "scheduler.params.cycle_min_lr", "is more than cycle_max_lr"),
     # what does not go together
     ({"bf16.enabled": True}, "fp16.enabled and bf16.enabled", "one of them"),
     ({"train_batch_size": 10}, "train_batch_size", "1 × gradient_accumulation_steps 32 × 2 ranks = 64"),
     ({"train_micro_batch_size_per_gpu": None}, "train_batch_size", "must give"),
     ({f"{Z}.stage": 2}, f"{Z}.offload_param.device", "set stage to 3"),
-    ({f"{Z}.stage": 1, f"{Z}.offload_optimizer": NVME[f"{Z}.offload_optimizer"]}, f"{Z}.offload_optimizer.device",
-     "in host memory without a word"),
+    (
+        {f"{Z}.stage": 1, f"{Z}.offload_optimizer": NVME[f"{Z}.offload_optimizer"]},
+        f"{Z}.offload_optimizer.device",
+        "in host memory without a word",
+    ),
     ({f"{Z}.offload_param.device": "nvme"}, f"{Z}.offload_param.nvme_path", "missing"),
     ({f"{Z}.offload_optimizer": {"pin_memory": True}}, f"{Z}.offload_optimizer.device", "nothing is offloaded"),
     ({**NVME, f"{Z}.offload_optimizer.buffer_count": 2}, f"{Z}.offload_optimizer.buffer_count", "give at least 4"),
@@ -130,12 +154,18 @@ MISTAKES = [
     ({f"{Z}.zero_hpz_partition_size": 3}, f"{Z}.zero_hpz_partition_size", "does not divide the 2 ranks"),
     ({"sequence_parallel_size": 2, "data_parallel_size": 2}, "data_parallel_size", "is not the 2 ranks"),
     ({f"{Z}.compute_grad_norm": False, f"{Z}.stage": 2}, f"{Z}.compute_grad_norm", "gradient_clipping"),
-    ({"activation_checkpointing.contiguous_memory_optimization": True},
-     "activation_checkpointing.contiguous_memory_optimization", "the stack's parts differ: set it to false"),
+    (
+        {"activation_checkpointing.contiguous_memory_optimization": True},
+        "activation_checkpointing.contiguous_memory_optimization",
+        "the stack's parts differ: set it to false",
+    ),
     ({"bf16.bf16_optimizer_states": True}, "bf16.bf16_optimizer_states", "bf16_master_weights_and_grads"),
     ({"data_types.param_dtype": "bf16"}, "data_types.param_dtype", "refuses it beside fp16"),
-    ({f"{Z}.offload_optimizer.super_offload": True, f"{Z}.stage": 2}, f"{Z}.offload_optimizer.super_offload",
-     "stage 3"),
+    (
+        {f"{Z}.offload_optimizer.super_offload": True, f"{Z}.stage": 2},
+        f"{Z}.offload_optimizer.super_offload",
+        "stage 3",
+    ),
     ({f"{Z}.zenflow": {}}, f"{Z}.zenflow", "leave it out"),
     ({f"{Z}.stage3_module_granularity_threshold": 10**4}, f"{Z}.stage3_module_granularity_threshold", "leaf_module"),
     ({"tensor_parallel.autotp_size": 2}, "tensor_parallel.autotp_size", "leave tensor_parallel out"),
@@ -145,14 +175,35 @@ MISTAKES = [
     ({"aio.block_size": 10**6}, "aio.block_size", "write 999936"),
     ({"optimizer.params.amsgrad": True}, "optimizer.params.amsgrad", "set it to false"),
     ({"optimizer": {"type": "LBFGS", "params": {}}, "zero_allow_untested_optimizer": True}, "optimizer", "closure"),
-    ({"optimizer": {"type": "Lion", "params": {}}, f"{Z}.offload_optimizer.ratio": 0.5},
-     f"{Z}.offload_optimizer.ratio", "no Lion"),
-    ({"fp16.enabled": False, "bf16.enabled": True, f"{Z}.stage": 1, f"{Z}.offload_optimizer.device": "none",
-      "data_types.grad_accum_dtype": "fp32"}, "data_types.grad_accum_dtype", "BF16_Optimizer"),
-    ({"fp16.enabled": False, "torch_autocast": {"enabled": True, "dtype": "float16"}}, "torch_autocast.dtype",
-     "before it takes the loss scale off"),
-    ({"fp16.enabled": False, "torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["torch.nn.Lineer"]}},
-     "torch_autocast.lower_precision_safe_modules", "no such class"),
+    (
+        {"optimizer": {"type": "Lion", "params": {}}, f"{Z}.offload_optimizer.ratio": 0.5},
+        f"{Z}.offload_optimizer.ratio",
+        "no Lion",
+    ),
+    (
+        {
+            "fp16.enabled": False,
+            "bf16.enabled": True,
+            f"{Z}.stage": 1,
+            f"{Z}.offload_optimizer.device": "none",
+            "data_types.grad_accum_dtype": "fp32",
+        },
+        "data_types.grad_accum_dtype",
+        "BF16_Optimizer",
+    ),
+    (
+        {"fp16.enabled": False, "torch_autocast": {"enabled": True, "dtype": "float16"}},
+        "torch_autocast.dtype",
+        "before it takes the loss scale off",
+    ),
+    (
+        {
+            "fp16.enabled": False,
+            "torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["torch.nn.Lineer"]},
+        },
+        "torch_autocast.lower_precision_safe_modules",
+        "no such class",
+    ),
     ({"gradient_accumulation_steps": 0.5}, "gradient_accumulation_steps", "write 1"),
     ({f"{Z}.{Z}": {"stage": 3}}, f"{Z}.{Z}", f"put what is in it into {Z} itself"),
     ({"comet.enabled": True}, "comet.enabled", "pip install comet_ml"),
@@ -176,8 +227,9 @@ def changed(changes, name="zero3_offload"):
     return config
 
 
-@pytest.mark.parametrize(("changes", "key", "words"), MISTAKES, ids=[f"{i}-{key}" for i, (_, key, _) in
-                                                                     enumerate(MISTAKES)])
+@pytest.mark.parametrize(
+    ("changes", "key", "words"), MISTAKES, ids=[f"{i}-{key}" for i, (_, key, _) in enumerate(MISTAKES)]
+)
 def test_a_planted_mistake_is_named(changes, key, words):
     found = check(changed(changes), world_size=2, facts=MODEL, machine=False)
     told = [str(finding) for finding in found if finding.problem and finding.key == key]
@@ -185,10 +237,26 @@ def test_a_planted_mistake_is_named(changes, key, words):
 
 
 def test_all_mistakes_of_a_file_are_named_at_once():
-    found = check(changed({"gradient_cliping": 1, "fp16.enabld": True, f"{Z}.stage": "3", "train_batch_size": 7,
-                           "optimizer.type": "AdamWW"}), world_size=2, machine=False)
+    found = check(
+        changed(
+            {
+                "gradient_cliping": 1,
+                "fp16.enabld": True,
+                f"{Z}.stage": "3",
+                "train_batch_size": 7,
+                "optimizer.type": "AdamWW",
+            }
+        ),
+        world_size=2,
+        machine=False,
+    )
     assert {finding.key for finding in found if finding.problem} >= {
-        "gradient_cliping", "fp16.enabld", f"{Z}.stage", "train_batch_size", "optimizer.type"}
+        "gradient_cliping",
+        "fp16.enabld",
+        f"{Z}.stage",
+        "train_batch_size",
+        "optimizer.type",
+    }
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS.values(), ids=DS_CONFIGS)
@@ -203,8 +271,7 @@ def test_configs_of_others_are_clean_or_truly_remarked_upon(name):
     found = check(config, world_size=2, machine=False)
     assert not [str(finding) for finding in found if finding.problem]
     assert {finding.key for finding in found} == remarks
-    resolved = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
-                          hidden_size=64)
+    resolved = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6, hidden_size=64)
     assert not [finding for finding in key_findings(resolved) if finding.problem]
     assert "auto" not in json.dumps(resolved)
 
@@ -218,18 +285,21 @@ def test_what_is_outdated_in_configs_of_others_is_named(name):
 def test_deepspeed_takes_what_is_resolved():
     """Its own parser, on the configs of others: nothing that passed the check is refused there."""
     for config, _ in CLEAN.values():
-        resolved = resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
-                              hidden_size=64)
+        resolved = resolve(
+            config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6, hidden_size=64
+        )
         DeepSpeedConfig(resolved)
 
 
 def test_auto_becomes_what_the_integration_of_hugging_face_makes_of_it():
     config, _ = CLEAN["llava_zero3_offload"]
-    found = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=1000, largest_parameter=10**6,
-                       hidden_size=64)
+    found = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=1000, largest_parameter=10**6, hidden_size=64)
     zero = found[Z]
-    assert (zero["reduce_bucket_size"], zero["stage3_prefetch_bucket_size"],
-            zero["stage3_param_persistence_threshold"]) == (4096, 3686, 640)
+    assert (
+        zero["reduce_bucket_size"],
+        zero["stage3_prefetch_bucket_size"],
+        zero["stage3_param_persistence_threshold"],
+    ) == (4096, 3686, 640)
     assert found["scheduler"]["params"] == {"warmup_min_lr": 0, "warmup_max_lr": 1e-4, "warmup_num_steps": 30}
     assert batch_sizes(found, 2) == (1, 32) and found["train_batch_size"] == 64
     assert (found["bf16"]["enabled"], found["fp16"]["enabled"]) == (True, False)
@@ -252,9 +322,18 @@ def test_remarks_leave_the_status_at_0(tmp_path, capsys):
 
 
 def test_a_hugging_face_folder_is_a_model_too(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps({
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "vocab_size": 256}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "vocab_size": 256,
+            }
+        )
+    )
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(changed({**NVME, f"{Z}.offload_param.buffer_size": 100}, "zero3_nvme")))
     assert main(["check", "--ds_config", str(path), "--model", str(tmp_path), "--ranks", "2"]) == 2
@@ -267,14 +346,22 @@ def test_what_matches_nothing_in_the_model_is_remarked_upon():
     config = changed({f"{Z}.leaf_module.classes": ["Blok"], f"{Z}.stage3_param_persistence_threshold": 10**9})
     found = check(config, world_size=2, facts=facts.model_facts(stack), machine=False)
     assert {(finding.key, finding.value) for finding in found if not finding.problem} == {
-        (f"{Z}.leaf_module.classes", "Blok"), ("model.language.lora.target_modules", "nonexistent"),
-        (f"{Z}.stage3_param_persistence_threshold", 10**9)}
+        (f"{Z}.leaf_module.classes", "Blok"),
+        ("model.language.lora.target_modules", "nonexistent"),
+        (f"{Z}.stage3_param_persistence_threshold", 10**9),
+    }
 
 
 def test_a_balance_loss_needs_layers_that_keep_their_graph():
     """Under DeepSpeed's reentrant checkpoints the experts' scores would be without a gradient."""
-    stack = load_preset("tiny", {"language.model_type": "mixtral", "language.config.num_local_experts": 4,
-                                 "language.config.output_router_logits": True})
+    stack = load_preset(
+        "tiny",
+        {
+            "language.model_type": "mixtral",
+            "language.config.num_local_experts": 4,
+            "language.config.output_router_logits": True,
+        },
+    )
     for block, keys in (({"partition_activations": False}, ["activation_checkpointing"]), (None, [])):
         config = changed({})
         config.pop("activation_checkpointing", None)
@@ -287,8 +374,12 @@ def test_a_balance_loss_needs_layers_that_keep_their_graph():
 def test_json_is_all_there_is_on_stdout(tmp_path):
     path = tmp_path / "wrong.json"
     path.write_text(json.dumps(changed({f"{Z}.stage": 7})))
-    done = subprocess.run([sys.executable, "-m", "launch.cli", "check", "--ds_config", path, "--json"], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "check", "--ds_config", path, "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     found = json.loads(done.stdout)
     assert done.returncode == 2 and not found["ok"]
     assert found["problems"][0]["key"] == f"{Z}.stage" and found["problems"][0]["value"] == 7
@@ -306,6 +397,7 @@ def test_facts_are_counted_and_remembered(tmp_path, monkeypatch):
 
 
 # The machine
+
 
 def told(findings):
     return [str(finding) for finding in findings]
@@ -338,15 +430,36 @@ def test_file_systems_are_told_apart(tmp_path):
     assert machine.file_system(tmp_path) not in ("unknown", "proc")
 
 
-@pytest.mark.parametrize(("lines", "files", "expected"), [
-    ("0::/job\n", {"job/memory.current": "5", "job/memory.max": "max", "memory.current": "9", "memory.max": "100"},
-     (9, 100)),
-    ("0::/job\n", {"job/memory.current": "5", "job/memory.max": "50", "job/memory.stat": "anon 3\ninactive_file 2"},
-     (3, 50)),
-    ("4:memory:/a/b\n0::/\n", {"memory/a/b/memory.usage_in_bytes": "7", "memory/a/b/memory.limit_in_bytes": str(2**63),
-                               "memory/a/memory.usage_in_bytes": "8", "memory/a/memory.limit_in_bytes": "70"}, (8, 70)),
-    ("4:memory:/on/the/host\n", {"memory/memory.usage_in_bytes": "3", "memory/memory.limit_in_bytes": "30"}, (3, 30)),
-])
+@pytest.mark.parametrize(
+    ("lines", "files", "expected"),
+    [
+        (
+            "0::/job\n",
+            {"job/memory.current": "5", "job/memory.max": "max", "memory.current": "9", "memory.max": "100"},
+            (9, 100),
+        ),
+        (
+            "0::/job\n",
+            {"job/memory.current": "5", "job/memory.max": "50", "job/memory.stat": "anon 3\ninactive_file 2"},
+            (3, 50),
+        ),
+        (
+            "4:memory:/a/b\n0::/\n",
+            {
+                "memory/a/b/memory.usage_in_bytes": "7",
+                "memory/a/b/memory.limit_in_bytes": str(2**63),
+                "memory/a/memory.usage_in_bytes": "8",
+                "memory/a/memory.limit_in_bytes": "70",
+            },
+            (8, 70),
+        ),
+        (
+            "4:memory:/on/the/host\n",
+            {"memory/memory.usage_in_bytes": "3", "memory/memory.limit_in_bytes": "30"},
+            (3, 30),
+        ),
+    ],
+)
 def test_limits_of_control_groups_of_both_versions(tmp_path, lines, files, expected):
     root = tmp_path / "cgroup"
     for name, content in files.items():
@@ -366,8 +479,10 @@ def test_host_memory_that_cannot_be_enough(monkeypatch):
     assert not [f for f in machine.machine_findings(changed({}), 2, small) if f.problem]
 
 
-@pytest.mark.parametrize("preset, gigabytes", [("17b", {"parameter": 1.39, "optimizer": 1.0}),
-                                               ("tiny", {"parameter": 0.0, "optimizer": 0.0})])
+@pytest.mark.parametrize(
+    "preset, gigabytes",
+    [("17b", {"parameter": 1.39, "optimizer": 1.0}), ("tiny", {"parameter": 0.0, "optimizer": 0.0})],
+)
 def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
     """DeepSpeed would abort, after building. 17b: ten buffers of half an embedding in fp16, five of a sub-group of
     5e7 in fp32."""
@@ -396,13 +511,23 @@ def test_who_may_lock_all_memory(tmp_path):
     assert machine._may_lock_all(tmp_path / "absent") is False
 
 
-@pytest.mark.parametrize("config, changes, needs", [
-    ("zero3", {}, "optimizer.type = AdamW on the card"), ("zero3_offload", {}, None), ("zero3_offload_nvme", {}, None),
-    ("zero3_offload_nvme", {"aio.use_gds": True}, "aio.use_gds")])
+@pytest.mark.parametrize(
+    "config, changes, needs",
+    [
+        ("zero3", {}, "optimizer.type = AdamW on the card"),
+        ("zero3_offload", {}, None),
+        ("zero3_offload_nvme", {}, None),
+        ("zero3_offload_nvme", {"aio.use_gds": True}, "aio.use_gds"),
+    ],
+)
 def test_a_missing_cuda_toolkit(config, changes, needs, monkeypatch):
     """Against a card's answers; that there is no toolkit is true of this machine."""
-    card = SimpleNamespace(device_name=lambda: "cuda", device_count=lambda: 2, is_bf16_supported=lambda: True,
-                           total_memory=lambda: 24 << 30)
+    card = SimpleNamespace(
+        device_name=lambda: "cuda",
+        device_count=lambda: 2,
+        is_bf16_supported=lambda: True,
+        total_memory=lambda: 24 << 30,
+    )
     monkeypatch.setattr(machine, "get_accelerator", lambda: card)
     monkeypatch.setattr(machine, "CUDA_HOME", None)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
@@ -418,8 +543,14 @@ def test_a_missing_cuda_toolkit(config, changes, needs, monkeypatch):
     assert bool([f for f in machine.machine_findings(raw, 2) if f.key == "nvcc"]) is bool(changes)
 
 
-@pytest.mark.parametrize("error", [TypeError("expected str, not NoneType"), MissingCUDAException("no CUDA_HOME"),
-                                   CUDAMismatchException("12.8 and 13.0")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("expected str, not NoneType"),
+        MissingCUDAException("no CUDA_HOME"),
+        CUDAMismatchException("12.8 and 13.0"),
+    ],
+)
 def test_a_part_that_cannot_be_compiled_is_named(error, monkeypatch):
     def load(verbose):
         raise error
@@ -437,9 +568,15 @@ def test_missing_compiler_and_libaio(monkeypatch):
     assert any("g++" in line for line in found) and any("apt-get install libaio-dev" in line for line in found)
 
 
-@pytest.mark.parametrize(("built", "driver", "words"), [
-    ("12.8", 11040, "is older than the CUDA 12.8"), ("12.8", None, "would compute on the CPU"), ("12.8", 12080, None),
-    (None, None, None)])
+@pytest.mark.parametrize(
+    ("built", "driver", "words"),
+    [
+        ("12.8", 11040, "is older than the CUDA 12.8"),
+        ("12.8", None, "would compute on the CPU"),
+        ("12.8", 12080, None),
+        (None, None, None),
+    ],
+)
 def test_the_driver_against_torch(built, driver, words, tmp_path):
     found = told(machine.cuda_findings(built, driver, tmp_path / "absent"))
     assert words in found[0] if words else not found
@@ -457,6 +594,7 @@ def test_buckets_that_a_card_cannot_hold():
 
 
 # Values nobody thought of
+
 
 def every_key(model, above=""):
     """Dotted keys of all blocks that have names of their own."""
@@ -478,8 +616,9 @@ def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
         set_dotted(config, key, value)
         if [finding for finding in check(config, world_size=1, facts=MODEL, machine=False) if finding.problem]:
             continue
-        resolved = resolve(config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6,
-                              hidden_size=64)
+        resolved = resolve(
+            config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6, hidden_size=64
+        )
         try:
             DeepSpeedConfig(resolved)
         except Exception as error:
@@ -515,7 +654,8 @@ def cured(config: dict, finding) -> dict | None:
             block[last] = found["word"]
     elif found := re.match(r"set (?P<key>it|[\w.]+) to (?P<value>true|false|\d+|cpu)", cure):
         name = {"it": finding.key, "stage": f"{Z}.stage", "device": f"{Z}.offload_optimizer.device"}.get(
-            found["key"], found["key"])
+            found["key"], found["key"]
+        )
         set_dotted(config, name, "cpu" if found["value"] == "cpu" else json.loads(found["value"]))
     elif (found := re.match(rf"(?:write|give at least) (?P<value>{VALUE})", cure)) and "true or false" not in cure:
         block[last] = "mean" if found["value"] == "mean" else json.loads(found["value"])
@@ -533,8 +673,14 @@ def uncured(config: dict) -> list[str]:
         better, seen = config, []
         while finding is not None and finding.problem and (better := cured(better, finding)) is not None:
             seen.append((finding.limit, finding.cure))
-            finding = next((other for other in check(better, world_size=2, facts=MODEL, machine=False)
-                            if other.problem and other.key == finding.key), None)
+            finding = next(
+                (
+                    other
+                    for other in check(better, world_size=2, facts=MODEL, machine=False)
+                    if other.problem and other.key == finding.key
+                ),
+                None,
+            )
             if finding is not None and ((finding.limit, finding.cure) in seen or len(seen) > 3):
                 left.append(f"{seen} -> {finding}")
                 break
@@ -542,9 +688,12 @@ def uncured(config: dict) -> list[str]:
 
 
 def test_cures_that_are_values_cure():
-    applied = [finding for changes, _, _ in MISTAKES
-               for finding in check(changed(changes), world_size=2, facts=MODEL, machine=False)
-               if finding.problem and cured(changed(changes), finding) is not None]
+    applied = [
+        finding
+        for changes, _, _ in MISTAKES
+        for finding in check(changed(changes), world_size=2, facts=MODEL, machine=False)
+        if finding.problem and cured(changed(changes), finding) is not None
+    ]
     assert len(applied) > 60
     assert not [line for changes, _, _ in MISTAKES for line in uncured(changed(changes))]
 
@@ -558,5 +707,8 @@ def test_cures_of_any_value_in_any_place_cure(value):
 
 
 def leaves(block: dict, above: str = "") -> list[str]:
-    return [leaf for key, value in block.items()
-            for leaf in (leaves(value, f"{above}{key}.") if isinstance(value, dict) else [f"{above}{key}"])]
+    return [
+        leaf
+        for key, value in block.items()
+        for leaf in (leaves(value, f"{above}{key}.") if isinstance(value, dict) else [f"{above}{key}"])
+    ]

@@ -19,57 +19,122 @@ ONE_OF_TORCHS = {"zero_allow_untested_optimizer": True, f"{Z}.stage": 2}
 #: What is changed in `PLAIN`, and the keys of the problems; of those that break without the check, how they end.
 REFUSED = {
     "a share of a step": ({"gradient_accumulation_steps": 0.5}, ["gradient_accumulation_steps"]),
-    "contiguous activations": ({"activation_checkpointing": {
-        "partition_activations": True, "contiguous_memory_optimization": True, "number_checkpoints": 100}},
-        ["activation_checkpointing.contiguous_memory_optimization"]),
-    "few contiguous activations": ({"activation_checkpointing": {
-        "partition_activations": True, "contiguous_memory_optimization": True, "number_checkpoints": 1}},
-        ["activation_checkpointing.contiguous_memory_optimization"]),
-    "amsgrad on the host": ({"optimizer.params.amsgrad": True, f"{Z}.offload_optimizer": CPU},
-                            ["optimizer.params.amsgrad"]),
+    "contiguous activations": (
+        {
+            "activation_checkpointing": {
+                "partition_activations": True,
+                "contiguous_memory_optimization": True,
+                "number_checkpoints": 100,
+            }
+        },
+        ["activation_checkpointing.contiguous_memory_optimization"],
+    ),
+    "few contiguous activations": (
+        {
+            "activation_checkpointing": {
+                "partition_activations": True,
+                "contiguous_memory_optimization": True,
+                "number_checkpoints": 1,
+            }
+        },
+        ["activation_checkpointing.contiguous_memory_optimization"],
+    ),
+    "amsgrad on the host": (
+        {"optimizer.params.amsgrad": True, f"{Z}.offload_optimizer": CPU},
+        ["optimizer.params.amsgrad"],
+    ),
     "amsgrad on the device": ({"optimizer.params.amsgrad": True}, ["optimizer.params.amsgrad"]),
     "blocks that end within a sector": ({f"{Z}.offload_optimizer": NVME, "aio.block_size": 10**6}, ["aio.block_size"]),
-    "autocast to fp16": ({"bf16": None, "torch_autocast": {"enabled": True, "dtype": "float16"}},
-                         ["torch_autocast.dtype"]),
-    "autocast of no class": ({"bf16": None, "torch_autocast": {
-        "enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Lineer"]}},
-        ["torch_autocast.lower_precision_safe_modules"]),
+    "autocast to fp16": (
+        {"bf16": None, "torch_autocast": {"enabled": True, "dtype": "float16"}},
+        ["torch_autocast.dtype"],
+    ),
+    "autocast of no class": (
+        {
+            "bf16": None,
+            "torch_autocast": {
+                "enabled": True,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": ["torch.nn.Lineer"],
+            },
+        },
+        ["torch_autocast.lower_precision_safe_modules"],
+    ),
     "tensor parallelism": ({"tensor_parallel.autotp_size": 2, f"{Z}.stage": 1}, ["tensor_parallel.autotp_size"]),
-    "expert parallelism": ({"expert_parallel": {"enabled": True, "autoep_size": 2, "preset_model": "mixtral"},
-                            f"{Z}.stage": 2}, ["expert_parallel.enabled"]),
+    "expert parallelism": (
+        {"expert_parallel": {"enabled": True, "autoep_size": 2, "preset_model": "mixtral"}, f"{Z}.stage": 2},
+        ["expert_parallel.enabled"],
+    ),
     "hybrid engine": ({"hybrid_engine.enabled": True}, ["hybrid_engine.enabled"]),
     "fast writer": ({"checkpoint.writer.type": "FAST"}, ["checkpoint.writer.type"]),
-    "modules by their size": ({f"{Z}.stage3_module_granularity_threshold": 10**4},
-                              [f"{Z}.stage3_module_granularity_threshold"]),
-    "absurd scaling that may be on": ({"bf16": None, "fp16": {"enabled": "auto", **ABSURD}},
-                                      [f"fp16.{key}" for key in ABSURD]),
+    "modules by their size": (
+        {f"{Z}.stage3_module_granularity_threshold": 10**4},
+        [f"{Z}.stage3_module_granularity_threshold"],
+    ),
+    "absurd scaling that may be on": (
+        {"bf16": None, "fp16": {"enabled": "auto", **ABSURD}},
+        [f"fp16.{key}" for key in ABSURD],
+    ),
     "absurd scaling": ({"bf16": None, "fp16": {"enabled": True, **ABSURD}}, [f"fp16.{key}" for key in ABSURD]),
-    "a window of no steps": ({"bf16": None, "fp16": {"enabled": "auto", "loss_scale_window": 0}},
-                             ["fp16.loss_scale_window"]),
+    "a window of no steps": (
+        {"bf16": None, "fp16": {"enabled": "auto", "loss_scale_window": 0}},
+        ["fp16.loss_scale_window"],
+    ),
     "half a loss scale": ({**SPARE, "fp16.min_loss_scale": 0.5}, ["fp16.min_loss_scale"]),
-    "Lamb where bf16 is": ({"optimizer.type": "Lamb", "zero_allow_untested_optimizer": True, "fp16.enabled": "auto",
-                            "bf16.enabled": "auto", f"{Z}.stage": 2}, ["optimizer.type"]),
-    "Lion of 16 bits": ({"optimizer.type": "Lion", f"{Z}.stage": 2, f"{Z}.offload_optimizer": CPU,
-                         "bf16.bf16_master_weights_and_grads": True}, ["bf16.bf16_master_weights_and_grads"]),
-    "Lion of 16 bits at stage 3": ({**SPARE, "optimizer.type": "Lion", f"{Z}.offload_optimizer": CPU,
-                                    "fp16.fp16_master_weights_and_grads": True},
-                                   ["fp16.fp16_master_weights_and_grads"]),
-    "Lion in two places": ({"optimizer.type": "Lion", f"{Z}.offload_optimizer": {"device": "cpu", "ratio": 0.5}},
-                           [f"{Z}.offload_optimizer.ratio"]),
-    "a step after each micro-batch": ({"managed_gradient_accumulation": False, f"{Z}.overlap_comm": False},
-                                      ["managed_gradient_accumulation"]),
+    "Lamb where bf16 is": (
+        {
+            "optimizer.type": "Lamb",
+            "zero_allow_untested_optimizer": True,
+            "fp16.enabled": "auto",
+            "bf16.enabled": "auto",
+            f"{Z}.stage": 2,
+        },
+        ["optimizer.type"],
+    ),
+    "Lion of 16 bits": (
+        {
+            "optimizer.type": "Lion",
+            f"{Z}.stage": 2,
+            f"{Z}.offload_optimizer": CPU,
+            "bf16.bf16_master_weights_and_grads": True,
+        },
+        ["bf16.bf16_master_weights_and_grads"],
+    ),
+    "Lion of 16 bits at stage 3": (
+        {**SPARE, "optimizer.type": "Lion", f"{Z}.offload_optimizer": CPU, "fp16.fp16_master_weights_and_grads": True},
+        ["fp16.fp16_master_weights_and_grads"],
+    ),
+    "Lion in two places": (
+        {"optimizer.type": "Lion", f"{Z}.offload_optimizer": {"device": "cpu", "ratio": 0.5}},
+        [f"{Z}.offload_optimizer.ratio"],
+    ),
+    "a step after each micro-batch": (
+        {"managed_gradient_accumulation": False, f"{Z}.overlap_comm": False},
+        ["managed_gradient_accumulation"],
+    ),
     "quantized weights": ({**SPARE, f"{Z}.zero_quantized_weights": True}, [f"{Z}.zero_quantized_weights"]),
-    "quantized frozen weights": ({**SPARE, f"{Z}.zero_quantized_nontrainable_weights": True},
-                                 [f"{Z}.zero_quantized_nontrainable_weights"]),
+    "quantized frozen weights": (
+        {**SPARE, f"{Z}.zero_quantized_nontrainable_weights": True},
+        [f"{Z}.zero_quantized_nontrainable_weights"],
+    ),
     "SparseAdam": ({**ONE_OF_TORCHS, "optimizer": {"type": "SparseAdam", "params": {"lr": 0.01}}}, ["optimizer"]),
     "LBFGS": ({**ONE_OF_TORCHS, "optimizer": {"type": "LBFGS", "params": {"lr": 0.01}}}, ["optimizer"]),
-    "super offload": ({f"{Z}.offload_optimizer": {"device": "cpu", "super_offload": True}},
-                      [f"{Z}.offload_optimizer.super_offload"]),
+    "super offload": (
+        {f"{Z}.offload_optimizer": {"device": "cpu", "super_offload": True}},
+        [f"{Z}.offload_optimizer.super_offload"],
+    ),
     "ZenFlow at stage 2": ({f"{Z}.stage": 2, f"{Z}.offload_optimizer": CPU, f"{Z}.zenflow": {}}, [f"{Z}.zenflow"]),
-    "ZenFlow at stage 3": ({f"{Z}.offload_optimizer": CPU, f"{Z}.zenflow": {
-        "select_interval": 2, "update_interval": 1, "select_strategy": "step"}}, [f"{Z}.zenflow"]),
-    "a wrapper that is not known": ({f"{Z}.stage": 1, "data_types.grad_accum_dtype": "fp32"},
-                                    ["data_types.grad_accum_dtype"]),
+    "ZenFlow at stage 3": (
+        {
+            f"{Z}.offload_optimizer": CPU,
+            f"{Z}.zenflow": {"select_interval": 2, "update_interval": 1, "select_strategy": "step"},
+        },
+        [f"{Z}.zenflow"],
+    ),
+    "a wrapper that is not known": (
+        {f"{Z}.stage": 1, "data_types.grad_accum_dtype": "fp32"},
+        ["data_types.grad_accum_dtype"],
+    ),
 }
 #: Wrong in what they train to, not in how they end; or refused for a device that is not here.
 ENDS_WELL = {"autocast to fp16", "a step after each micro-batch"}
@@ -77,13 +142,20 @@ ENDS_WELL = {"autocast to fp16", "a step after each micro-batch"}
 TAKEN = {
     "stage 0": ({f"{Z}.stage": 0}, [f"{Z}.stage"]),
     "no ZeRO": ({Z: None}, [f"{Z}.stage"]),
-    "Hugging Face's placeholders": ({"bf16.enabled": "auto", f"{Z}.stage3_gather_16bit_weights_on_model_save": "auto",
-                                     f"{Z}.offload_optimizer": {"device": "auto"},
-                                     f"{Z}.offload_param": {"device": "auto"}}, []),
+    "Hugging Face's placeholders": (
+        {
+            "bf16.enabled": "auto",
+            f"{Z}.stage3_gather_16bit_weights_on_model_save": "auto",
+            f"{Z}.offload_optimizer": {"device": "auto"},
+            f"{Z}.offload_param": {"device": "auto"},
+        },
+        [],
+    ),
     "a leaf of no class": ({f"{Z}.leaf_module.classes": ["MixtralSparseMoeBlok"]}, [f"{Z}.leaf_module.classes"]),
-    "all parameters stay": ({f"{Z}.offload_param": CPU, f"{Z}.offload_optimizer": CPU,
-                             f"{Z}.stage3_param_persistence_threshold": 10**9},
-                            [f"{Z}.stage3_param_persistence_threshold"]),
+    "all parameters stay": (
+        {f"{Z}.offload_param": CPU, f"{Z}.offload_optimizer": CPU, f"{Z}.stage3_param_persistence_threshold": 10**9},
+        [f"{Z}.stage3_param_persistence_threshold"],
+    ),
 }
 
 
@@ -118,11 +190,18 @@ def test_hjson_is_read_as_deepspeed_reads_it(tmp_path):
     assert read_ds_config(path) == {"bf16": {"enabled": True}, Z: {"stage": 3}}
 
 
-@pytest.mark.parametrize("text, words", [
-    ("compute_environment: LOCAL_MACHINE\ndeepspeed_config:\n  deepspeed_config_file: ds/z3.json\n  zero_stage: 3\n",
-     "a configuration of accelerate: give the file that it names, ds/z3.json"),
-    ("compute_environment: LOCAL_MACHINE\ndeepspeed_config:\n  zero_stage: 3\n", "names of accelerate's own"),
-    ("train_micro_batch_size_per_gpu: 1\nzero_optimization:\n  stage: 3\n", "is YAML, and DeepSpeed reads JSON")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (
+            "compute_environment: LOCAL_MACHINE\n"
+            "deepspeed_config:\n  deepspeed_config_file: ds/z3.json\n  zero_stage: 3\n",
+            "a configuration of accelerate: give the file that it names, ds/z3.json",
+        ),
+        ("compute_environment: LOCAL_MACHINE\ndeepspeed_config:\n  zero_stage: 3\n", "names of accelerate's own"),
+        ("train_micro_batch_size_per_gpu: 1\nzero_optimization:\n  stage: 3\n", "is YAML, and DeepSpeed reads JSON"),
+    ],
+)
 def test_files_of_others_are_recognised(tmp_path, text, words):
     path = tmp_path / "config.yaml"
     path.write_text(text)
@@ -132,8 +211,15 @@ def test_files_of_others_are_recognised(tmp_path, text, words):
 
 def test_autos_are_judged_for_the_cards_that_are_asked_about():
     """Both precisions "auto": bf16 where the cards compute it, fp16 on older ones."""
-    config = config_of({"fp16.enabled": "auto", "bf16.enabled": "auto", "optimizer.type": "Lamb",
-                        "zero_allow_untested_optimizer": True, f"{Z}.stage": 2})
+    config = config_of(
+        {
+            "fp16.enabled": "auto",
+            "bf16.enabled": "auto",
+            "optimizer.type": "Lamb",
+            "zero_allow_untested_optimizer": True,
+            f"{Z}.stage": 2,
+        }
+    )
     for has_bf16, problems in ((True, ["optimizer.type"]), (False, [])):
         found = check(config, world_size=2, machine=False, has_bf16=has_bf16)
         assert [finding.key for finding in found if finding.problem] == problems

@@ -16,13 +16,38 @@ from launch.ds_config.facts import model_facts
 from launch.planner.model import load_model
 
 FOLDERS = {
-    "llama": {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "rope_theta": 1e4},
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "rope_theta": 1e4,
+    },
     "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256, "n_positions": 128},
-    "mixtral": {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "num_local_experts": 4},
-    "mamba2": {"model_type": "mamba2", "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16,
-               "state_size": 16, "vocab_size": 256, "expand": 2, "n_groups": 1},
+    "mixtral": {
+        "model_type": "mixtral",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "num_local_experts": 4,
+    },
+    "mamba2": {
+        "model_type": "mamba2",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_heads": 8,
+        "head_dim": 16,
+        "state_size": 16,
+        "vocab_size": 256,
+        "expand": 2,
+        "n_groups": 1,
+    },
     "qwen2_vl": {"model_type": "qwen2_vl", "hidden_size": 64, "vision_config": {"depth": 2}},
     "remote": {"model_type": "chatglm", "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig"}},
 }
@@ -59,8 +84,9 @@ def presets(tmp_path, number: int) -> list[tuple[str, str]]:
     chance, table = random.Random(0), []
     sources = {name: yaml.safe_load((ROOT / f"astrobio/presets/{name}.yaml").read_text()) for name in preset_names()}
     for index in range(number):
-        content = mutated(sources[chance.choice([name for name in sources if "17b" not in name and name != "1b"])],
-                          chance)
+        content = mutated(
+            sources[chance.choice([name for name in sources if "17b" not in name and name != "1b"])], chance
+        )
         path = tmp_path / f"{index}.yaml"
         path.write_text(yaml.safe_dump(content))
         table.append((json.dumps(content), outcome(path)))
@@ -84,8 +110,14 @@ def test_many_mistakes_in_a_models_files(tmp_path, capsys):
 def test_code_of_a_models_own_is_never_asked_about(tmp_path):
     """With a terminal transformers would ask whether to run it; here it may not even wait for an answer."""
     (tmp_path / "config.json").write_text(json.dumps(FOLDERS["remote"]))
-    done = subprocess.run([sys.executable, "-m", "launch.cli", "params", "--model", tmp_path], cwd=ROOT, text=True,
-                          stdin=subprocess.PIPE, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "params", "--model", tmp_path],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        capture_output=True,
+        timeout=120,
+    )
     assert done.returncode == 2 and "code of its own, which is not run" in done.stderr
     assert "[y/N]" not in done.stdout + done.stderr and "Traceback" not in done.stderr
 

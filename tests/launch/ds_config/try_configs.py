@@ -49,14 +49,37 @@ def _train(folder: Path, name: str, data: str) -> None:
     log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "CROSS_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1",
-                   "CROSS_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WANDB_MODE": "disabled"}
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "CROSS_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_SIZE": "1",
+        "CROSS_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WANDB_MODE": "disabled",
+    }
     torch.set_num_threads(1)
     status = 1
     try:
-        train.main(["--ds_config", str(folder / f"{name}.json"), "--model", "tiny", "--data", data, "--run",
-                    str(folder / "runs" / name), "--max_steps", "2", "--set", "train.checkpoint_every_steps=2",
-                    "train.data_workers=0"])
+        train.main(
+            [
+                "--ds_config",
+                str(folder / f"{name}.json"),
+                "--model",
+                "tiny",
+                "--data",
+                data,
+                "--run",
+                str(folder / "runs" / name),
+                "--max_steps",
+                "2",
+                "--set",
+                "train.checkpoint_every_steps=2",
+                "train.data_workers=0",
+            ]
+        )
         status = 0
     except SystemExit as end:
         print(end.code if isinstance(end.code, str) else "", flush=True)

@@ -17,16 +17,35 @@ from launch.experiments.acceptance import Acceptance, Failed, TimeOver, judged, 
 from launch.experiments.compare import Row
 from launch.experiments.device_checks import Truth, attention_of
 
-MEASURED = {"step_s": 2.0, "forward_s": 1.0, "backward_s": 0.7, "optimizer_s": 0.3, "host_peak_bytes": 1e9,
-            "nvme_bytes": 5e8}
+MEASURED = {
+    "step_s": 2.0,
+    "forward_s": 1.0,
+    "backward_s": 0.7,
+    "optimizer_s": 0.3,
+    "host_peak_bytes": 1e9,
+    "nvme_bytes": 5e8,
+}
 
 
 def row(host: float = 1e9, nvme: float = 5e8, **changes) -> Row:
     """A run of three steps, with predictions of so much."""
-    plan = {"fits": True, "host": {"peak_bytes": host, "phases": {"forward": host}, "parts": {"all": host}},
-            "nvme": {"peak_bytes": nvme, "parts": {"all": nvme}}, "time": {"step_s": 1.0}}
-    return Row(**{"name": "zero3_nvme", "ds_config": "a.json", "steps": 3, "losses": [3.0, 2.0, 1.0],
-                  "measured": MEASURED, "predicted": plan, **changes})
+    plan = {
+        "fits": True,
+        "host": {"peak_bytes": host, "phases": {"forward": host}, "parts": {"all": host}},
+        "nvme": {"peak_bytes": nvme, "parts": {"all": nvme}},
+        "time": {"step_s": 1.0},
+    }
+    return Row(
+        **{
+            "name": "zero3_nvme",
+            "ds_config": "a.json",
+            "steps": 3,
+            "losses": [3.0, 2.0, 1.0],
+            "measured": MEASURED,
+            "predicted": plan,
+            **changes,
+        }
+    )
 
 
 def box(folder, minutes: float = 10) -> Acceptance:
@@ -37,22 +56,33 @@ def failing(truths) -> list[str]:
     return [truth.what for truth in truths if truth.holds is False]
 
 
-@pytest.mark.parametrize(("changes", "fails"), [
-    ({}, []), ({"host": 1.05e9}, []), ({"host": 1.2e9}, ["zero3_nvme: host peak"]),
-    ({"host": 0.8e9, "nvme": 4e8}, ["zero3_nvme: host peak", "zero3_nvme: nvme"]),
-    ({"losses": [3.0, float("nan"), 1.0]}, ["zero3_nvme: trains"]),
-    ({"predicted": None, "no_prediction": "why"}, ["zero3_nvme: is predicted"]),
-    ({"status": "failed", "cause": "host memory", "reason": "killed"}, ["zero3_nvme: trains"])])
+@pytest.mark.parametrize(
+    ("changes", "fails"),
+    [
+        ({}, []),
+        ({"host": 1.05e9}, []),
+        ({"host": 1.2e9}, ["zero3_nvme: host peak"]),
+        ({"host": 0.8e9, "nvme": 4e8}, ["zero3_nvme: host peak", "zero3_nvme: nvme"]),
+        ({"losses": [3.0, float("nan"), 1.0]}, ["zero3_nvme: trains"]),
+        ({"predicted": None, "no_prediction": "why"}, ["zero3_nvme: is predicted"]),
+        ({"status": "failed", "cause": "host memory", "reason": "killed"}, ["zero3_nvme: trains"]),
+    ],
+)
 def test_a_prediction_that_is_off_fails(changes, fails):
     """By 20% of memory, a failed run, a loss that is not finite; a step's time is only told."""
     assert failing(judged(row(**changes))) == fails
 
 
 def test_a_card_is_judged_by_what_it_allocates_reserves_and_holds():
-    gpu = {"peak_bytes": 9e9, "reserved_bytes": 8e9, "phases": {"backward": 6e9, "evaluate": 7e9},
-           "reserved_by_phase": {"backward": 7e9, "evaluate": 8e9}}
-    card = row(measured={**MEASURED, "device_allocated_bytes": 6e9, "device_reserved_bytes": 7e9,
-                         "device_peak_bytes": 8e9})
+    gpu = {
+        "peak_bytes": 9e9,
+        "reserved_bytes": 8e9,
+        "phases": {"backward": 6e9, "evaluate": 7e9},
+        "reserved_by_phase": {"backward": 7e9, "evaluate": 8e9},
+    }
+    card = row(
+        measured={**MEASURED, "device_allocated_bytes": 6e9, "device_reserved_bytes": 7e9, "device_peak_bytes": 8e9}
+    )
     card.predicted["gpu"] = gpu
     seen = {truth.what.split(": ")[1]: truth for truth in judged(card)}
     for name in ("device allocated", "device reserved", "device peak"):
@@ -104,7 +134,8 @@ def test_without_time_nothing_is_asked_and_nothing_fails(tmp_path, mini_dataset,
     told = json.loads(capsys.readouterr().out)
     assert status == 0 and told["ok"]
     assert [(rung["name"], rung["status"]) for rung in told["rungs"]] == [
-        (name, "not reached") for name in acceptance.LADDER]
+        (name, "not reached") for name in acceptance.LADDER
+    ]
 
 
 def test_no_dataset_is_a_mistake_that_is_named(tmp_path, capsys):
@@ -125,7 +156,7 @@ def test_a_process_that_hangs_is_ended(tmp_path):
 
 def test_the_stacks_attention_is_known_without_running_it():
     calls = attention_of("17b")
-    text, = (call for call in calls if call.causal)
+    (text,) = (call for call in calls if call.causal)
     assert text.query == (1, 32, 1168, 128) and not text.mask, "padding needs no mask"
     assert len(calls) >= 8 and all(call.query[-1] % 8 == 0 for call in calls)
 
@@ -150,8 +181,20 @@ def test_the_devices_random_numbers(mini_dataset):
 @pytest.mark.slow
 @pytest.mark.nvme
 def test_everything_holds_on_this_machine(mini_dataset, tmp_path, capsys):
-    status = main(["acceptance", "--minutes", "20", "--model", "tiny", "--data", str(mini_dataset), "--out",
-                   str(tmp_path), "--json"])
+    status = main(
+        [
+            "acceptance",
+            "--minutes",
+            "20",
+            "--model",
+            "tiny",
+            "--data",
+            str(mini_dataset),
+            "--out",
+            str(tmp_path),
+            "--json",
+        ]
+    )
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert status == 0, [truth for rung in told["rungs"] for truth in rung["truths"] if truth["holds"] is False]
     assert all(rung["status"] == "holds" for rung in told["rungs"])

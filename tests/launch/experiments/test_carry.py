@@ -14,8 +14,7 @@ from launch.experiments import carry
 
 
 def box(tmp_path, **versions):
-    """What `pip list` says of a machine with everything that is installed here, but for ``versions`` (None: not there).
-    """
+    """`pip list` of a machine with everything that is installed here, but for ``versions`` (None: not there)."""
     here = {carry.canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()}
     here |= {name.replace("_", "-"): version for name, version in versions.items()}
     path = tmp_path / "box.txt"
@@ -50,8 +49,13 @@ def test_torch_is_not_carried(tmp_path, version):
         carry.missing(carry.read_box(box(tmp_path, torch=version)), "3.12")
 
 
-@pytest.mark.parametrize("text, said", [("torch 2.11\n", "line 1: 'torch 2.11' is neither NAME==VERSION nor NAME"),
-                                        (None, "make it there: python3 -m pip list")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("torch 2.11\n", "line 1: 'torch 2.11' is neither NAME==VERSION nor NAME"),
+        (None, "make it there: python3 -m pip list"),
+    ],
+)
 def test_a_list_that_is_none(tmp_path, text, said):
     path = tmp_path / "box.txt"
     if text:
@@ -62,14 +66,16 @@ def test_a_list_that_is_none(tmp_path, text, said):
 
 def test_the_folder_runs_by_itself(tmp_path, sample_dataset, monkeypatch):
     """Its own project, its own wheels, its own data: nothing of this checkout."""
+
     def add_probe(wanted, into, python):  # in place of what a package index would send
         assert wanted == [], "everything is there"
         into.mkdir()
         with zipfile.ZipFile(into / "probe-1.0-py3-none-any.whl", "w") as wheel:
             wheel.writestr("probe.py", "here = True\n")
             wheel.writestr("probe-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: probe\nVersion: 1.0\n")
-            wheel.writestr("probe-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
-                           "Tag: py3-none-any\n")
+            wheel.writestr(
+                "probe-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
             wheel.writestr("probe-1.0.dist-info/RECORD", "")
 
     monkeypatch.setattr(carry, "_wheels", add_probe)
@@ -79,8 +85,14 @@ def test_the_folder_runs_by_itself(tmp_path, sample_dataset, monkeypatch):
     assert not out.exists()
     wheels, sizes = carry.carry(box(tmp_path), out, sample_dataset, 12, "3.12", 64)
     assert wheels == {} and sizes.keys() == {"project", "data", "wheels", "run.sh"} and all(sizes.values())
-    run = subprocess.run(["sh", str(out / "run.sh"), "--minutes", "0.01"], cwd=tmp_path, capture_output=True, text=True,
-                         env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": ""}, timeout=300)
+    run = subprocess.run(
+        ["sh", str(out / "run.sh"), "--minutes", "0.01"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": ""},
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr
     assert (out / "site" / "probe.py").exists()
     found = json.loads((out / "acceptance" / "acceptance.json").read_text())

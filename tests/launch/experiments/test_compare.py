@@ -26,11 +26,18 @@ from launch.experiments.page import memory_bars, write_page
 from launch.postmortem.blackbox import BlackBox
 
 OFFLOAD = json.loads(DS_CONFIGS["zero3_offload"].read_text())
-PLAN = {"fits": True, "time": {"step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5},
-        "host": {"peak_bytes": 6 * 10**9, "limit_bytes": 24 * 10**9, "phase": "evaluate",
-                 "phases": {"forward": 4 * 10**9, "optimizer": 5 * 10**9, "evaluate": 6 * 10**9},
-                 "parts": {"optimizer state": 3 * 10**9, "parameters": 10**9}},
-        "nvme": {"peak_bytes": 10**9, "read_bytes_per_step": 2 * 10**9, "parts": {"parameters": 10**9}}}
+PLAN = {
+    "fits": True,
+    "time": {"step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5},
+    "host": {
+        "peak_bytes": 6 * 10**9,
+        "limit_bytes": 24 * 10**9,
+        "phase": "evaluate",
+        "phases": {"forward": 4 * 10**9, "optimizer": 5 * 10**9, "evaluate": 6 * 10**9},
+        "parts": {"optimizer state": 3 * 10**9, "parameters": 10**9},
+    },
+    "nvme": {"peak_bytes": 10**9, "read_bytes_per_step": 2 * 10**9, "parts": {"parameters": 10**9}},
+}
 
 
 def config(**changes):
@@ -78,13 +85,21 @@ def test_a_prediction_counts_what_is_measured(monkeypatch, tmp_path):
 
 def test_predictions_have_the_names_of_what_is_measured():
     assert predicted_figures(Row("a", "a.json", predicted=PLAN)) == {
-        "step_s": 2.2, "forward_s": 0.5, "backward_s": 1.2, "optimizer_s": 0.5, "host_peak_bytes": 5 * 10**9,
-        "nvme_bytes": 10**9, "nvme_read_bytes": 2 * 10**9}
+        "step_s": 2.2,
+        "forward_s": 0.5,
+        "backward_s": 1.2,
+        "optimizer_s": 0.5,
+        "host_peak_bytes": 5 * 10**9,
+        "nvme_bytes": 10**9,
+        "nvme_read_bytes": 2 * 10**9,
+    }
 
 
 def test_the_timeline_is_that_of_the_last_whole_step():
-    samples = [{"time": 10 + i / 10, "rss": 100 + i, "step": i // 20, "phase": "forward" if i % 20 < 8 else "backward"}
-               for i in range(45)]
+    samples = [
+        {"time": 10 + i / 10, "rss": 100 + i, "step": i // 20, "phase": "forward" if i % 20 < 8 else "backward"}
+        for i in range(45)
+    ]
     points = timeline(samples, "cpu")
     assert len(points) == 20 and points[0] == (0.0, 120, "forward") and points[-1] == (1.9, 139, "backward")
     assert len(timeline(samples[:9], "cpu")) == 9 and timeline([], "cpu") == []
@@ -97,16 +112,49 @@ def failing(row, *_):
 @pytest.fixture
 def page(tmp_path):
     """A page of three rows, one failed; a config's name and a reason that are markup."""
-    measured = {"step_s": 2.0, "forward_s": 0.5, "backward_s": 1.0, "optimizer_s": 0.4, "tokens_per_s": 123.0,
-                "host_peak_bytes": 4.5e9, "host_at_start_bytes": 1e9, "nvme_bytes": 1e9, "nvme_read_bytes": 2e9,
-                "nvme_written_bytes": 1e8}
+    measured = {
+        "step_s": 2.0,
+        "forward_s": 0.5,
+        "backward_s": 1.0,
+        "optimizer_s": 0.4,
+        "tokens_per_s": 123.0,
+        "host_peak_bytes": 4.5e9,
+        "host_at_start_bytes": 1e9,
+        "nvme_bytes": 1e9,
+        "nvme_read_bytes": 2e9,
+        "nvme_written_bytes": 1e8,
+    }
     points = [(i / 10, 10**9 + 10**7 * i, "forward" if i < 5 else "backward") for i in range(20)]
-    rows = [Row("zero3_offload", "a.json", steps=3, losses=[3.0, 2.5], measured=measured, predicted=PLAN,
-                limits={"host": 24 * 10**9, "nvme": 10**11}, timeline=points),
-            Row("zero3 <b>", "b.json", steps=3, losses=[2.0], measured=measured, no_prediction="no such command",
-                limits={"host": 24 * 10**9}, timeline=points),
-            Row("zero3_nvme", "c.json", status="failed", cause="host memory", reason="rank 1 was killed <script>",
-                cure="fewer ranks")]
+    rows = [
+        Row(
+            "zero3_offload",
+            "a.json",
+            steps=3,
+            losses=[3.0, 2.5],
+            measured=measured,
+            predicted=PLAN,
+            limits={"host": 24 * 10**9, "nvme": 10**11},
+            timeline=points,
+        ),
+        Row(
+            "zero3 <b>",
+            "b.json",
+            steps=3,
+            losses=[2.0],
+            measured=measured,
+            no_prediction="no such command",
+            limits={"host": 24 * 10**9},
+            timeline=points,
+        ),
+        Row(
+            "zero3_nvme",
+            "c.json",
+            status="failed",
+            cause="host memory",
+            reason="rank 1 was killed <script>",
+            cure="fewer ranks",
+        ),
+    ]
     found = Comparison("tiny", 2, 3, "cpu", {"fp16.enabled": [True, False, None]}, "they differ in one key, fp16", rows)
     path = tmp_path / "compare.html"
     write_page(found, path, {row.name: predicted_figures(row) for row in rows})
@@ -116,10 +164,19 @@ def page(tmp_path):
 def test_the_page_stands_alone_and_has_everything(page):
     text = page.read_text()
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)
-    for words in ("They differ in one key, fp16.", "failed: host memory", "rank 1 was killed &lt;script&gt;",
-                  "zero3 &lt;b&gt;", "predicted 2.2 s (+10%)", "predicted 5.00 GB (+11%)", "optimizer state",
-                  "limit 24.00 GB",
-                  "No prediction for zero3 &lt;b&gt;: no such command", "polyline", "<code>fp16.enabled</code>"):
+    for words in (
+        "They differ in one key, fp16.",
+        "failed: host memory",
+        "rank 1 was killed &lt;script&gt;",
+        "zero3 &lt;b&gt;",
+        "predicted 2.2 s (+10%)",
+        "predicted 5.00 GB (+11%)",
+        "optimizer state",
+        "limit 24.00 GB",
+        "No prediction for zero3 &lt;b&gt;: no such command",
+        "polyline",
+        "<code>fp16.enabled</code>",
+    ):
         assert words in text, words
 
 
@@ -141,11 +198,19 @@ def test_the_page_in_a_browser(page, tmp_path):
 def test_four_configs_one_of_which_must_fail(mini_dataset, tmp_path, capfd):
     lively = config(fp16={**OFFLOAD["fp16"], "initial_scale_power": 8})
     nvme = json.loads(DS_CONFIGS["zero3_nvme"].read_text())
-    files = {"host": lively, "resident": config(**{**lively, "zero_optimization": {
-                 key: value for key, value in OFFLOAD["zero_optimization"].items() if key != "offload_param"}}),
-             "nvme": {**nvme, "fp16": lively["fp16"]},
-             "doomed": config(fp16={**OFFLOAD["fp16"], "initial_scale_power": 40, "min_loss_scale": 2**39,
-                                    "hysteresis": 1})}
+    files = {
+        "host": lively,
+        "resident": config(
+            **{
+                **lively,
+                "zero_optimization": {
+                    key: value for key, value in OFFLOAD["zero_optimization"].items() if key != "offload_param"
+                },
+            }
+        ),
+        "nvme": {**nvme, "fp16": lively["fp16"]},
+        "doomed": config(fp16={**OFFLOAD["fp16"], "initial_scale_power": 40, "min_loss_scale": 2**39, "hysteresis": 1}),
+    }
     paths = []
     for name, content in files.items():
         paths.append(tmp_path / f"{name}.json")
@@ -178,7 +243,7 @@ def test_four_configs_one_of_which_must_fail(mini_dataset, tmp_path, capfd):
 def test_a_config_that_is_refused_tells_its_mistake(mini_dataset, tmp_path):
     path = tmp_path / "typo.json"
     path.write_text(json.dumps(config(gradient_cliping=1)))
-    row, = compare("tiny", [path], 1, tmp_path / "out", ranks=2, data=mini_dataset).rows
+    (row,) = compare("tiny", [path], 1, tmp_path / "out", ranks=2, data=mini_dataset).rows
     assert (row.status, row.cause) == ("failed", "refused") and "gradient_clipping" in row.reason
 
 
@@ -197,5 +262,9 @@ def test_the_command_survives_only_failures(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(OFFLOAD))
     assert main(["compare", "--model", "tiny", "--ds_configs", str(path), "--out", str(tmp_path / "out")]) == 1
-    assert main(["compare", "--model", "tiny", "--ds_configs", str(tmp_path / "none.json"), "--out",
-                 str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            ["compare", "--model", "tiny", "--ds_configs", str(tmp_path / "none.json"), "--out", str(tmp_path / "out")]
+        )
+        == 2
+    )

@@ -17,9 +17,20 @@ from launch.options import parse_arguments
 from launch.preflight import preflight
 from launch.zero.accelerator import prepare_accelerator
 
-OPTIONS = ("--ds_config", "ds_configs/zero3_nvme.json", "--model", "tiny", "--max_steps", "2", "--set",
-           "ds_config.gradient_accumulation_steps=1", "ds_config.fp16.enabled=false", "ds_config.bf16.enabled=true",
-           'model.freeze=["language"]', "model.modality_dropout=0")
+OPTIONS = (
+    "--ds_config",
+    "ds_configs/zero3_nvme.json",
+    "--model",
+    "tiny",
+    "--max_steps",
+    "2",
+    "--set",
+    "ds_config.gradient_accumulation_steps=1",
+    "ds_config.fp16.enabled=false",
+    "ds_config.bf16.enabled=true",
+    'model.freeze=["language"]',
+    "model.modality_dropout=0",
+)
 
 
 def launch(data, run, *changes):
@@ -29,8 +40,14 @@ def launch(data, run, *changes):
 @pytest.mark.slow
 @pytest.mark.nvme
 def test_a_run_measures_each_phase_and_cleans_up(sample_dataset, tmp_path):
-    done = finish(launch(sample_dataset, tmp_path, "model.language.config.hidden_size=512",
-                         "model.language.config.intermediate_size=2048"))
+    done = finish(
+        launch(
+            sample_dataset,
+            tmp_path,
+            "model.language.config.hidden_size=512",
+            "model.language.config.intermediate_size=2048",
+        )
+    )
     assert done.status == 0, done.output[-4000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["finite"] and report["updates"] == 2 and len(report["losses"]) == 5
@@ -63,8 +80,20 @@ def test_an_interrupted_run_cleans_up(sample_dataset, tmp_path):
 
 def plan_of(mini_dataset, tmp_path, config="zero3_nvme"):
     prepare_accelerator()
-    return preflight(parse_arguments(["--ds_config", str(DS_CONFIGS[config]), "--model", "tiny",
-                                      "--data", str(mini_dataset), "--run", str(tmp_path)]))
+    return preflight(
+        parse_arguments(
+            [
+                "--ds_config",
+                str(DS_CONFIGS[config]),
+                "--model",
+                "tiny",
+                "--data",
+                str(mini_dataset),
+                "--run",
+                str(tmp_path),
+            ]
+        )
+    )
 
 
 @pytest.mark.nvme

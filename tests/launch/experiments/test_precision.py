@@ -13,9 +13,14 @@ from launch.experiments.precision import ALLOWED, deviation, shallow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: torch's fp16 kernels for a CPU take up to 100 times as long as others; there large presets are run in bf16 only.
-CASES = [*((preset, dtype) for preset in ("tiny", "small") for dtype in (torch.bfloat16, torch.float16)),
-         *(pytest.param(preset, dtype, marks=pytest.mark.slow) for preset in ("1b", "17b")
-           for dtype in ((torch.bfloat16, torch.float16) if DEVICE == "cuda" else (torch.bfloat16,)))]
+CASES = [
+    *((preset, dtype) for preset in ("tiny", "small") for dtype in (torch.bfloat16, torch.float16)),
+    *(
+        pytest.param(preset, dtype, marks=pytest.mark.slow)
+        for preset in ("1b", "17b")
+        for dtype in ((torch.bfloat16, torch.float16) if DEVICE == "cuda" else (torch.bfloat16,))
+    ),
+]
 
 
 @functools.cache

@@ -39,9 +39,17 @@ def test_seventeen_billion_parameters_take_a_step():
 
 
 def test_a_hugging_face_folder_is_a_model(tmp_path):
-    AutoConfig.for_model("qwen3", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=16, vocab_size=1000,
-                         of_another_library=1).save_pretrained(tmp_path)
+    AutoConfig.for_model(
+        "qwen3",
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=1000,
+        of_another_library=1,
+    ).save_pretrained(tmp_path)
     stack = load_model(str(tmp_path), seq_length=48)
     assert stack.language.model_type == "qwen3" and stack.planet is None
     answer = plan(make_job(str(tmp_path), DS_CONFIGS["zero3_offload_bf16"], seq_length=48, micro_batch=2))
@@ -49,8 +57,9 @@ def test_a_hugging_face_folder_is_a_model(tmp_path):
 
 
 def test_the_days_of_a_training(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"counts": {"train": {"observed": {"records": 300},
-                                                                             "synthetic": {"records": 33}}}}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"counts": {"train": {"observed": {"records": 300}, "synthetic": {"records": 33}}}})
+    )
     answer = plan(make_job("tiny", DS_CONFIGS["zero3"], A5000))
     answer = dataclasses.replace(answer, micro_batch=2, accumulation=4, ranks=2)
     answer.time.step_s = 8640.0
@@ -68,8 +77,9 @@ def test_mistakes_are_named():
 
 def test_each_option_reaches_each_answer(monkeypatch):
     """Ranks, text length, micro-batch and changes are those of the plan, of its advice and of its searches."""
-    job = make_job("tiny", DS_CONFIGS["zero3"], A5000, seq_length=32, micro_batch=2, ranks=3,
-                   changes={"gradient_clipping": 0.5})
+    job = make_job(
+        "tiny", DS_CONFIGS["zero3"], A5000, seq_length=32, micro_batch=2, ranks=3, changes={"gradient_clipping": 0.5}
+    )
     simulated = []
     run_all = search.pool.run_all
 
@@ -94,8 +104,10 @@ def test_a_table_has_the_options_too():
     assert text != wide and "| `tiny` | `zero3` | yes |" in text
 
 
-@pytest.mark.parametrize("more", (["--advice"], ["--largest"], ["--data", "data/sample"],
-                                  ["--ds_config", "ds_configs/zero3.json"], ["--json"]))
+@pytest.mark.parametrize(
+    "more",
+    (["--advice"], ["--largest"], ["--data", "data/sample"], ["--ds_config", "ds_configs/zero3.json"], ["--json"]),
+)
 def test_a_table_refuses_what_it_does_not_show(more, capsys):
     assert main(["plan", "--model", "tiny", "--table", *more]) == 2
     assert more[0] in capsys.readouterr().err
@@ -105,20 +117,29 @@ def test_the_fastest_for_a_host_is_one_that_fits_it():
     base = plan(make_job("tiny", DS_CONFIGS["zero3"], A5000))
 
     def like(host: float, step: float, fits: bool = True):
-        return dataclasses.replace(base, host=dataclasses.replace(base.host, peak_bytes=host * 1e9),
-                                   gpu=dataclasses.replace(base.gpu, fits=fits),
-                                   time=dataclasses.replace(base.time, step_s=step))
+        return dataclasses.replace(
+            base,
+            host=dataclasses.replace(base.host, peak_bytes=host * 1e9),
+            gpu=dataclasses.replace(base.gpu, fits=fits),
+            time=dataclasses.replace(base.time, step_s=step),
+        )
 
     sentence = _fastest("17b", {"slow": like(40, 9.0), "fast": like(90, 3.0), "unfit": like(10, 1.0, False)})
-    assert sentence.split(": ", 1)[1] == "50 GB: `slow` (9.00 s); 100 GB: `fast` (3.00 s); 300 GB: `fast` (3.00 s); " \
-                                         "512 GB: `fast` (3.00 s)."
+    assert (
+        sentence.split(": ", 1)[1] == "50 GB: `slow` (9.00 s); 100 GB: `fast` (3.00 s); 300 GB: `fast` (3.00 s); "
+        "512 GB: `fast` (3.00 s)."
+    )
     assert "50 GB: none" in _fastest("17b", {"fast": like(90, 3.0)})
 
 
 def test_a_plan_that_is_ended_leaves_nothing_running(tmp_path):
-    command = subprocess.Popen([sys.executable, "-m", "launch.cli", "plan", "--model", "17b", "--ds_config",
-                                "ds_configs/zero3.json"], cwd=ROOT, env=os.environ | {"ASTROBIO_CACHE": str(tmp_path)},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "plan", "--model", "17b", "--ds_config", "ds_configs/zero3.json"],
+        cwd=ROOT,
+        env=os.environ | {"ASTROBIO_CACHE": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     started: list[psutil.Process] = []
 
     def simulates(process: psutil.Process) -> bool:

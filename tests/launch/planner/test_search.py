@@ -68,8 +68,9 @@ def test_whole_layers_are_advised_where_there_are_encoders():
 @pytest.mark.slow
 def test_advice_was_run_and_fits():
     """A model on a host that is too small for its optimizer, and on one that is not."""
-    stack = load_preset("17b", {"language.config.num_hidden_layers": 2, "climate.depth": 2, "metabolism.depth": 2,
-                                "spectrum.depth": 2})
+    stack = load_preset(
+        "17b", {"language.config.num_hidden_layers": 2, "climate.depth": 2, "metabolism.depth": 2, "spectrum.depth": 2}
+    )
     job = make_job(stack, DS_CONFIGS["zero3_offload"], A5000)
     on_nvme = plan(make_job(stack, DS_CONFIGS["zero3_resident_nvme_bf16"], A5000)).host.peak_bytes
     on_host = plan(job).host.peak_bytes

@@ -14,8 +14,9 @@ ERRORS = {
     "no host memory": MemoryError(),
     "no device memory": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "full disk": OSError(errno.ENOSPC, "No space left on device"),
-    "minimum loss scale": Exception("Current loss scale already at minimum - cannot decrease scale anymore. "
-                                    "Exiting run."),
+    "minimum loss scale": Exception(
+        "Current loss scale already at minimum - cannot decrease scale anymore. Exiting run."
+    ),
     "a bug": KeyError("planet"),
 }
 

@@ -32,7 +32,11 @@ def test_a_killed_process_leaves_its_last_state_behind(tmp_path):
     assert done.returncode == -signal.SIGKILL
     box = read_box(box_of(tmp_path, 0))
     assert (box["phase"], box["collective"], box["collectives"], box["inside"]) == (
-        "backward", "all_gather_into_tensor", 1, True)
+        "backward",
+        "all_gather_into_tensor",
+        1,
+        True,
+    )
     assert box["last"]["step"] == 7 and box["last"]["rss"] > 1e7 and "ended" not in box
     found = explain(tmp_path)
     assert (found.cause, found.rank) == ("killed", 0) and "phase 'backward' of step 8" in found.summary
@@ -56,15 +60,18 @@ def test_an_abort_of_a_transfer_to_nvme_is_told_by_its_last_lines(tmp_path):
     assert "file_offset" in found.evidence[1] and "shorter than what is read" in found.evidence[2]
 
 
-@pytest.mark.parametrize(("end", "cause"), [
-    ("no host memory", "host memory"),
-    ("full disk", "disk full"),
-    ("no device memory", "device memory"),
-    ("minimum loss scale", "minimum loss scale"),
-    ("a bug", "error"),
-    ("at once", "finished"),
-    ("after a sleep", "finished"),
-])
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        ("no host memory", "host memory"),
+        ("full disk", "disk full"),
+        ("no device memory", "device memory"),
+        ("minimum loss scale", "minimum loss scale"),
+        ("a bug", "error"),
+        ("at once", "finished"),
+        ("after a sleep", "finished"),
+    ],
+)
 def test_last_words(tmp_path, end, cause, capsys):
     recorded(tmp_path, end)
     assert main(["explain", str(tmp_path), "--json"]) == 0
@@ -80,8 +87,10 @@ def test_a_half_written_sample_is_not_read(tmp_path):
     path = box_of(tmp_path, 0)
     whole = read_box(path)
     content = path.read_bytes()
-    newer = max((blackbox.FIRST_SLOT, blackbox.FIRST_SLOT + blackbox.SLOT_SIZE),
-                key=lambda place: blackbox.SLOT.unpack_from(content, place)[0])
+    newer = max(
+        (blackbox.FIRST_SLOT, blackbox.FIRST_SLOT + blackbox.SLOT_SIZE),
+        key=lambda place: blackbox.SLOT.unpack_from(content, place)[0],
+    )
     within = 40
     flip(path, newer + blackbox.SLOT.size + within)
     assert read_box(path)["last"]["time"] < whole["last"]["time"]
@@ -150,6 +159,7 @@ def test_memory_near_the_limit_of_the_control_group_explains_a_kill(tmp_path, mo
 
 # Real launches, really ended
 
+
 @pytest.fixture
 def running(mini_dataset, tmp_path):
     """A launch that has done its first step and would go on for long, and its run's folder."""
@@ -214,9 +224,21 @@ def test_an_address_space_that_is_too_small(running):
 @pytest.mark.slow
 def test_the_minimum_loss_scale(mini_dataset, tmp_path):
     run = tmp_path / "run"
-    finish(start_training("zero3_offload", mini_dataset, run, "--max_steps", 20, *FAST, "ds_config.fp16.hysteresis=1",
-                          "ds_config.fp16.initial_scale_power=40", f"ds_config.fp16.min_loss_scale={2**39}", **QUIET),
-           timeout=120)  # ranks that end by an error must not wait for their helpers
+    finish(
+        start_training(
+            "zero3_offload",
+            mini_dataset,
+            run,
+            "--max_steps",
+            20,
+            *FAST,
+            "ds_config.fp16.hysteresis=1",
+            "ds_config.fp16.initial_scale_power=40",
+            f"ds_config.fp16.min_loss_scale={2**39}",
+            **QUIET,
+        ),
+        timeout=120,
+    )  # ranks that end by an error must not wait for their helpers
     found = explain(run)
     assert found.cause == "minimum loss scale" and all(rank["process"] is None for rank in found.ranks), found
     assert any("skipped for overflow" in line for line in found.evidence), found
@@ -237,8 +259,20 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk(small_disk, mini_dataset):
     run = small_disk / "run"
-    done = finish(start_training("zero3_offload", mini_dataset, run, "--max_steps", 8, *FAST, LIVELY,
-                                 "train.checkpoint_every_steps=1", "train.keep_last=50", **QUIET))
+    done = finish(
+        start_training(
+            "zero3_offload",
+            mini_dataset,
+            run,
+            "--max_steps",
+            8,
+            *FAST,
+            LIVELY,
+            "train.checkpoint_every_steps=1",
+            "train.keep_last=50",
+            **QUIET,
+        )
+    )
     assert done.status != 0
     found = explain(run)
     assert found.cause == "disk full", found
@@ -248,8 +282,10 @@ def test_a_full_disk(small_disk, mini_dataset):
 @pytest.fixture
 def control_group():
     """A memory control group of its own, by version 2 or 1: its folder, and the name of its limit."""
-    for base, limit in ((Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"),
-                                                                "memory.limit_in_bytes")):
+    for base, limit in (
+        (Path("/sys/fs/cgroup"), "memory.max"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+    ):
         folder = base / f"astrobio-{os.getpid()}"
         try:
             folder.mkdir()
@@ -271,8 +307,9 @@ def control_group():
 def test_a_control_group_with_too_little_memory(control_group, mini_dataset, tmp_path):
     folder, limit = control_group
     run = tmp_path / "run"
-    process = start_training("zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST, LIVELY, "--model", "small",
-                             **QUIET)
+    process = start_training(
+        "zero3_offload", mini_dataset, run, "--max_steps", 1000, *FAST, LIVELY, "--model", "small", **QUIET
+    )
     try:
         limit.write_text(str(psutil.virtual_memory().total // 2))  # a limit from the start, as in life
         (folder / "cgroup.procs").write_text(str(process.pid))

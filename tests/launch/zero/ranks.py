@@ -62,8 +62,14 @@ class LiveBytes(TorchDispatchMode):
 def trained(config: str) -> dict:
     """Two optimizer steps, each over samples with their modalities and samples with none; which parameters moved."""
     in_bf16 = "bf16" in config
-    engine = make_engine(config, {"scheduler.params.cycle_min_lr": 1e-2, "scheduler.params.cycle_max_lr": 2e-2,
-                                  **({} if in_bf16 else {"fp16.initial_scale_power": 8})})
+    engine = make_engine(
+        config,
+        {
+            "scheduler.params.cycle_min_lr": 1e-2,
+            "scheduler.params.cycle_max_lr": 2e-2,
+            **({} if in_bf16 else {"fp16.initial_scale_power": 8}),
+        },
+    )
     before = weights(engine)
     rank = dist.get_rank()
     size = 2 if in_bf16 else 8  # bf16 takes most processors ten times as long
@@ -74,9 +80,14 @@ def trained(config: str) -> dict:
     losses = step(engine, batches)
     after = weights(engine)
     norm = engine.get_global_grad_norm()
-    return {"losses": losses, "steps": engine.global_steps, "skipped": engine.skipped_steps, "grad_norm": float(norm),
-            "unmoved": [name for name in before if torch.equal(before[name], after[name])],
-            "parameters": len(before)}
+    return {
+        "losses": losses,
+        "steps": engine.global_steps,
+        "skipped": engine.skipped_steps,
+        "grad_norm": float(norm),
+        "unmoved": [name for name in before if torch.equal(before[name], after[name])],
+        "parameters": len(before),
+    }
 
 
 def weights(engine) -> dict[str, torch.Tensor]:
@@ -95,8 +106,12 @@ for _name in DS_CONFIGS:
 WIDE = {"language.config.hidden_size": 256, "language.config.intermediate_size": 2048, "climate.hidden_size": 384}
 #: As `astrobio plan --advice` recommends it.
 WHOLE_LAYERS = {"zero_optimization.leaf_module.classes": LAYERS}
-TRAINED_IN_PART = {"all": {}, "frozen language": {"freeze": ["language"]}, "frozen datacube": {"freeze": ["climate"]},
-                   "adapters": {"language.lora": {"rank": 4}}}
+TRAINED_IN_PART = {
+    "all": {},
+    "frozen language": {"freeze": ["language"]},
+    "frozen datacube": {"freeze": ["climate"]},
+    "adapters": {"language.lora": {"rank": 4}},
+}
 
 
 def gradients(which: str) -> dict:
@@ -121,14 +136,25 @@ def gradients(which: str) -> dict:
     on_nvme = {"zero_optimization.offload_param.max_in_cpu": 0}
     kept = ("activation_checkpointing",)
     for name, ds_config, changes, without in (
-            ("cpu, checkpointing", "zero3_offload", {}, ()), ("cpu, kept activations", "zero3_offload", {}, kept),
-            ("nvme, checkpointing", "zero3_nvme", on_nvme, ()), ("nvme, kept activations", "zero3_nvme", on_nvme, kept),
-            ("whole layers, checkpointing", "zero3_resident", WHOLE_LAYERS, ()),
-            ("whole layers, kept activations", "zero3_resident", WHOLE_LAYERS, kept)):
-        engine = make_engine(ds_config, {"fp16": {"enabled": False}, "gradient_accumulation_steps": 1,
-                                         "zero_optimization.offload_optimizer": {"device": "cpu"}, **changes,
-                                         "optimizer.params": {"lr": 0.0, "weight_decay": 0.0}},
-                             without=("scheduler", *without), stack=config)
+        ("cpu, checkpointing", "zero3_offload", {}, ()),
+        ("cpu, kept activations", "zero3_offload", {}, kept),
+        ("nvme, checkpointing", "zero3_nvme", on_nvme, ()),
+        ("nvme, kept activations", "zero3_nvme", on_nvme, kept),
+        ("whole layers, checkpointing", "zero3_resident", WHOLE_LAYERS, ()),
+        ("whole layers, kept activations", "zero3_resident", WHOLE_LAYERS, kept),
+    ):
+        engine = make_engine(
+            ds_config,
+            {
+                "fp16": {"enabled": False},
+                "gradient_accumulation_steps": 1,
+                "zero_optimization.offload_optimizer": {"device": "cpu"},
+                **changes,
+                "optimizer.params": {"lr": 0.0, "weight_decay": 0.0},
+            },
+            without=("scheduler", *without),
+            stack=config,
+        )
         engine.backward(loss_of(engine, dist.get_rank()))
         engine.step()
         engine.backward(loss_of(engine, dist.get_rank()))
@@ -139,11 +165,16 @@ def gradients(which: str) -> dict:
                 if grad is None or (float(grad.norm()) == 0 and float(expected[parameter].norm()) > 0):
                     missing.append(parameter)
                 else:
-                    differences[parameter] = float((grad - expected[parameter]).norm()) \
-                        / max(float(expected[parameter].norm()), 1e-4 * largest)
+                    differences[parameter] = float((grad - expected[parameter]).norm()) / max(
+                        float(expected[parameter].norm()), 1e-4 * largest
+                    )
         there = [p for p in engine.module.parameters() if p.ds_tensor.final_location == "nvme"]
-        found[name] = {"missing": missing, "worst": max((value, parameter) for parameter, value in differences.items()),
-                       "on_nvme": len(there), "frozen_on_nvme": sum(not p.requires_grad for p in there)}
+        found[name] = {
+            "missing": missing,
+            "worst": max((value, parameter) for parameter, value in differences.items()),
+            "on_nvme": len(there),
+            "frozen_on_nvme": sum(not p.requires_grad for p in there),
+        }
         engine.step()
         engine.destroy()
     return found
@@ -154,20 +185,30 @@ for _which in TRAINED_IN_PART:
 
 
 STEPS = 200
-PRECISIONS = {"fp32": {"fp16": {"enabled": False}}, "fp16": {},
-              "bf16": {"fp16": {"enabled": False}, "bf16": {"enabled": True}}}
+PRECISIONS = {
+    "fp32": {"fp16": {"enabled": False}},
+    "fp16": {},
+    "bf16": {"fp16": {"enabled": False}, "bf16": {"enabled": True}},
+}
 
 
 def trajectory(precision: str) -> dict:
     """The losses of `STEPS` optimizer steps through the engine, as zero3_offload has them, and of a plain loop of torch
     over the same records with the same random numbers, in fp32."""
     rise = round(0.3 * STEPS)
-    engine = make_engine("zero3_offload", {
-        "gradient_accumulation_steps": 1, "scheduler.params.cycle_first_step_size": rise,
-        "scheduler.params.cycle_second_step_size": STEPS - rise, **PRECISIONS[precision]})
+    engine = make_engine(
+        "zero3_offload",
+        {
+            "gradient_accumulation_steps": 1,
+            "scheduler.params.cycle_first_step_size": rise,
+            "scheduler.params.cycle_second_step_size": STEPS - rise,
+            **PRECISIONS[precision],
+        },
+    )
     ranks, order = dist.get_world_size(), SampleOrder(len(cases.DATA), 0)
-    micro_batches = [[batch_of(order.indices(2 * (ranks * i + rank), 2)) for rank in range(ranks)]
-                     for i in range(STEPS)]
+    micro_batches = [
+        [batch_of(order.indices(2 * (ranks * i + rank), 2)) for rank in range(ranks)] for i in range(STEPS)
+    ]
     found = [step(engine, [shares[dist.get_rank()]])[0] for shares in micro_batches]
     skipped = engine.skipped_steps
     engine.destroy()
@@ -181,7 +222,8 @@ def plain_loop(micro_batches: list[list], rise: int) -> list[float]:
     stack = build_stack(load_preset("tiny"), {}, seed=0).train()
     optimizer = torch.optim.AdamW(stack.parameters(), lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-5)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: 0.1 + 0.9 * (i / rise if i <= rise else 1 - (i - rise) / (STEPS - rise)))
+        optimizer, lambda i: 0.1 + 0.9 * (i / rise if i <= rise else 1 - (i - rise) / (STEPS - rise))
+    )
     draws = [torch.Generator().manual_seed(1 + rank).get_state() for rank in range(len(micro_batches[0]))]
     losses = []
     for shares in micro_batches:
@@ -209,20 +251,34 @@ def language_models() -> dict:
     """Two optimizer steps of each kind of language model under ZeRO-3, with activation checkpointing."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
     transformer = {**sizes, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    kinds = {"mistral": transformer, "qwen3": {**transformer, "head_dim": 16},
-             "mixtral": {**transformer, "num_local_experts": 4},
-             "mamba2": {**sizes, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2}}
+    kinds = {
+        "mistral": transformer,
+        "qwen3": {**transformer, "head_dim": 16},
+        "mixtral": {**transformer, "num_local_experts": 4},
+        "mamba2": {**sizes, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2},
+    }
     found = {}
     for kind, config in kinds.items():
-        stack = load_preset("tiny", {"language.model_type": kind, "language.config": config, "climate": None,
-                                     "metabolism": None, "spectrum": None})
+        stack = load_preset(
+            "tiny",
+            {
+                "language.model_type": kind,
+                "language.config": config,
+                "climate": None,
+                "metabolism": None,
+                "spectrum": None,
+            },
+        )
         engine = make_engine("zero3_offload_bf16", {"gradient_accumulation_steps": 1}, stack=stack)
         before = weights(engine)
         losses = step(engine, [batch_of([0, 1]), batch_of([2, 3])])
         after = weights(engine)
         language = [name for name in before if name.startswith("language")]
-        found[kind] = {"losses": losses, "moved": sum(not torch.equal(before[n], after[n]) for n in language),
-                       "language": len(language)}
+        found[kind] = {
+            "losses": losses,
+            "moved": sum(not torch.equal(before[n], after[n]) for n in language),
+            "language": len(language),
+        }
         engine.destroy()
     return found
 
@@ -234,18 +290,40 @@ def pretrained() -> dict:
     folder = cases.OUT / "checkpoint"
     if dist.get_rank() == 0:
         torch.manual_seed(5)
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(
-            "llama", hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=8,
-            vocab_size=4096)).save_pretrained(folder, max_shard_size="64MB")
+        AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                "llama",
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=8,
+                num_attention_heads=8,
+                vocab_size=4096,
+            )
+        ).save_pretrained(folder, max_shard_size="64MB")
     dist.barrier()
-    stack = load_preset("tiny", {"language.config": {}, "language.init_from": str(folder), "planet": None,
-                                 "climate": None, "metabolism": None, "spectrum": None, "fusion": None})
+    stack = load_preset(
+        "tiny",
+        {
+            "language.config": {},
+            "language.init_from": str(folder),
+            "planet": None,
+            "climate": None,
+            "metabolism": None,
+            "spectrum": None,
+            "fusion": None,
+        },
+    )
     shards = [path.stat().st_size for path in folder.glob("*.safetensors")]
     found = {"whole_bytes": sum(shards), "shard_bytes": max(shards), "shards": len(shards)}
     batch, ran = batch_of([0, 1]), {}
     for name in ("zero3_offload", "zero2_offload"):
-        ds_config = resolve(read_ds_config(DS_CONFIGS[name], {"fp16": {"enabled": False}}),
-                            world_size=2, nvme_folder=cases.OUT, total_steps=10, largest_parameter=1 << 20)
+        ds_config = resolve(
+            read_ds_config(DS_CONFIGS[name], {"fp16": {"enabled": False}}),
+            world_size=2,
+            nvme_folder=cases.OUT,
+            total_steps=10,
+            largest_parameter=1 << 20,
+        )
         gc.collect()
         forget_peak()
         before = psutil.Process().memory_info().rss
@@ -272,8 +350,10 @@ def accumulation_over_buckets() -> dict:
     most gradients are reduced within the backward pass."""
     norms = {}
     for accumulated in (1, 2):
-        engine = make_engine("zero3_offload_bf16", {"gradient_accumulation_steps": accumulated,
-                                                    "zero_optimization.reduce_bucket_size": 20000})
+        engine = make_engine(
+            "zero3_offload_bf16",
+            {"gradient_accumulation_steps": accumulated, "zero_optimization.reduce_bucket_size": 20000},
+        )
         for _ in range(accumulated):
             torch.manual_seed(1)
             step(engine, [batch_of([0, 1])])
@@ -289,8 +369,9 @@ def climate_on_one_rank() -> dict:
     mine = [i for i in range(len(cases.DATA)) if bool(cases.DATA.records[i]["climate_present"]) == (rank == 0)]
     found = {}
     for name, steps, changes in (("", 20, {}), ("whole layers", 3, WHOLE_LAYERS)):
-        engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1,
-                                               **changes})
+        engine = make_engine(
+            "zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1, **changes}
+        )
         losses, norms = [], []
         for i in range(steps):
             batch = batch_of([mine[i % len(mine)]])
@@ -307,10 +388,17 @@ def activation_checkpointing() -> dict:
     """One forward and backward pass with the JSON block, and without it: loss, gradient norm, bytes kept."""
     seen = {}
     block = "activation_checkpointing"
-    for name, changes in (("without", {}), ("with", {}), ("partitioned", {f"{block}.partition_activations": True}),
-                          ("cpu", {f"{block}.cpu_checkpointing": True})):
-        engine = make_engine("zero3_offload", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1,
-                                               **changes}, without=(block,) if name == "without" else ())
+    for name, changes in (
+        ("without", {}),
+        ("with", {}),
+        ("partitioned", {f"{block}.partition_activations": True}),
+        ("cpu", {f"{block}.cpu_checkpointing": True}),
+    ):
+        engine = make_engine(
+            "zero3_offload",
+            {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1, **changes},
+            without=(block,) if name == "without" else (),
+        )
         batch = batch_of(range(4))
         torch.manual_seed(7)
         gc.collect()
@@ -353,10 +441,13 @@ def nonfinite() -> dict:
 def upstream() -> dict:
     """What the workarounds in launch/zero are there for, without them: what is True here is still broken."""
     found = {}
-    config = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1,
-                                  num_attention_heads=2, vocab_size=2000)
-    ds_config = read_ds_config(DS_CONFIGS["zero3_offload_bf16"],
-                               {f"scheduler.params.cycle_{which}_step_size": 10 for which in ("first", "second")})
+    config = AutoConfig.for_model(
+        "llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=2000
+    )
+    ds_config = read_ds_config(
+        DS_CONFIGS["zero3_offload_bf16"],
+        {f"scheduler.params.cycle_{which}_step_size": 10 for which in ("first", "second")},
+    )
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         embedding = AutoModelForCausalLM.from_config(config).get_input_embeddings().weight
     with deepspeed.zero.GatheredParameters([embedding]):
@@ -399,24 +490,44 @@ def same_weights_whatever_the_stage() -> dict:
 def upstream_nvme_prefetch() -> dict:
     """What `launch.zero.nvme.mend_prefetch` is there for: three steps of a model of 8 layers on NVMe, all but the last
     frozen, with activation checkpointing; without the mending and with it."""
+
     def three_steps() -> str:
-        ds_config = {"train_micro_batch_size_per_gpu": 1, "activation_checkpointing": {},
-                     "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
-                     "zero_optimization": {"stage": 3, "stage3_max_reuse_distance": 0,
-                                           "offload_optimizer": {"device": "cpu"},
-                                           "offload_param": {"device": "nvme", "nvme_path": str(cases.OUT / "prefetch"),
-                                                             "buffer_count": 12, "buffer_size": 1 << 22}}}
+        ds_config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "activation_checkpointing": {},
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+            "zero_optimization": {
+                "stage": 3,
+                "stage3_max_reuse_distance": 0,
+                "offload_optimizer": {"device": "cpu"},
+                "offload_param": {
+                    "device": "nvme",
+                    "nvme_path": str(cases.OUT / "prefetch"),
+                    "buffer_count": 12,
+                    "buffer_size": 1 << 22,
+                },
+            },
+        }
         with deepspeed.zero.Init(config_dict_or_path=ds_config):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
-                "llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=8,
-                vocab_size=2048, use_cache=False))
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(
+                    "llama",
+                    hidden_size=1024,
+                    intermediate_size=2816,
+                    num_hidden_layers=8,
+                    num_attention_heads=8,
+                    vocab_size=2048,
+                    use_cache=False,
+                )
+            )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("layers.7." in name)
         deepspeed.checkpointing.configure(None, deepspeed_config=ds_config)
         model._set_gradient_checkpointing(True, checkpoint)
         model.enable_input_require_grads()
-        engine, *_ = deepspeed.initialize(model=model, config=ds_config, model_parameters=[
-            p for p in model.parameters() if p.requires_grad])
+        engine, *_ = deepspeed.initialize(
+            model=model, config=ds_config, model_parameters=[p for p in model.parameters() if p.requires_grad]
+        )
         tokens = torch.arange(16)[None]
         try:
             for _ in range(3):

@@ -9,11 +9,23 @@ from project import DS_CONFIGS
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 # "pretrained" goes first: it measures resident memory, and what earlier engines freed would be in its figures.
-FAST = ["pretrained", *(f"ds_config:{config}" for config in DS_CONFIGS), "language_models",
-        "accumulation_over_buckets", "climate_on_one_rank", "activation_checkpointing", "nonfinite", "shared_memory",
-        "upstream", "upstream_nvme_prefetch", "same_weights_whatever_the_stage"]
-SLOW = [*(f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube", "adapters")),
-        *(f"trajectory:{precision}" for precision in ("fp32", "fp16", "bf16"))]
+FAST = [
+    "pretrained",
+    *(f"ds_config:{config}" for config in DS_CONFIGS),
+    "language_models",
+    "accumulation_over_buckets",
+    "climate_on_one_rank",
+    "activation_checkpointing",
+    "nonfinite",
+    "shared_memory",
+    "upstream",
+    "upstream_nvme_prefetch",
+    "same_weights_whatever_the_stage",
+]
+SLOW = [
+    *(f"gradients:{which}" for which in ("all", "frozen language", "frozen datacube", "adapters")),
+    *(f"trajectory:{precision}" for precision in ("fp32", "fp16", "bf16")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +105,7 @@ def test_in_16_bits_the_launcher_trains_nearly_as_in_fp32(slow_results, precisio
     for rank in seen(slow_results, f"trajectory:{precision}"):
         assert rank["skipped"] <= (8 if precision == "fp16" else 0)
         for i in range(0, 200, 10):
-            launcher, plain = (sum(rank[name][i:i + 10]) for name in ("launcher", "plain"))
+            launcher, plain = (sum(rank[name][i : i + 10]) for name in ("launcher", "plain"))
             assert launcher == pytest.approx(plain, rel=allowed), f"steps {i + 1} to {i + 10}"
 
 

@@ -5,8 +5,17 @@ import time
 
 import numpy as np
 
-UNITS = {"ta": "K", "hus": "1", "cl": "1", "ua": "m s-1", "va": "m s-1", "ts": "K", "ps": "hPa", "rst": "W m-2",
-         "rlut": "W m-2"}
+UNITS = {
+    "ta": "K",
+    "hus": "1",
+    "cl": "1",
+    "ua": "m s-1",
+    "va": "m s-1",
+    "ts": "K",
+    "ps": "hPa",
+    "rst": "W m-2",
+    "rlut": "W m-2",
+}
 
 
 class TLaquaplanet:
@@ -40,15 +49,32 @@ class TLaquaplanet:
         pressure = 1000 * (told["pN2"] + told["pCO2"] + told["pCH4"])
         sigma = np.linspace(told["modeltop"] / 2 / pressure, 0.985, 10)
         drift = 30 * 0.3**self.year
-        data = {"ta": 150 + (surface[:, None] - 150) * sigma[:, None, None],
-                "hus": np.zeros(levels) + 1e-3 * sigma[:, None, None] ** 3, "cl": np.full(levels, 0.3),
-                "ua": np.full(levels, 5.0), "va": np.zeros(levels), "ts": surface,
-                "ps": np.full((12, 32, 64), pressure), "rst": np.full((12, 32, 64), told["flux"] / 4),
-                "rlut": np.full((12, 32, 64), -told["flux"] / 4 + drift)}
+        data = {
+            "ta": 150 + (surface[:, None] - 150) * sigma[:, None, None],
+            "hus": np.zeros(levels) + 1e-3 * sigma[:, None, None] ** 3,
+            "cl": np.full(levels, 0.3),
+            "ua": np.full(levels, 5.0),
+            "va": np.zeros(levels),
+            "ts": surface,
+            "ps": np.full((12, 32, 64), pressure),
+            "rst": np.full((12, 32, 64), told["flux"] / 4),
+            "rlut": np.full((12, 32, 64), -told["flux"] / 4 + drift),
+        }
         name = f"{self.workdir}/MOST.{self.year:05d}"
-        np.savez(name + ".npz", lat=latitude, lon=np.arange(64) * 5.625, lev=sigma,
-                 **{key: value.astype("f4") for key, value in data.items()})
-        np.savez(name + "_metadata.npz", **{
-            key: np.array([key, "synthetic", unit, "0", "time/lev/lat/lon" if data[key].ndim == 4 else "time/lat/lon"])
-            for key, unit in UNITS.items()})
+        np.savez(
+            name + ".npz",
+            lat=latitude,
+            lon=np.arange(64) * 5.625,
+            lev=sigma,
+            **{key: value.astype("f4") for key, value in data.items()},
+        )
+        np.savez(
+            name + "_metadata.npz",
+            **{
+                key: np.array(
+                    [key, "synthetic", unit, "0", "time/lev/lat/lon" if data[key].ndim == 4 else "time/lat/lon"]
+                )
+                for key, unit in UNITS.items()
+            },
+        )
         self.year += 1

@@ -25,8 +25,18 @@ def test_segments():
 def test_freed_blocks_are_used_again():
     assert reserved(block(1, 100 * MIB), Freed(1), block(2, 60 * MIB), block(3, 40 * MIB)) == 100 * MIB
     # The neighbours 2 and 3 merge.
-    assert reserved(block(1, 100 * MIB), Freed(1), block(2, 60 * MIB), block(3, 40 * MIB), Freed(2), Freed(3),
-                    block(4, 100 * MIB)) == 100 * MIB
+    assert (
+        reserved(
+            block(1, 100 * MIB),
+            Freed(1),
+            block(2, 60 * MIB),
+            block(3, 40 * MIB),
+            Freed(2),
+            Freed(3),
+            block(4, 100 * MIB),
+        )
+        == 100 * MIB
+    )
     # A hole of 60 MiB does not hold 80.
     assert reserved(block(1, 60 * MIB), block(2, 40 * MIB), Freed(1), block(3, 80 * MIB)) == 180 * MIB
 
@@ -46,9 +56,19 @@ def test_a_replay_is_the_same_each_time():
 
 
 def test_each_phase_has_its_own_peak():
-    allocator = CachingAllocator().replay([
-        block(1, 100 * MIB), Freed(1), PhaseBegins("forward"), CacheEmptied(), block(2, 60 * MIB), Freed(2),
-        PhaseBegins("backward"), block(3, 40 * MIB), block(4, 40 * MIB)])
+    allocator = CachingAllocator().replay(
+        [
+            block(1, 100 * MIB),
+            Freed(1),
+            PhaseBegins("forward"),
+            CacheEmptied(),
+            block(2, 60 * MIB),
+            Freed(2),
+            PhaseBegins("backward"),
+            block(3, 40 * MIB),
+            block(4, 40 * MIB),
+        ]
+    )
     assert allocator.by_phase == {"init": 100 * MIB, "forward": 60 * MIB, "backward": 100 * MIB}
 
 
@@ -62,7 +82,9 @@ def test_expandable_segments_grow_page_by_page():
     assert expanded(block(1, 11 * MIB), block(2, 9 * MIB)).peak_reserved == 20 * MIB
     almost = 20 * MIB - 512
     assert (expanded(block(1, almost)).allocated, CachingAllocator().replay([block(1, almost)]).allocated) == (
-        almost, 20 * MIB), "what is left of a page is split off, however small"
+        almost,
+        20 * MIB,
+    ), "what is left of a page is split off, however small"
     assert expanded(block(1, 11 * MIB), block(2, 11 * MIB)).peak_reserved == 40 * MIB
     assert expanded(block(1, 600), block(2, 600, stream=1)).peak_reserved == 4 * MIB, "streams do not share"
 

@@ -87,15 +87,18 @@ def test_what_an_idle_process_holds_is_kept_beside_it(tmp_path, monkeypatch):
 
 def test_a_real_run_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with (overhead.start(Simulation({"stack": {}}, {})) as process,
-          pytest.raises(ConfigError, match="a real run on this machine failed")):
+    with (
+        overhead.start(Simulation({"stack": {}}, {})) as process,
+        pytest.raises(ConfigError, match="a real run on this machine failed"),
+    ):
         overhead.finish(process)
 
 
 @pytest.mark.slow
 @pytest.mark.nvme
-@pytest.mark.parametrize("model, config", [("small", "zero3_offload_bf16"), ("small", "zero3_nvme"),
-                                           ("wide", "zero2_offload")])
+@pytest.mark.parametrize(
+    "model, config", [("small", "zero3_offload_bf16"), ("small", "zero3_nvme"), ("wide", "zero2_offload")]
+)
 def test_predicted_beside_measured(model, config, tmp_path):
     row = predicted.compare(model, config, tmp_path)
     (said, was), (read, really_read) = row["host_peak"], row["read"]

@@ -34,10 +34,21 @@ from launch.planner.simulation.trace import (
 @pytest.fixture
 def machine() -> Hardware:
     """Round numbers."""
-    return dataclasses.replace(load_hardware("a5000x2"), fp16_flops_per_s=1e12, memory_bytes_per_s=1e9,
-                               operator_s=0, launch_s=0, hook_s=0, pcie_bytes_per_s=1e9, link_bytes_per_s=1e9,
-                               link_latency_s=0, host_memory_bytes_per_s=4e9, cpu_adam_parameters_per_s=2e9,
-                               nvme_read_bytes_per_s=2e9, nvme_write_bytes_per_s=1e9)
+    return dataclasses.replace(
+        load_hardware("a5000x2"),
+        fp16_flops_per_s=1e12,
+        memory_bytes_per_s=1e9,
+        operator_s=0,
+        launch_s=0,
+        hook_s=0,
+        pcie_bytes_per_s=1e9,
+        link_bytes_per_s=1e9,
+        link_latency_s=0,
+        host_memory_bytes_per_s=4e9,
+        cpu_adam_parameters_per_s=2e9,
+        nvme_read_bytes_per_s=2e9,
+        nvme_write_bytes_per_s=1e9,
+    )
 
 
 def seconds(machine: Hardware, *trace: WorkEvent, ranks: int = 1) -> float:

@@ -37,6 +37,7 @@ def test_this_machine_is_measured_once(tmp_path, monkeypatch, capsys):
 
 def test_another_card_or_torch_is_another_machine(tmp_path, monkeypatch):
     """Rented boxes share names. The folder has what NVIDIA's driver writes there."""
+
     def with_card(name: str) -> str:
         folder = tmp_path / name.replace(" ", "_") / "0000:01:00.0"
         folder.mkdir(parents=True)

@@ -31,12 +31,23 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("dtype, head, masked, capability, kernel", [
-    (HALF, 64, False, AMPERE, FLASH), (BF16, 128, False, AMPERE, FLASH), (HALF, 68, False, AMPERE, FLASH),
-    (HALF, 64, True, AMPERE, EFFICIENT), (HALF, 68, True, AMPERE, FORMULA), (BF16, 64, True, AMPERE, EFFICIENT),
-    (HALF, 64, False, TURING, EFFICIENT), (HALF, 68, False, VOLTA, FORMULA), (BF16, 64, False, VOLTA, FORMULA),
-    (SINGLE, 68, False, AMPERE, EFFICIENT), (SINGLE, 66, False, AMPERE, FORMULA), (SINGLE, 66, False, VOLTA, EFFICIENT),
-])
+@pytest.mark.parametrize(
+    "dtype, head, masked, capability, kernel",
+    [
+        (HALF, 64, False, AMPERE, FLASH),
+        (BF16, 128, False, AMPERE, FLASH),
+        (HALF, 68, False, AMPERE, FLASH),
+        (HALF, 64, True, AMPERE, EFFICIENT),
+        (HALF, 68, True, AMPERE, FORMULA),
+        (BF16, 64, True, AMPERE, EFFICIENT),
+        (HALF, 64, False, TURING, EFFICIENT),
+        (HALF, 68, False, VOLTA, FORMULA),
+        (BF16, 64, False, VOLTA, FORMULA),
+        (SINGLE, 68, False, AMPERE, EFFICIENT),
+        (SINGLE, 66, False, AMPERE, FORMULA),
+        (SINGLE, 66, False, VOLTA, EFFICIENT),
+    ],
+)
 def test_the_kernel_follows_from_type_head_size_mask_and_card(dtype, head, masked, capability, kernel):
     query, key, value = (torch.empty(2, 4, 16, head, dtype=dtype, device="meta") for _ in range(3))
     mask = torch.empty(2, 1, 1, 16, dtype=torch.bool, device="meta") if masked else None
@@ -53,23 +64,43 @@ def test_the_kernel_follows_from_type_head_size_mask_and_card(dtype, head, maske
 def test_no_preset_has_heads_that_a_kernel_refuses(preset):
     config = load_preset(preset)
     language = language_config(config.language)
-    sizes = {"language": getattr(language, "head_dim", None) or language.hidden_size // language.num_attention_heads,
-             **{name: part.hidden_size // part.heads for name in ("climate", "metabolism", "spectrum", "fusion")
-                if (part := getattr(config, name))}}
+    sizes = {
+        "language": getattr(language, "head_dim", None) or language.hidden_size // language.num_attention_heads,
+        **{
+            name: part.hidden_size // part.heads
+            for name in ("climate", "metabolism", "spectrum", "fusion")
+            if (part := getattr(config, name))
+        },
+    }
     assert {name: size for name, size in sizes.items() if size % 8} == {}
 
 
 def test_a_plan_of_a_plain_model_holds_no_scores(tmp_path):
     """A Llama-7B folder as others train it: of no operator the ranks would hold a [B, H, L, L] tensor, nor a mask."""
     heads, length, layers = 32, 4096, 32
-    (tmp_path / "config.json").write_text(json.dumps({
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "vocab_size": 32000, "max_position_embeddings": length}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "hidden_size": 4096,
+                "intermediate_size": 11008,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "vocab_size": 32000,
+                "max_position_embeddings": length,
+            }
+        )
+    )
     simulations = {}
     for stage in (2, 3):
         for checkpointed in (True, False):
-            config = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 8, "bf16": {"enabled": True},
-                      "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}, "zero_optimization": {"stage": stage}}
+            config = {
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 8,
+                "bf16": {"enabled": True},
+                "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+                "zero_optimization": {"stage": stage},
+            }
             if checkpointed:
                 config["activation_checkpointing"] = {"partition_activations": False}
             job = make_job(str(tmp_path), config, "a100-80", seq_length=length, ranks=8)

@@ -45,7 +45,7 @@ def test_a_broken_file_is_no_result(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path))
     cache.store(tiny, RESULT)
     assert cache.load(tiny) == RESULT
-    file, = tmp_path.glob("ghosts/*.ghost")
+    (file,) = tmp_path.glob("ghosts/*.ghost")
     file.write_bytes(file.read_bytes()[:20])
     assert cache.load(tiny) is None
 

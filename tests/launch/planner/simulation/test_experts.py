@@ -17,11 +17,21 @@ TOKENS, LAYERS, HIDDEN, INTERMEDIATE, EXPERTS = 48, 2, 64, 96, 4
 
 def mixture(folder: Path, kind: str = "mixtral", active: int = 2) -> str:
     from transformers import AutoConfig
-    experts = {"mixtral": {"intermediate_size": INTERMEDIATE, "num_local_experts": EXPERTS},
-               "qwen3_moe": {"moe_intermediate_size": INTERMEDIATE, "num_experts": EXPERTS, "head_dim": 32}}
-    AutoConfig.for_model(kind, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4,
-                         num_key_value_heads=2, vocab_size=1000, num_experts_per_tok=active, **experts[kind]
-                         ).save_pretrained(folder / f"{kind}{active}")
+
+    experts = {
+        "mixtral": {"intermediate_size": INTERMEDIATE, "num_local_experts": EXPERTS},
+        "qwen3_moe": {"moe_intermediate_size": INTERMEDIATE, "num_experts": EXPERTS, "head_dim": 32},
+    }
+    AutoConfig.for_model(
+        kind,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=1000,
+        num_experts_per_tok=active,
+        **experts[kind],
+    ).save_pretrained(folder / f"{kind}{active}")
     return str(folder / f"{kind}{active}")
 
 
@@ -41,8 +51,9 @@ def test_each_active_expert_counts(tmp_path, kind):
     heads = {"mixtral": 4 * 16, "qwen3_moe": 4 * 32}[kind]  # Qwen3-MoE reads a head_dim that its class does not declare
     attention = 2 * HIDDEN * heads + 2 * HIDDEN * heads // 2
     assert one.parameters == two.parameters
-    assert one.parameters == pytest.approx(2 * 1000 * HIDDEN + LAYERS * (
-        attention + EXPERTS * 3 * HIDDEN * INTERMEDIATE), rel=0.01)
+    assert one.parameters == pytest.approx(
+        2 * 1000 * HIDDEN + LAYERS * (attention + EXPERTS * 3 * HIDDEN * INTERMEDIATE), rel=0.01
+    )
     assert two.flops - one.flops == LAYERS * 3 * 2 * TOKENS * HIDDEN * INTERMEDIATE
 
 
@@ -55,8 +66,14 @@ def test_a_card_without_a_kernel_for_groups_multiplies_one_after_the_other(tmp_p
     results = pool.run_all(simulations)
 
     def waits(name: str) -> int:
-        return sum(type(event) is Copy and event.direction == "down" and event.size == 4 * EXPERTS
-                   and event.host_waits and event.pageable for event in results[name].trace)
+        return sum(
+            type(event) is Copy
+            and event.direction == "down"
+            and event.size == 4 * EXPERTS
+            and event.host_waits
+            and event.pageable
+            for event in results[name].trace
+        )
 
     def flops(name: str) -> int:
         return sum(event.flops for event in results[name].trace if type(event) is Kernel)

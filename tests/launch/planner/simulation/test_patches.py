@@ -14,8 +14,11 @@ from launch.planner.simulation.spec import Result, Simulation
 NAMES = re.findall(r"^@patch\(.*\)\ndef (\w+)", (ROOT / "launch/planner/simulation/patches.py").read_text(), re.M)
 #: These change how long a simulation takes, and nothing else.
 FOR_SPEED = {"nothing_to_release", "processor_not_asked"}
-MUON = {"optimizer": {"type": "Muon", "params": {"lr": 1e-3}}, "zero_optimization.reduce_scatter": False,
-        "gradient_accumulation_steps": 1}
+MUON = {
+    "optimizer": {"type": "Muon", "params": {"lr": 1e-3}},
+    "zero_optimization.reduce_scatter": False,
+    "gradient_accumulation_steps": 1,
+}
 #: The ds_configs, and changes to them, that are tried one after the other.
 RUNS = {"zero3_offload": {}, "zero2_offload": {}, "zero3_nvme": {}, "zero3": MUON}
 

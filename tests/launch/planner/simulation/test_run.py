@@ -15,8 +15,11 @@ from launch.planner.simulation.spec import Result, Simulation
 
 ACCUMULATED = "zero3_offload_nvme"
 RANKS = (1, 3, 64)
-MUON = {"optimizer": {"type": "Muon", "params": {"lr": 1e-3}}, "zero_optimization.reduce_scatter": False,
-        "gradient_accumulation_steps": 1}
+MUON = {
+    "optimizer": {"type": "Muon", "params": {"lr": 1e-3}},
+    "zero_optimization.reduce_scatter": False,
+    "gradient_accumulation_steps": 1,
+}
 A5000 = load_hardware("a5000x2")
 
 
@@ -24,20 +27,37 @@ A5000 = load_hardware("a5000x2")
 def runs() -> dict[str, Result]:
     """Steps of the tiny preset under every shipped ds_config, one of them with accumulation; with adapters, with a
     frozen language model, on other numbers of ranks, and on a CPU. A rank of a launch asks, as for `--model auto`."""
-    def tiny(config: str = "zero3_offload", ranks: int = 2, machine: Hardware = A5000, **changes) -> Simulation:
-        return make_job(load_preset("tiny", changes), DS_CONFIGS[config], machine, ranks=ranks,
-                        changes={"gradient_accumulation_steps": 32 if config == ACCUMULATED else 1}).simulation()
 
-    of_a_rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": "29500"}
+    def tiny(config: str = "zero3_offload", ranks: int = 2, machine: Hardware = A5000, **changes) -> Simulation:
+        return make_job(
+            load_preset("tiny", changes),
+            DS_CONFIGS[config],
+            machine,
+            ranks=ranks,
+            changes={"gradient_accumulation_steps": 32 if config == ACCUMULATED else 1},
+        ).simulation()
+
+    of_a_rank = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
     with mock.patch.dict(os.environ, of_a_rank):
-        return pool.run_all({**{config: tiny(config) for config in DS_CONFIGS},
-                             **{str(n): tiny(ranks=n) for n in RANKS},
-                             "lora": tiny(**{"language.lora": {"rank": 4}}), "frozen": tiny(freeze=["language"]),
-                             "cpu": tiny(machine=load_hardware("cpu")),
-                             "whole": tiny("zero2_offload", ranks=1, machine=load_hardware("cpu")),
-                             "muon": make_job("tiny", DS_CONFIGS["zero3"], A5000, changes=MUON).simulation()},
-                            timeout=120)
+        return pool.run_all(
+            {
+                **{config: tiny(config) for config in DS_CONFIGS},
+                **{str(n): tiny(ranks=n) for n in RANKS},
+                "lora": tiny(**{"language.lora": {"rank": 4}}),
+                "frozen": tiny(freeze=["language"]),
+                "cpu": tiny(machine=load_hardware("cpu")),
+                "whole": tiny("zero2_offload", ranks=1, machine=load_hardware("cpu")),
+                "muon": make_job("tiny", DS_CONFIGS["zero3"], A5000, changes=MUON).simulation(),
+            },
+            timeout=120,
+        )
 
 
 def test_a_rank_of_a_launch_can_ask_about_a_cpu(runs):
@@ -47,8 +67,10 @@ def test_a_rank_of_a_launch_can_ask_about_a_cpu(runs):
 def test_a_forward_pass_waits_for_the_card_once(runs):
     """A wait is a time in which nothing is launched or fetched. Of the forward pass it is transformers' look at the
     positions of the texts, of the backward pass its end."""
-    passes = "".join("|" + event.name if isinstance(event, trace.PhaseBegins) else
-                     "." * isinstance(event, trace.HostWaitsForStream) for event in runs["zero3"].trace).split("|")
+    passes = "".join(
+        "|" + event.name if isinstance(event, trace.PhaseBegins) else "." * isinstance(event, trace.HostWaitsForStream)
+        for event in runs["zero3"].trace
+    ).split("|")
     assert [part for part in passes if part.startswith(("forward", "backward"))] == ["forward.", "backward."] * 2
 
 
@@ -79,6 +101,7 @@ def test_every_shipped_config_takes_a_step(runs, config):
 
 def test_what_an_optimizer_compiles_runs_uncompiled(runs):
     """Muon's Newton-Schulz steps, which multiply matrices."""
+
     def products(result: Result) -> int:
         return sum(isinstance(event, trace.Kernel) and event.flops > 0 for event in result.trace)
 
@@ -131,8 +154,11 @@ def test_a_tensor_left_on_the_host_fails():
 @pytest.mark.slow
 def test_a_frozen_model_on_nvme_is_saved_after_a_validation():
     """DeepSpeed has then taken all buffers to read ahead for a backward pass that does not come."""
-    stack = load_preset("17b_frozen", {"language.config.num_hidden_layers": 8, "climate.depth": 6,
-                                       "metabolism.depth": 4, "spectrum.depth": 2})
+    stack = load_preset(
+        "17b_frozen",
+        {"language.config.num_hidden_layers": 8, "climate.depth": 6, "metabolism.depth": 4, "spectrum.depth": 2},
+    )
     result = pool.run(make_job(stack, DS_CONFIGS["zero3_nvme"], A5000).simulation())
-    assert 2 * result.checkpoint_bytes == pytest.approx(12 * result.trainable + 2 * (
-        result.parameters - result.trainable), rel=0.01)
+    assert 2 * result.checkpoint_bytes == pytest.approx(
+        12 * result.trainable + 2 * (result.parameters - result.trainable), rel=0.01
+    )

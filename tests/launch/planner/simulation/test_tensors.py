@@ -45,8 +45,10 @@ def test_it_has_a_storage_and_no_memory():
         assert tensor.is_contiguous() and not tensor.requires_grad
 
 
-@pytest.mark.parametrize("dtype, size, stride, offset", [
-    (torch.float32, (3, 2), (4, 2), 5), (torch.uint8, (11,), (1,), 3), (torch.float64, (4, 2), (2, 1), 2)])
+@pytest.mark.parametrize(
+    "dtype, size, stride, offset",
+    [(torch.float32, (3, 2), (4, 2), 5), (torch.uint8, (11,), (1,), 3), (torch.float64, (4, 2), (2, 1), 2)],
+)
 def test_a_view_is_on_the_storage_of_its_source(dtype, size, stride, offset):
     with Mode():
         source = a_fake(5, 4)
