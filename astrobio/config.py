@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
 PRESETS = Path(__file__).parent / "presets"
 SIZES = ("tiny", "small", "1b", "17b")  # the presets of the whole stack, all of it trained; others are variants
@@ -23,7 +24,7 @@ Share = Field(ge=0, lt=1)
 
 
 class ConfigError(ValueError):
-    """A mistake in a file, a key or an option; the message names it and says what would be right."""
+    """A wrong file, key or option; the message names it and says what would be right."""
 
 
 @dataclass(config=_strict, kw_only=True)
@@ -40,13 +41,13 @@ class LoraConfig:
 class LanguageConfig:
     """A causal language model of `transformers`, built from its configuration.
 
-    ``config`` holds the keyword arguments of that model type's configuration class (``hidden_size``,
-    ``num_hidden_layers`` …), as `transformers.AutoConfig.for_model` takes them. With ``init_from``, the folder of a
-    Hugging Face checkpoint, weights, sizes and tokenizer are that checkpoint's; what ``model_type`` and ``config`` say
-    besides must agree with it. With ``lora`` only the adapters train.
+    ``config`` holds keyword arguments of the model type's configuration class (``hidden_size``,
+    ``num_hidden_layers`` …), as `transformers.AutoConfig.for_model` takes them. ``init_from``, the folder of a Hugging
+    Face checkpoint, gives weights, sizes and tokenizer; ``model_type`` and ``config``, if also given, must agree with
+    it. With ``lora`` only the adapters train.
     """
 
-    model_type: str | None = None  # llama, unless init_from says otherwise
+    model_type: str | None = None  # llama, or the checkpoint's type with init_from
     init_from: str | None = None
     attn_implementation: str = "auto"  # sdpa, eager, or of the package flash_attn: flash_attention_2, flash_attention_3
     max_text_tokens: int = Positive  # longer texts are cut
@@ -126,8 +127,8 @@ class StackConfig:
     """The whole stack.
 
     ``modality_dropout`` is the share of samples that lose a modality in training. ``freeze`` names parts whose weights
-    do not train: an encoder then only reads, without masking or gradients; gradients still pass through a frozen
-    language model or fusion to what stands before it.
+    do not train: a frozen encoder runs without masking or gradients; a frozen language model or fusion still passes
+    gradients to the parts before it.
     """
 
     name: str
@@ -170,7 +171,7 @@ T = TypeVar("T")
 
 
 def told(error: BaseException) -> str:
-    """A library's error in a line."""
+    """A library's error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
@@ -181,7 +182,7 @@ def suggestion(word: str, known) -> str:
 
 
 def nearest(word: str, known, alike: float = 0.6) -> str | None:
-    """The known word that is most like this one, and at least so much alike, from 0 to 1."""
+    """The known word most like this one, if their similarity (0 to 1) is at least ``alike``."""
     return next(iter(difflib.get_close_matches(word, list(known), 1, alike)), None)
 
 
@@ -193,7 +194,7 @@ def parse(cls: type[T], data: Any, where: str) -> T:
         raise ConfigError("\n".join(_explain(cls, item, where) for item in error.errors())) from None
 
 
-def _explain(cls, item: dict, where: str) -> str:
+def _explain(cls, item: ErrorDetails, where: str) -> str:
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "unexpected_keyword_argument":
         return f"{where}: unknown key {path!r}{suggestion(str(item['loc'][-1]), _keys_at(cls, item['loc'][:-1]))}"
@@ -237,7 +238,7 @@ def load_preset(name: str, changes: dict[str, Any] | None = None) -> StackConfig
 
 
 def _read_preset(name: str, above: tuple[str, ...] = ()) -> tuple[Path, dict]:
-    """The file of a preset and what it holds, laid over the preset that its ``base`` names."""
+    """The file of a preset, and its content merged over the preset that its ``base`` names."""
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
         path = Path(name)
@@ -263,14 +264,14 @@ def _read_preset(name: str, above: tuple[str, ...] = ()) -> tuple[Path, dict]:
 
 
 def _laid_over(below: Any, above: Any) -> Any:
-    """``above``, with what only ``below`` has added, level by level."""
+    """``above`` merged over ``below``, level by level."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return {key: _laid_over(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
 
 
 def set_dotted(data: dict, key: str, value: Any) -> None:
-    """``data["a"]["b"] = value`` for the key ``a.b``; missing levels are made, so that `parse` can name them."""
+    """``data["a"]["b"] = value`` for the key ``a.b``; creates missing levels, so that `parse` can name them."""
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(data.get(parent), dict):

@@ -1,7 +1,8 @@
 """The language model: any causal model of `transformers`, fed with modality tokens as a prefix before the text."""
 
 import inspect
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,18 @@ from astrobio.pretrained import Pretrained
 
 #: `transformers` counts these among the causal models, though each position sees those after it.
 BIDIRECTIONAL = {"xlm", "xlnet"}
-#: These need token ids: they compute no embeddings, which the modalities come as.
+#: These read token ids only, but the modalities are embeddings.
 WITHOUT_EMBEDDINGS = {"cpmant", "deepseek_v4"}
 #: Layers, or experts in one: more than any model has.
 MOST_MODULES = 10_000
-#: These are causal, though their configurations call them no decoders.
+#: These are causal, though their configurations say ``is_decoder = False``.
 CAUSAL = {"gpt_neox", "gpt_neox_japanese"}
 
 
 class Read(NamedTuple):
-    """What the model made of a prefix and a text: its last hidden ``states`` [B, N + L, hidden_size], before the output
-    layer; ``logits`` [B, L - 1, vocabulary] that predict ``tokens[:, 1:]``; ``balance``: of a mixture's experts, the
-    model's own auxiliary loss with its own weight, or None."""
+    """The model's output for a prefix and a text: its last hidden ``states`` [B, N + L, hidden_size], before the output
+    layer; ``logits`` [B, L - 1, vocabulary] that predict ``tokens[:, 1:]``; ``balance``, a mixture of experts' own
+    auxiliary loss, weighted, or None."""
 
     states: Tensor
     logits: Tensor
@@ -34,15 +35,15 @@ class Read(NamedTuple):
 class Language(nn.Module):
     """A causal language model built from its configuration, with random weights.
 
-    Weights of ``init_from`` are not read here, because no process need hold them all: `pretrained` says which
-    parameter is to be filled from where.
+    Weights of ``init_from`` are not read here, because no single process needs them all: `pretrained` maps each
+    parameter to its name in the checkpoint.
 
     Attributes:
         model: the `transformers` model.
         hidden_size: its width, which the encoders' tokens must have.
         attention: the attention implementation it runs with.
-        pretrained: the checkpoint's name of each parameter that is to come from ``init_from``.
-        unmatched: names of ``lora.target_modules`` that no module has.
+        pretrained: parameter → its name in the checkpoint ``init_from``.
+        unmatched: names in ``lora.target_modules`` that match no module.
     """
 
     def __init__(self, config: LanguageConfig):
@@ -51,7 +52,7 @@ class Language(nn.Module):
         self.attention = attention_implementation(config, built)
         try:
             self.model = AutoModelForCausalLM.from_config(built, attn_implementation=self.attention)
-        except Exception as error:  # whatever a model's own code makes of sizes that do not go together
+        except Exception as error:  # each model's code raises its own errors
             raise ConfigError(
                 f"language.config: transformers cannot build a {built.model_type!r} of these sizes: {told(error)}"
             ) from error
@@ -65,19 +66,19 @@ class Language(nn.Module):
     def forward(self, prefix: Tensor | None, tokens: Tensor) -> Read:
         """Read the prefix, then the text, through the model's own forward pass: its head may scale, cap or transform.
 
-        No mask is given: padding stands on the right of what is real, which a causal model never looks at. With a mask
-        torch leaves FlashAttention for kernels with a score bias, and transformers waits for the card to look at it.
+        There is no mask: padding is on the right, where a causal model does not look. With a mask torch would replace
+        FlashAttention by kernels with a score bias, and transformers would wait for the GPU to inspect the mask.
 
         Args:
             prefix: modality tokens [B, N, hidden_size], or None.
-            tokens: token ids [B, L], padded on the right. Only their positions go through the output layer, where the
-                model can do that: its logits are the largest activation.
+            tokens: token ids [B, L], padded on the right. If the model can, it computes logits, the largest
+                activation, at their positions only.
         """
         embedded = self.model.get_input_embeddings()(tokens)
         if prefix is not None:
             embedded = torch.cat([prefix.to(embedded.dtype), embedded], dim=1)
         if self.training and torch.is_grad_enabled() and not embedded.requires_grad:
-            # Over a bottom that needs no gradient a reentrant checkpoint would drop those of all layers above.
+            # A reentrant checkpoint whose inputs need no gradient drops the gradients of all layers above.
             embedded.requires_grad_()
         text = slice(-tokens.shape[1], -1)
         kept = {"logits_to_keep": text} if self._keeps else {}
@@ -102,7 +103,7 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
         ConfigError: an unknown model type or key, or sizes that are not those of the checkpoint in ``init_from``.
     """
     if config.init_from:
-        return _of_checkpoint(config)
+        return _of_checkpoint(config, config.init_from)
     model_type = config.model_type or "llama"
     if model_type not in CONFIG_MAPPING:
         raise ConfigError(
@@ -134,20 +135,19 @@ def language_config(config: LanguageConfig) -> PreTrainedConfig:
     return built
 
 
-def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
-    built = Pretrained(config.init_from).config
+def _of_checkpoint(config: LanguageConfig, folder: str) -> PreTrainedConfig:
+    built = Pretrained(folder).config
     if why := no_causal_model(built):
-        raise ConfigError(f"language.init_from = {config.init_from!r}: a {built.model_type!r} {why}")
+        raise ConfigError(f"language.init_from = {folder!r}: a {built.model_type!r} {why}")
     problems = []
     if config.model_type not in (None, built.model_type):
         problems.append(
-            f"language.model_type = {config.model_type!r}: the checkpoint in {config.init_from} is a "
-            f"{built.model_type!r}"
+            f"language.model_type = {config.model_type!r}: the checkpoint in {folder} is a {built.model_type!r}"
         )
     else:
         _check_keys(config, built)
         problems += [
-            f"language.config.{key} = {value!r}: the checkpoint in {config.init_from} has "
+            f"language.config.{key} = {value!r}: the checkpoint in {folder} has "
             f"{getattr(built, key)!r}: leave the key out, or take another checkpoint"
             for key, value in config.config.items()
             if getattr(built, key) != value
@@ -159,15 +159,14 @@ def _of_checkpoint(config: LanguageConfig) -> PreTrainedConfig:
 
 
 def _body(model: PreTrainedModel) -> str:
-    """The name of the part of the model whose output is what the output layer reads."""
+    """The name of the submodule whose output goes into the output layer."""
     candidates = [model.get_decoder(), model.base_model, *model.children()]
     body = next(part for part in candidates if isinstance(part, PreTrainedModel) and part is not model)
     return next(name for name, module in model.named_modules() if module is body)
 
 
 def _check_kind(model: PreTrainedModel) -> None:
-    """Refuse a model in which a position sees those after it: it would read the answer, and the padding. And one that
-    reads token ids alone."""
+    """Refuse a bidirectional model, which would read the answer and the padding, and one that reads token ids only."""
     kind, is_decoder = model.config.model_type, getattr(model.config, "is_decoder", None)
     if kind in WITHOUT_EMBEDDINGS:
         raise ConfigError(
@@ -186,7 +185,7 @@ def _check_kind(model: PreTrainedModel) -> None:
 
 
 def no_causal_model(config: PreTrainedConfig) -> str:
-    """Why a configuration describes none, and what to take instead; nothing where it does."""
+    """Why a configuration is not of a causal model, and what to take instead; empty if it is."""
     models, text = AutoModelForCausalLM._model_mapping, config.get_text_config(decoder=True)
     if text.model_type != config.model_type:
         alone = (
@@ -200,14 +199,16 @@ def no_causal_model(config: PreTrainedConfig) -> str:
 
 
 def reads(config: PreTrainedConfig, key: str) -> bool:
-    """Whether the model reads the key, which its configuration class need not declare (Qwen3-MoE's ``head_dim``)."""
+    """Whether the model reads the key; its configuration class may not declare it (Qwen3-MoE's ``head_dim``)."""
     models = AutoModelForCausalLM._model_mapping
     try:
         declared = hasattr(config, key)
-    except Exception:  # each layer may have its own, which the whole does not tell
+    except Exception:  # a value per layer, which the configuration as a whole refuses to give
         declared = True
     return (
-        declared or type(config) in models and f'"{key}"' in inspect.getsource(inspect.getmodule(models[type(config)]))
+        declared
+        or type(config) in models
+        and f'"{key}"' in inspect.getsource(sys.modules[models[type(config)].__module__])
     )
 
 
@@ -223,20 +224,20 @@ def _check_keys(config: LanguageConfig, known: PreTrainedConfig) -> None:
 
 
 def attention_implementation(config: LanguageConfig, built: PreTrainedConfig) -> str:
-    """``config.attn_implementation``, where ``auto`` is torch's scaled dot-product attention, if the model supports it.
+    """``config.attn_implementation``, where ``auto`` is torch's scaled dot-product attention if the model supports it.
 
-    On a card that is FlashAttention too, for there is no mask, and it computes in every precision; the package
-    flash_attn, which computes in 16 bits only, must be asked for.
+    On a GPU, and without a mask, that is FlashAttention too, in every precision; the package flash_attn, which computes
+    in 16 bits only, is used on request.
     """
-    model = AutoModelForCausalLM._model_mapping[type(built)]
+    model: Any = AutoModelForCausalLM._model_mapping[type(built)]  # a class, though annotated as a pair of them
     if config.attn_implementation != "auto":
         return config.attn_implementation
     return "sdpa" if model._supports_sdpa else "eager"  # a state-space model has no attention to choose
 
 
 def _add_adapters(model: nn.Module, lora: LoraConfig) -> list[str]:
-    """Put adapters beside the layers, and freeze all else; returns the targets that there are none of."""
-    from peft import LoraConfig as Settings  # only adapters need it, and every plan would wait for it
+    """Add adapters to the layers and freeze all else; returns the targets that match no layer."""
+    from peft import LoraConfig as Settings  # slow to import, and only adapters need it
     from peft import inject_adapter_in_model
 
     targets = lora.target_modules if isinstance(lora.target_modules, list) else []
@@ -245,7 +246,10 @@ def _add_adapters(model: nn.Module, lora: LoraConfig) -> list[str]:
         target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)
     ]
     settings = Settings(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated as int, but only divided by the rank
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
     )
     try:
         inject_adapter_in_model(settings, model)

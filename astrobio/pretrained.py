@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from astrobio.config import ConfigError
 
@@ -19,7 +19,7 @@ class Pretrained:
     """A folder with config.json and safetensors, in one file or in shards with an index.
 
     Raises:
-        ConfigError: no such folder, or one of its files is missing, damaged or no safetensors: named, with the cure.
+        ConfigError: the folder or one of its files is missing, damaged or no safetensors; the message says what to do.
     """
 
     def __init__(self, folder: str | Path):
@@ -37,8 +37,8 @@ class Pretrained:
         if not (self.folder / CONFIG).is_file():
             raise ConfigError(f"language.init_from: {self.folder / CONFIG} is missing")
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # without which it asks, and waits
-        except Exception as error:  # each model's own checks raise errors of their own kinds
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # else it asks at the terminal
+        except Exception as error:  # each model's checks raise their own kinds of errors
             raise ConfigError(f"language.init_from: {self.folder / CONFIG}: {error}") from error
 
     @property
@@ -61,8 +61,8 @@ class Pretrained:
             )
         return {tensor: self.folder / name for name in names for tensor in self._file(self.folder / name).keys()}
 
-    def problems(self, model: nn.Module, names: dict[nn.Parameter, str]) -> list[str]:
-        """What keeps this checkpoint from filling the parameters of ``model`` that ``names`` lists, a line each."""
+    def problems(self, model: PreTrainedModel, names: dict[nn.Parameter, str]) -> list[str]:
+        """Why this checkpoint cannot fill the parameters of ``model`` in ``names``, one line each."""
         files, wanted = self.files(), {name: tuple(p.shape) for p, name in names.items()}
         # Tied weights are one parameter under several names; some files hold buffers that models no longer have.
         also = set(model.state_dict()) | set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -84,7 +84,7 @@ class Pretrained:
         return [f"language.init_from: {problem}" for problem in problems]
 
     def read(self, name: str, start: int, stop: int, file: Path) -> Tensor:
-        """Elements ``start`` to ``stop`` of the flattened tensor: no more is read than the rows they lie in."""
+        """Elements ``start`` to ``stop`` of the flattened tensor; reads only the rows that hold them."""
         tensor = self._file(file).get_slice(name)
         shape = tensor.get_shape()
         if not shape:
@@ -94,7 +94,7 @@ class Pretrained:
         return tensor[first:last].reshape(-1)[start - first * row : stop - first * row]
 
     def _file(self, path: Path):
-        """The file, opened; the one before is closed, so that its pages do not count as this process's memory."""
+        """The opened file; closes the previous one, whose pages would count as this process's memory."""
         if self._open is None or self._open[0] != path:
             self.close()
             stack = contextlib.ExitStack()

@@ -1,7 +1,7 @@
-"""Fast access to single records of a memory-mapped split, and a local copy of a dataset that lies elsewhere.
+"""Fast access to single records of a memory-mapped split, and a local copy of a remote dataset.
 
-`datasets` turns a row into Python or NumPy objects level by level of its nested lists. Here an array is a view into the
-mapped file, found by following the lists' offsets: nothing is copied, and nothing is read that is not used.
+`datasets` converts a row to Python or NumPy objects, one level of its nested lists at a time. Here an array is a view
+into the mapped file, located by the lists' offsets: nothing is copied, and unused columns are not read.
 """
 
 import bisect
@@ -41,29 +41,28 @@ class RecordReader:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Record ``index``; raises `IndexError` outside of the split, `ValueError` where the file is damaged."""
+        """Record ``index``; raises `IndexError` outside the split, `ValueError` if the file is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        if self._table is None:
-            self._open()
+        table = self._table if self._table is not None else self._open()
         chunk = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[chunk - 1] if chunk else 0)
-        return {name: column(row) for name, column in self._columns(chunk).items()}
+        return {name: column(row) for name, column in self._columns(table, chunk).items()}
 
     def __getstate__(self) -> dict:
-        return {"records": self.records, "_table": None}  # a worker process maps the files by itself
+        return {"records": self.records, "_table": None}  # each worker process maps the files itself
 
-    def _open(self) -> None:
-        # All columns of a file are cut into batches alike.
-        self._table = self.records.data.table
-        self._ends = list(accumulate(len(chunk) for chunk in self._table.column(0).chunks))
+    def _open(self) -> pa.Table:
+        table = self._table = self.records.data.table
+        # All columns of a file are cut into the same batches.
+        self._ends = list(accumulate(len(chunk) for chunk in table.column(0).chunks))
         self._opened: dict[int, dict[str, Callable[[int], Any]]] = {}
+        return table
 
-    def _columns(self, chunk: int) -> dict[str, Callable[[int], Any]]:
+    def _columns(self, table: pa.Table, chunk: int) -> dict[str, Callable[[int], Any]]:
         if chunk not in self._opened:
             self._opened[chunk] = {
-                name: _column(self._table.column(name).chunk(chunk), feature)
-                for name, feature in schema.FEATURES.items()
+                name: _column(table.column(name).chunk(chunk), feature) for name, feature in schema.FEATURES.items()
             }
         return self._opened[chunk]
 
@@ -97,16 +96,15 @@ def _column(array: pa.Array, feature) -> Callable[[int], Any]:
 
 
 def local_copy(folder: str | Path) -> Path:
-    """The dataset's folder on this machine: itself, or a copy of what an fsspec URL (``s3://…``) names.
+    """The dataset's folder on this machine: ``folder`` itself, or a copy of an fsspec URL (``s3://…``).
 
-    The copy lies under ``$ASTROBIO_CACHE/datasets``; files are fetched one by one, checked against the manifest's
-    sha256, and kept, so that a copy that was broken off goes on and a second run reads it at once.
+    The copy is cached under ``$ASTROBIO_CACHE/datasets``. Files are fetched one by one and checked against the
+    manifest's sha256, so that an interrupted copy resumes and a second run reads it at once.
 
     Raises:
-        ConfigError: the URL cannot be read, or a file there is not the manifest's.
+        ConfigError: the URL cannot be read, or a file differs from the manifest.
     """
-    url = _URL.match(str(folder))
-    if url is None:
+    if _URL.match(str(folder)) is None:
         return Path(folder)
     url = _URL.sub(r"\1://", str(folder), count=1).rstrip("/")
     try:

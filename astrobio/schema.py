@@ -19,6 +19,7 @@ On disk a dataset is a folder::
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -175,7 +176,7 @@ FEATURES = datasets.Features(
 )
 
 #: The rule behind ``label``. A change of any number in it is a new version.
-HABITABILITY_RULE = {
+HABITABILITY_RULE: dict[str, Any] = {
     "name": "temperate-ocean",
     "version": 1,
     "text": "habitable if at least 10% of the surface is free of ice (at least 273.15 K), the area-weighted global "

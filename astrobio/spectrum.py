@@ -38,9 +38,9 @@ class SpectrumEncoder(nn.Module):
         wavelength, depth, sigma = (x.unflatten(1, (-1, self.patch)) for x in spectrum.unbind(-1))
         x = self.embed(torch.cat([depth, sigma], dim=-1).to(dtype_of(self)))
         place = sinusoids(100 * wavelength.clamp(min=1e-3).mean(-1).log(), x.shape[-1]).to(x.dtype)
-        hidden = sample_mask(*x.shape[:2], self.mask_share if self.training else 0.0, x.device)
+        hidden = sample_mask(x.shape[0], x.shape[1], self.mask_share if self.training else 0.0, x.device)
         x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x) + place
         x = self.norm(self.blocks(x))
-        error = (self.reconstruct(x).float() - depth) ** 2 / (1 + sigma**2)  # noise is not to be explained
+        error = (self.reconstruct(x).float() - depth) ** 2 / (1 + sigma**2)  # noise cannot be reconstructed
         counted = hidden if self.training and self.mask_share else torch.ones_like(hidden)
         return self.queries(x), (error.mean(-1) * counted).sum(1) / counted.sum(1).clamp(min=1)

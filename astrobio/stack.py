@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,11 @@ ABSORBED, OUTGOING = _SURFACE.index("absorbed_shortwave"), _SURFACE.index("outgo
 
 
 class StackOutput(NamedTuple):
-    """A tuple, because DeepSpeed looks for the outputs' tensors in tuples, lists and dicts only, to learn from them
-    that a backward pass begins: without, it takes a micro-step's gradients for those of the one before.
+    """A tuple, because DeepSpeed detects the start of a backward pass by the outputs' tensors, which it looks for in
+    tuples, lists and dicts only; otherwise it would attribute a micro-step's gradients to the one before.
 
-    ``loss``, a scalar; ``parts``: each unweighted part of it, detached, float32; ``logits`` [B, 2], or None for a
-    plain language model; ``weights`` [B, M + 1]: how much each modality, and last the text, counted."""
+    ``loss``, a scalar; ``parts``: its unweighted parts, detached, float32; ``logits`` [B, 2], or None for a plain
+    language model; ``weights`` [B, M + 1]: the fusion's weight of each modality, and last of the text."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -43,9 +44,9 @@ class StackOutput(NamedTuple):
 class AstrobioStack(nn.Module):
     """Encoders → prefix of the language model → fusion → habitability.
 
-    Every forward pass runs every module, whatever the batch holds: under ZeRO-3 ranks that run different modules wait
-    for each other forever. An absent modality goes through its encoder as zeros; a learned dummy takes its tokens'
-    place, its losses count nothing, and the fusion gives it no weight.
+    Every forward pass runs every module, whatever the batch holds: under ZeRO-3 ranks that run different modules
+    deadlock. An absent modality goes through its encoder as zeros; a learned dummy replaces its tokens, its losses do
+    not count, and the fusion gives it no weight.
     """
 
     def __init__(self, config: StackConfig):
@@ -64,20 +65,20 @@ class AstrobioStack(nn.Module):
         for name in self.modalities:
             setattr(self, name, builders[name](getattr(config, name), width))
         self.absent = nn.ModuleDict({name: Absent(getattr(config, name).tokens, width) for name in self.modalities})
-        if self.modalities:
+        if config.fusion is not None:
             self.fusion = Fusion(config.fusion, width, [getattr(config, name).tokens for name in self.modalities])
         self._freeze()
         self.train()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "AstrobioStack":
-        """The stack that ``astrobio checkpoint export`` wrote into ``folder``, ready to be used, not trained.
+        """The stack that ``astrobio checkpoint export`` wrote into ``folder``, in evaluation mode.
 
         Args:
             dtype: of the parameters; None takes that of the files.
 
         Raises:
-            ConfigError: a file is missing, or the weights are not those of the configuration beside them.
+            ConfigError: a file is missing, or the weights do not match the configuration.
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
@@ -103,7 +104,7 @@ class AstrobioStack(nn.Module):
         return (stack if dtype is None else stack.to(dtype)).eval()
 
     def _check_positions(self) -> None:
-        """Text and prefix stand in one row of the language model."""
+        """Prefix and text together must fit into the language model's positions."""
         text, prefix = self.config.language.max_text_tokens, self.config.prefix_tokens
         limit = getattr(self.language.model.config, "max_position_embeddings", None)
         if limit is not None and text + prefix > limit:
@@ -119,7 +120,7 @@ class AstrobioStack(nn.Module):
                 parameter.requires_grad_(parameter.requires_grad and "lora_" in parameter_name)
 
     def train(self, mode: bool = True) -> "AstrobioStack":
-        """As `torch.nn.Module.train`; a frozen encoder stays as it is in use: it hides and drops nothing."""
+        """As `torch.nn.Module.train`; a frozen encoder stays in evaluation mode, without masking or dropout."""
         super().train(mode)
         for name in self.modalities:
             getattr(self, name).train(mode and name not in self.config.freeze)
@@ -155,7 +156,7 @@ class AstrobioStack(nn.Module):
         return StackOutput(loss, {name: part.detach() for name, part in parts.items()}, logits, weights)
 
     def _drop_modalities(self, batch: Batch) -> Batch:
-        """In training, a share of the samples loses a modality, so that none is relied on alone."""
+        """In training, a share of the samples loses a modality, so that the model does not rely on a single one."""
         if not (self.training and self.config.modality_dropout):
             return batch
         for name in self.modalities:
@@ -187,20 +188,19 @@ class AstrobioStack(nn.Module):
             tokens["spectrum"], error = self._read("spectrum", batch.spectrum)
             reconstruction.append(losses.mean_present(error, present["spectrum"]))
         if reconstruction:
-            parts["reconstruction"] = sum(reconstruction)
+            parts["reconstruction"] = reduce(torch.add, reconstruction)
         if physics:
-            parts["physics"] = sum(physics)
+            parts["physics"] = reduce(torch.add, physics)
         return [self.absent[name](tokens[name], present[name]) for name in self.modalities]
 
     def _read(self, name: str, *inputs):
-        """What an encoder makes of its modality; a frozen one without a graph that nobody would go back through."""
+        """The output of a modality's encoder; a frozen one records no graph for the backward pass."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and name not in self.config.freeze):
             return getattr(self, name)(*inputs)
 
 
 def exported_config(config: StackConfig, dtype: str) -> dict[str, Any]:
-    """``config.json`` of an exported stack: all that `AstrobioStack.from_pretrained` needs, whatever the language model
-    was started from."""
+    """``config.json`` of an exported stack: all that `AstrobioStack.from_pretrained` needs, without ``init_from``."""
     content = dataclasses.asdict(config)
     built = language_config(config.language)
     known = type(built)()

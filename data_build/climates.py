@@ -1,6 +1,6 @@
-"""Climates that were not emulated become candidates for records: those of the archives, and those a real GCM ran.
+"""Candidates whose climates were not emulated: those of the archives, and those of a real GCM.
 
-Their label follows from their fields by the same rule as an emulated climate's.
+The rule that labels emulated climates labels them too.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from data_build.habitability import habitability
 from data_build.harvest import Harvest, schema_of
 from data_build.planets import Planet
 from data_build.selection import Candidate, StoredClimate
-from data_build.sources import ARCHIVES
+from data_build.sources import CLIMATE_ARCHIVES
 from data_build.sources.climate import FIELDS, climate_problems, fields, planet_and_air
 from data_build.sources.exoplasim import ExoPlaSim
 
@@ -26,15 +26,14 @@ from data_build.sources.exoplasim import ExoPlaSim
 def archived(harvests: Mapping[str, Harvest], planets: list[Planet]) -> list[Candidate]:
     """A candidate for each good climate row of the archives, in the order of archives and rows.
 
-    A planet that is also among ``planets``, by name or alias, has that one's key, so that it is in one split; its
-    numbers stay those the simulation used.
+    A planet that is also among ``planets``, by name or alias, gets that planet's key, so that both are in one split;
+    its numbers stay those of the simulation.
     """
     keys = {planet_key(alias): planet.key for planet in planets for alias in (planet.name, *planet.aliases) if alias}
-    found, numbers = [], Counter()
-    for name in sorted(harvests):
-        archive = ARCHIVES[name]
-        if archive.info.modality != "climate":
-            continue
+    found: list[Candidate] = []
+    numbers: Counter[tuple[str, str]] = Counter()
+    for name in sorted(harvests.keys() & CLIMATE_ARCHIVES.keys()):
+        archive = CLIMATE_ARCHIVES[name]
         for path, row, content in _rows(harvests[name]):
             planet, air = planet_and_air(content, archive.planet_source, archive.planet_kind)
             own = planet_key(planet.name)
@@ -47,17 +46,17 @@ def archived(harvests: Mapping[str, Harvest], planets: list[Planet]) -> list[Can
 
 
 def to_simulate(candidates: Mapping[str, list[Candidate]], planets: int) -> list[Candidate]:
-    """For a GCM to run: of the first ``planets`` that have both, one candidate that the emulator finds habitable and
-    one that it does not, inside the same domain of the emulator."""
+    """Candidates for a GCM: of each of the first ``planets`` planets that have both, one that is habitable by the
+    emulator and one that is not, inside the same domain of the emulator."""
     chosen = []
     for members in candidates.values():
         for core in (True, False):
-            pair = [
+            habitable, not_habitable = (
                 next((candidate for candidate in members if candidate.label == label and candidate.core == core), None)
                 for label in (1, 0)
-            ]
-            if None not in pair:
-                chosen.append(sorted(pair, key=lambda candidate: candidate.number))
+            )
+            if habitable is not None and not_habitable is not None:
+                chosen.append(sorted((habitable, not_habitable), key=lambda candidate: candidate.number))
                 break
         if len(chosen) == planets:
             break
@@ -75,8 +74,7 @@ def write_row(row: dict[str, Any], path: Path) -> None:
 
 
 def simulated(candidates: list[Candidate], files: list[Path]) -> tuple[list[Candidate], list[dict]]:
-    """The candidates with the climates that ``files`` hold in place of the emulator's, and those set aside, with the
-    reason."""
+    """The candidates with the climates in ``files`` in place of the emulator's, and those set aside with the reason."""
     found, set_aside, name = [], [], ExoPlaSim.info.name
     for candidate, path in zip(candidates, files, strict=True):
         row = pq.read_table(path).to_pylist()[0]
@@ -96,16 +94,17 @@ def read(stored: StoredClimate) -> tuple[np.ndarray, np.ndarray]:
 
 
 def report(candidates: list[Candidate]) -> list[dict]:
-    """For quality.json: what each stored climate is of, and the rule's verdict on it."""
+    """For quality.json: each stored climate's source and planet, and the rule's verdict."""
     return [
         {
-            "source": candidate.stored.source,
-            "climate": candidate.stored.climate_id,
+            "source": stored.source,
+            "climate": stored.climate_id,
             "planet": candidate.planet.key,
             "habitable": candidate.label,
-            "processing": candidate.stored.processing,
+            "processing": stored.processing,
         }
         for candidate in candidates
+        if (stored := candidate.stored) is not None
     ]
 
 

@@ -1,10 +1,10 @@
-"""Sign-in to archives, in one place: where a credential is looked for, and that its value is told to nobody.
+"""Sign-in to archives: finds credentials and never prints them.
 
-A credential is looked for in this order: given explicitly → environment variable → the archive's own rc file, or
-``~/.netrc`` → the system's keyring. Nothing ever asks for one at the terminal: a batch job would hang.
+The order of search: given explicitly → environment variable → the archive's own rc file, or ``~/.netrc`` → the
+system's keyring. Nothing asks for one at the terminal: a batch job would hang.
 
-Every value found is a `Secret`. Its text appears in no ``repr``, and `redacted` takes it out of any text; log records
-of this process pass through it.
+Every value is a `Secret`. Its text appears in no ``repr``, and `redacted` removes it from any text, such as the log
+records of this process.
 """
 
 import base64
@@ -22,7 +22,7 @@ from keyring.errors import KeyringError
 from data_build.cache import DataError
 
 HIDDEN = "***"
-#: Texts that must not be told. Kept for the life of the process: a late log record may still hold one.
+#: Texts that must not be printed. They stay for the life of the process: a late log record may still hold one.
 _known: set[str] = set()
 
 
@@ -90,7 +90,7 @@ class Credentials:
 
 
 def find(sign_in: SignIn | None, explicit: Mapping[str, str] | None = None) -> Credentials | None:
-    """The credentials of an archive, or None if there is none or not every part of it.
+    """The credentials of an archive, or None if a part is missing.
 
     Raises:
         DataError: a credential file cannot be read.
@@ -105,7 +105,8 @@ def find(sign_in: SignIn | None, explicit: Mapping[str, str] | None = None) -> C
         places.append((sign_in.rc_file, _rc_file(Path(sign_in.rc_file).expanduser(), sign_in.variables)))
     if sign_in.netrc_host:
         places.append(("~/.netrc", _netrc(sign_in.netrc_host)))
-    parts, found_in = {}, {}
+    parts: dict[str, str] = {}
+    found_in: dict[str, str] = {}
     for part in sign_in.variables:
         for place, values in places:
             if values.get(part):
@@ -117,10 +118,9 @@ def find(sign_in: SignIn | None, explicit: Mapping[str, str] | None = None) -> C
                 parts[part], found_in[part] = value, "keyring"
     if set(parts) != set(sign_in.variables):
         return None
-    for part in sign_in.open_parts:  # an address or a user name is told; hiding it would spoil every message
-        parts[part] = _Open(parts[part])
+    # An address or a user name is no secret, and hiding it would spoil every message.
     return Credentials(
-        {part: value if isinstance(value, Secret) else Secret(value) for part, value in parts.items()}, found_in
+        {part: (_Open if part in sign_in.open_parts else Secret)(value) for part, value in parts.items()}, found_in
     )
 
 
@@ -166,7 +166,7 @@ def basic(user: str, password: str) -> Secret:
 
 
 class _Open(Secret):
-    """A part that may be told."""
+    """A part that may be printed."""
 
     __slots__ = ()
 
@@ -190,7 +190,7 @@ def _base64(text: str) -> str:
 
 
 def _redact_log_records() -> None:
-    """Let every log record of this process, whichever library writes it, pass through `redacted`.
+    """Redact every log record of this process, whichever library writes it.
 
     urllib3 logs the path and query of each request, and some archives take their key in the query.
     """
@@ -199,11 +199,11 @@ def _redact_log_records() -> None:
     def record(*arguments, **keywords):
         made = make(*arguments, **keywords)
         try:
-            told = made.getMessage()
+            message = made.getMessage()
         except (TypeError, ValueError):  # a caller's arguments do not fit its format: logging itself reports that
             return made
-        clean = redacted(told)
-        if clean != told:
+        clean = redacted(message)
+        if clean != message:
             made.msg, made.args = clean, ()
         return made
 

@@ -1,12 +1,12 @@
-"""How archives are asked: one `requests` transport under all their clients.
+"""Requests to archives: one `requests` transport under all their clients.
 
-`open_session` gives a `requests.Session` that astroquery, pyvo, cdsapi and Biopython use as they would any other. Its
-transport keeps each archive's rate limit, waits and asks again as the answer says (Retry-After) or with growing pauses,
-goes on where a transfer broke off (HTTP Range), keeps every good answer in `data_build.store`, and gives the kept one
-the next time: a build that is continued asks nothing twice, and one that is offline replays exactly what was answered.
+`open_session` gives a `requests.Session` for astroquery, pyvo, cdsapi and Biopython. Its transport respects each
+archive's rate limit, retries as the answer says (Retry-After) or with growing pauses, resumes an interrupted transfer
+(HTTP Range), caches every good answer in `data_build.store` and replays it the next time: a resumed build sends no
+request twice, and an offline build replays exactly the cached answers.
 
-Credentials are added to a request on its way out, for the archive's own hosts only: neither the clients nor the kept
-answers see them.
+The transport adds credentials to a request as it goes out, for the archive's own hosts only: neither the clients nor
+the cached answers see them.
 """
 
 import io
@@ -35,7 +35,7 @@ from data_build.store import Answer, AnswerStore, key_of, write_whole
 #: Answers that say "not now".
 BUSY = (429, 500, 502, 503, 504)
 _KEPT_STATUS = (200, 201, 301, 302, 303, 307, 308)
-#: Headers of an answer that a client needs again; cookies and the like are not kept.
+#: Headers of an answer that a client needs in a replay; cookies and the like are not cached.
 _KEPT_HEADERS = (
     "content-type",
     "content-encoding",
@@ -51,18 +51,18 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Policy:
-    """How patiently, and from where, archives are read.
+    """How archives are read: cached answers, retries, pauses, mirror.
 
     Attributes:
-        offline: use kept answers only.
-        refresh: ask again even where an answer is kept.
+        offline: use cached answers only.
+        refresh: send requests even if their answers are cached.
         tries: how often a request is sent before it counts as failed.
         timeout_s: seconds to connect, and between two pieces of an answer.
         backoff_s: the pause after the first failure; it doubles with each further one.
-        longest_wait_s: an archive that asks for a longer pause is left for another day.
-        mirror: ask ``<mirror>/<host>/<path>`` in place of ``https://<host>/<path>``; tests and institutes that keep a
-            copy of an archive have one.
-        root: folder of kept answers; `astrobio.files.cache_root` if None.
+        longest_wait_s: an archive that asks for a longer pause counts as failed.
+        mirror: request ``<mirror>/<host>/<path>`` in place of ``https://<host>/<path>``, for tests and for institutes
+            with a copy of an archive.
+        root: folder of cached answers; `astrobio.files.cache_root` if None.
     """
 
     offline: bool = False
@@ -109,12 +109,12 @@ class Transport(HTTPAdapter):
 
     Args:
         title: the archive's name in messages.
-        store: where answers are kept.
+        store: the cache of answers.
         limit: the archive's rate limit.
-        policy: patience, and whether to ask at all.
+        policy: retries, pauses, and whether to send requests at all.
         authorise: called once, with a bare function ``ask(method, url, **keywords)``, when the first request goes out.
         sign_in: which hosts the result may be sent to.
-        settled: whether an answer is final, given the method and its first bytes; "still running" is not kept.
+        settled: whether an answer is final, given the method and its first bytes; "still running" is not cached.
         volatile: pattern of what changes in every request without changing its meaning, left out of the key.
     """
 
@@ -138,7 +138,7 @@ class Transport(HTTPAdapter):
         self._lock = threading.Lock()
 
     def send(self, request, stream=False, timeout=None, verify=True, cert=None, proxies=None) -> requests.Response:
-        """Answer ``request`` from the store, or ask and keep the answer."""
+        """Answer ``request`` from the cache, or send it and cache the answer."""
         key = self.key(request)
         kept = self._kept(key)
         if kept is None and self.policy.offline:
@@ -159,7 +159,7 @@ class Transport(HTTPAdapter):
         return None if self.policy.refresh else self.store.find(key)
 
     def key(self, request) -> str:
-        """What tells this request from another: method, address, body and the form of answer it accepts."""
+        """The cache key of a request: method, address, body, and the form and range of the answer."""
         body = request.body or b""
         body = body.encode() if isinstance(body, str) else body
         if self._volatile:
@@ -180,7 +180,7 @@ class Transport(HTTPAdapter):
         return self.build_response(request, raw)
 
     def _ask(self, request, key: str, **options) -> Answer | requests.Response:
-        """Send a request and take its answer in, as often as patience allows."""
+        """Send a request and receive its answer, with retries."""
 
         def send() -> requests.Response:
             outgoing = self._signed(request)
@@ -196,15 +196,15 @@ class Transport(HTTPAdapter):
         return super().send(outgoing, stream=True, timeout=self.policy.timeout_s, **options)
 
     def _patiently(self, what: str, send: Callable[[], requests.Response], take: Callable):
-        """``take(send())``, again and again while the archive is busy or the network fails.
+        """``take(send())``, retried while the archive is busy or the network fails.
 
         Raises:
-            DataError: patience ended, or the archive refused.
+            DataError: every try failed, or the archive refused.
         """
         problem = ""
         for attempt in range(1, self.policy.tries + 1):
             wait = self.policy.backoff_s * 2 ** (attempt - 1)
-            # An error of the network is told after its handler: a chained one would carry the URL with its key.
+            # A network error is raised outside its handler: a chained one would carry the URL with its key.
             try:
                 response = send()
                 if response.status_code not in BUSY:
@@ -225,7 +225,7 @@ class Transport(HTTPAdapter):
         )
 
     def _received(self, request, key: str, response: requests.Response) -> Answer | requests.Response:
-        """Take the body in. A final answer is kept; any other is handed on as it is."""
+        """Receive the body. A final answer is cached; any other is returned as it is."""
         partial = _Partial(self.store.partial / key, request)
         if response.status_code in (401, 403):
             self._refused(response)
@@ -234,16 +234,16 @@ class Transport(HTTPAdapter):
             raise HTTPError("it did not continue a transfer that had broken off")
         if response.status_code not in (*_KEPT_STATUS, 206):
             content = response.raw.read(decode_content=True)
-            # An archive's complaint may quote the request.
+            # An archive's error message may quote the request.
             response._content = redacted(content.decode("utf-8", "replace")).encode()
-            response._content_consumed = True
+            response._content_consumed = True  # type: ignore[attr-defined]  # private to requests
             return response
         partial.receive(response)
         head, secret = partial.inspect(response.headers.get("Content-Encoding", ""))
         headers = {name: value for name, value in response.headers.items() if name.lower() in _KEPT_HEADERS}
         status = 200 if response.status_code == 206 else response.status_code
-        told = " ".join(headers.values())
-        if secret or redacted(told) != told or not self._settled(request.method, head):
+        text = " ".join(headers.values())
+        if secret or redacted(text) != text or not self._settled(request.method, head):
             content = partial.path.read_bytes()
             partial.discard()
             raw = HTTPResponse(
@@ -255,7 +255,7 @@ class Transport(HTTPAdapter):
         return answer
 
     def _signed(self, request) -> requests.PreparedRequest:
-        """A copy of the request with its authorisation, on its way to where it is really sent."""
+        """A copy of the request with its authorisation and the mirror's address."""
         outgoing = request.copy()
         host = urlsplit(request.url).hostname
         if self._authorise is not None and self._sign_in is not None and host in self._sign_in.hosts:
@@ -269,9 +269,8 @@ class Transport(HTTPAdapter):
         return outgoing
 
     def _bare(self, method: str, url: str, **keywords) -> requests.Response:
-        """Send a request of the sign-in itself, whose answer is not kept."""
-        prepared = requests.Request(method, url, **keywords).prepare()
-        prepared.url = self._address(prepared.url)
+        """Send a request of the sign-in itself, whose answer is not cached."""
+        prepared = requests.Request(method, self._address(url), **keywords).prepare()
 
         def take(response: requests.Response) -> requests.Response:
             if response.status_code in (400, 401, 403):
@@ -310,7 +309,7 @@ class Transport(HTTPAdapter):
 
 
 class _Partial:
-    """A body that is being received, and what is left of one whose transfer broke off."""
+    """A body being received, or the part of it that an interrupted transfer left."""
 
     def __init__(self, path: Path, request):
         self.path, self._facts = path, path.with_name(path.name + ".json")
@@ -320,7 +319,7 @@ class _Partial:
             self.discard()
 
     def range_header(self) -> dict[str, str]:
-        """Ask for the rest, if the file is still the same."""
+        """Headers that request the rest, if the file is still the same."""
         if self._before is None:
             return {}
         return {"Range": f"bytes={self.path.stat().st_size}-", "If-Range": self._before}
@@ -329,7 +328,7 @@ class _Partial:
         """Write the body.
 
         Raises:
-            HTTPError: the transfer broke off. What has come stays, if the archive can continue it.
+            HTTPError: the transfer broke off. The received part stays if the archive can resume it.
         """
         mode = "wb"
         if response.status_code == 206:
@@ -340,7 +339,7 @@ class _Partial:
             mode = "ab"
         with self.path.open(mode) as file:
             same = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            # After the file was emptied: what identifies this body must never stand beside bytes of another. A weak
+            # Written after the file is emptied: this body's ETag must never stand for bytes of another body. A weak
             # ETag does not promise the same bytes.
             if (
                 mode == "wb"
@@ -354,7 +353,7 @@ class _Partial:
                 file.write(block)
 
     def inspect(self, encoding: str) -> tuple[bytes, bool]:
-        """The body's first bytes, unpacked, and whether a known secret stands anywhere in it."""
+        """The body's first bytes, decoded, and whether the body holds a known secret."""
         with self.path.open("rb") as file:
             raw = HTTPResponse(body=file, headers={"content-encoding": encoding}, preload_content=False)
             blocks = raw.stream(_BLOCK, decode_content=True)
@@ -367,7 +366,7 @@ class _Partial:
         return head, secret
 
     def discard(self) -> None:
-        """Remove what there is."""
+        """Delete the partial body."""
         self.path.unlink(missing_ok=True)
         self._facts.unlink(missing_ok=True)
 
@@ -380,9 +379,9 @@ class _Partial:
 
 
 def open_session(transport: Transport) -> requests.Session:
-    """A session all of whose requests go through ``transport``."""
+    """A session that sends all requests through ``transport``."""
     session = requests.Session()
-    session.auth = lambda request: request  # else requests reads ~/.netrc by itself
+    session.auth = lambda request: request  # else requests reads ~/.netrc
     session.headers.update({"User-Agent": f"astrobio/{version('astrobio')}", "Accept-Encoding": "gzip, deflate"})
     session.mount("https://", transport)
     session.mount("http://", transport)
@@ -390,12 +389,12 @@ def open_session(transport: Transport) -> requests.Session:
 
 
 def form(values: Mapping[str, str]) -> dict:
-    """Keywords for a request whose values travel in its body, not in its address."""
+    """Keywords for a request that carries ``values`` in its body, not in its address."""
     return {"data": urlencode(values), "headers": {"Content-Type": "application/x-www-form-urlencoded"}}
 
 
 def _pause(response: requests.Response, otherwise: float) -> float:
-    """Seconds that the archive asks to wait."""
+    """Seconds to wait, by the answer's Retry-After, else ``otherwise``."""
     value = response.headers.get("Retry-After")
     try:
         return otherwise if value is None else Retry().parse_retry_after(value)

@@ -10,7 +10,7 @@ from data_build.observed import describe_observations, match_stars
 from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain
 from data_build.recipe import Recipe
 from data_build.sampling import sample_planets, stream
-from data_build.sources import ARCHIVES, CATALOGUES
+from data_build.sources import ARCHIVES, CATALOGUES, PLANET_ARCHIVES
 
 
 def gather_planets(
@@ -22,8 +22,8 @@ def gather_planets(
         harvests: the archives' rows, where the recipe has archives.
 
     Returns:
-        The planets, the report of the cross-match, and the real planets set aside with the reason. Of the catalogues'
-        thousands of planets outside the emulator's domain only the number is told, in the report.
+        The planets, the report of the cross-match, and the real planets set aside with the reason. The report
+        gives only the number of the catalogues' thousands of planets outside the emulator's domain.
     """
     harvests = harvests or {}
     catalogues = [_catalogue(name, harvests) for name in recipe.catalogues]
@@ -69,12 +69,12 @@ def gather_planets(
 def _catalogue(name: str, harvests: Mapping[str, Harvest]) -> list[Planet]:
     if name in CATALOGUES:
         return CATALOGUES[name]().planets()
-    planets = [ARCHIVES[name].planet(row) for row in harvests[name].rows()]
+    planets = [PLANET_ARCHIVES[name].planet(row) for row in harvests[name].rows()]
     return [planet for planet in planets if planet is not None]
 
 
 def _merged(recipe: Recipe, catalogues: list[list[Planet]]) -> tuple[list[Planet], dict]:
-    """All catalogues as one, each matched to what the ones before it make together."""
+    """All catalogues merged, each cross-matched with the merger of those before it."""
     planets, report = crossmatch(catalogues[0], catalogues[1] if len(catalogues) > 1 else [])
     for name, catalogue in zip(recipe.catalogues[2:], catalogues[2:], strict=True):
         planets, further = crossmatch(planets, catalogue)

@@ -1,9 +1,9 @@
 """From a recipe to a dataset, in stages that outlive a killed process.
 
-archives (rows of what is asked over the network) → planets (matched, completed, sampled) → candidates (a label for each
-atmosphere) → exoplasim (a real GCM's climates, where the recipe asks) → records (of the runs that were chosen) → the
-dataset. The stages' chunks are in a hidden folder beside the target; the same command goes on where a build stopped.
-The dataset is assembled there too and renamed at the end: the target is there whole or not at all.
+archives (rows read over the network) → planets (matched, completed, sampled) → candidates (a label for each
+atmosphere) → exoplasim (a real GCM's climates, if the recipe has them) → records (of the selected runs) → the
+dataset. The stages' chunks are in a hidden folder next to the target; the same command resumes a stopped build. The
+dataset is assembled there too and renamed at the end: the target is complete or absent.
 """
 
 import errno
@@ -46,8 +46,8 @@ from data_build.workers import (
 )
 from data_build.writing import write_records
 
-#: Groups of runs, and planets, that a worker computes at a time. Fixed, so that batches, and with them the last digits
-#: of floating point sums, do not depend on the number of workers.
+#: Groups of runs, and planets, in one task. Fixed, so that batches, and with them the last digits of floating point
+#: sums, do not depend on the number of workers.
 _GROUPS_PER_TASK = 8
 _PLANETS_PER_TASK = 4
 
@@ -66,20 +66,19 @@ def build(
     """Build a dataset and return its manifest.
 
     If ``out`` already holds a dataset of the same recipe (and limit), its manifest is returned at once. The content
-    hash depends on the recipe, ``limit`` and the archives' answers alone, neither on ``workers`` nor on how often the
-    build was stopped.
+    hash depends only on the recipe, ``limit`` and the archives' answers, not on ``workers`` or interruptions.
 
     Args:
         recipe: a name in data_build/recipes, or the path of a YAML file.
-        out: the dataset's folder; its parent is made if absent.
-        limit: take at most this many planets, and rows of each archive that is no catalogue, for a quick try.
+        out: the dataset's folder; its parent is created if absent.
+        limit: at most this many planets, and rows of each archive that is no catalogue, for a quick try.
         workers: processes that compute records, each with one thread.
         progress: draw bars on a terminal, or write a line for each stage elsewhere.
-        policy: how archives are asked; offline, only kept answers are used.
+        policy: how archives are read; offline, only cached answers are used.
 
     Raises:
-        DataError: a bad recipe, something else at ``out``, data that cannot be had, a full disk, a worker that was
-            killed. Nothing is left at ``out``; what was finished stays beside it for the next try.
+        DataError: a bad recipe, something else at ``out``, data that cannot be fetched, a full disk, a killed worker.
+            Nothing is left at ``out``; finished chunks stay next to it for the next try.
     """
     plan = load_recipe(recipe)
     out = Path(out).absolute()
@@ -105,7 +104,7 @@ def fetch(recipe: str | Path) -> list[str]:
     """Fetch and check every file the recipe's installed sources need, so that later builds need no network for them.
 
     Returns:
-        The names of the sources. Raises `DataError` where a file cannot be had.
+        The names of the sources. Raises `DataError` if a file cannot be fetched.
     """
     return _ensure_sources(load_recipe(recipe))
 
@@ -128,9 +127,9 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         groups, alone = select_runs(candidates, recipe, stored)
         if not groups:
             raise DataError("no run could be chosen: raise the limit, sampled_planets or candidates_per_planet")
-        told = facts(harvests)
+        sentences = facts(harvests)
         tasks = [
-            (groups[start : start + _GROUPS_PER_TASK], recipe, told)
+            (groups[start : start + _GROUPS_PER_TASK], recipe, sentences)
             for start in range(0, len(groups), _GROUPS_PER_TASK)
         ]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
@@ -154,8 +153,8 @@ def _harvest(recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages
         name: rows if limit is None or name in recipe.catalogues else min(rows, limit)
         for name, rows in recipe.archives.items()
     }
-    with stages.rows(most) as told:
-        return harvest_all(most, work.path("archives"), policy, told)
+    with stages.rows(most) as report:
+        return harvest_all(most, work.path("archives"), policy, report)
 
 
 def _candidates(recipe: Recipe, planets: list[Planet], computed: Callable) -> dict[str, list[Candidate]]:
@@ -197,12 +196,12 @@ def _computed(
     workers: int,
     stages: Stages,
 ) -> list[Path]:
-    """The chunks of a stage, one for each of ``tasks``, in order; those that are there are not computed again."""
+    """The chunks of a stage, one for each of ``tasks``, in order; existing ones are not computed again."""
     chunks = work.chunks(stage)
     missing = [number for number in range(len(tasks)) if number not in chunks]
     results = ordered(pool, task, (tasks[number] for number in missing), workers)
     for number, result in zip(missing, stages.bar(stage, results, len(missing)), strict=True):
-        chunks[number] = work.keep(stage, number, suffix, lambda path, made=result: write(made, path))
+        chunks[number] = work.keep(stage, number, suffix, partial(write, result))
     work.finish(stage)
     return [chunks[number] for number in range(len(tasks))]
 
@@ -218,7 +217,7 @@ def _ensure_sources(recipe: Recipe) -> list[str]:
 
 
 def _existing(out: Path, identity: dict) -> dict:
-    from astrobio.dataset import dataset_problems  # torch takes seconds, and the workers do without
+    from astrobio.dataset import dataset_problems  # torch takes seconds to import, and the workers do without
 
     if not out.is_dir() or not (out / "manifest.json").is_file():
         raise DataError(f"{out} exists and is no dataset; remove it or choose another --out")
@@ -236,7 +235,7 @@ def _existing(out: Path, identity: dict) -> dict:
 
 @contextmanager
 def _explained(out: Path, folder: Path) -> Iterator[None]:
-    """Turn what the machine may do to a build into an error that says so."""
+    """Turn failures of the machine into errors that explain them."""
     try:
         yield
     except BrokenProcessPool as error:

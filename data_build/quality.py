@@ -1,4 +1,4 @@
-"""quality.json: how complete, consistent and balanced the dataset is, with the limits it was held to."""
+"""quality.json: how complete, consistent and balanced the dataset is, with the limits of each check."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Quality:
         self._stored: list[dict] = []
 
     def candidates(self, candidates: dict[str, list[Candidate]]) -> None:
-        """Take in all candidate runs, before the choice."""
+        """Count all candidate runs, before the selection."""
         found: dict[str, Counter] = defaultdict(Counter)
         for members in candidates.values():
             for candidate in members:
@@ -38,26 +38,26 @@ class Quality:
         self._candidates = {kind: dict(counter) for kind, counter in found.items()}
 
     def stored(self, candidates: list[Candidate]) -> None:
-        """Take in the climates that were not emulated."""
+        """Add the climates that were not emulated."""
         self._stored = report(candidates)
         for candidate in candidates:
             self._planets.setdefault(candidate.planet.key, candidate.planet)
 
     def set_aside(self, reason: str) -> None:
-        """Count something that did not get in."""
+        """Count something that was set aside."""
         self._set_aside[reason] += 1
 
     def add(self, run: Run, record: dict) -> None:
-        """Take in a record that got in."""
+        """Count a record of the dataset."""
         planet = run.candidate.planet
         self._used[planet.key] = run.split
-        key = (run.split, planet.kind)
-        self._tally[(*key, "records")] += 1
-        self._tally[(*key, f"label {_label_name(run.candidate.label)}")] += 1
-        self._tally[(*key, "core domain")] += run.candidate.core
-        self._tally[(*key, "named")] += run.named
+        split, kind = run.split, planet.kind
+        self._tally[split, kind, "records"] += 1
+        self._tally[split, kind, f"label {_label_name(run.candidate.label)}"] += 1
+        self._tally[split, kind, "core domain"] += run.candidate.core
+        self._tally[split, kind, "named"] += run.named
         for modality in OPTIONAL_MODALITIES:
-            self._tally[(*key, f"with {modality}")] += run.present[modality]
+            self._tally[split, kind, f"with {modality}"] += run.present[modality]
         if record["climate_present"]:
             self._imbalance.append(checks.energy_imbalance(record))
 
@@ -150,7 +150,7 @@ class Quality:
 
 
 def _completeness(planets: list[Planet]) -> dict:
-    """Column → share of planets for which it was read (raw), computed (derived), and is known at all."""
+    """Column → share of planets for which it was read (raw), computed (derived), or known at all."""
     count = max(1, len(planets))
     shares = {}
     for name in PLANET_PARAMETERS:

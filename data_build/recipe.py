@@ -8,7 +8,7 @@ import yaml
 
 from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
 from data_build.cache import DataError
-from data_build.sources import ARCHIVES, CATALOGUES
+from data_build.sources import ARCHIVES, CATALOGUES, PLANET_ARCHIVES
 
 _FOLDER = Path(__file__).parent / "recipes"
 
@@ -151,7 +151,7 @@ def _check_values(path: Path, content: dict) -> None:
     catalogues = content["catalogues"]
     require("catalogues", catalogues, isinstance(catalogues, tuple) and bool(catalogues), "a list of catalogue names")
     for name in catalogues:
-        offered = [*CATALOGUES, *(key for key, cls in ARCHIVES.items() if hasattr(cls, "planet"))]
+        offered = [*CATALOGUES, *PLANET_ARCHIVES]
         if name not in offered:
             raise DataError(
                 f"{path}: unknown catalogue {name!r}{did_you_mean(str(name), offered)}; there is: {', '.join(offered)}"

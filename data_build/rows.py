@@ -1,4 +1,4 @@
-"""What must hold for a row of an archive: types, fill values, ranges, and that its key is new."""
+"""Checks of an archive's rows: types, fill values, ranges, unique keys."""
 
 import math
 import sqlite3
@@ -10,7 +10,7 @@ import numpy as np
 
 from data_build.sources.base import DTYPES, FILL, Archive, Field, SourceInfo
 
-#: A required field must be there in this share of an archive's rows, or the archive is not what it was.
+#: The least share of an archive's rows that must have a required field; with less, the archive has changed.
 REQUIRED_SHARE = 0.95
 
 
@@ -52,11 +52,13 @@ def _field_problem(values: np.ndarray, field: Field) -> str:
 
 
 class RowQuality:
-    """Figures of one archive's rows, gathered one row at a time in bounded memory."""
+    """Statistics of one archive's rows, gathered one row at a time in bounded memory."""
 
     def __init__(self, info: SourceInfo, seen: Path):
         self._info = info
-        self.rows, self._known, self.reasons = 0, Counter(), Counter()
+        self.rows = 0
+        self.reasons: Counter[str] = Counter()
+        self._known: Counter[str] = Counter()
         seen.unlink(missing_ok=True)
         # Keys are on disk: an archive may have more than the memory holds.
         self._seen = sqlite3.connect(seen, isolation_level=None)
@@ -65,18 +67,18 @@ class RowQuality:
         self._seen.execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")
 
     def new(self, key: Any) -> bool:
-        """Whether this key has not come before."""
+        """Whether this key is new; it is remembered."""
         return self._seen.execute("INSERT OR IGNORE INTO keys VALUES (?)", (str(key),)).rowcount == 1
 
     def add(self, row: dict[str, Any], problems: list[str]) -> None:
-        """Count a row that was looked at."""
+        """Count a row with its problems."""
         self.rows += 1
         self._known.update(name for name, value in row.items() if value is not None)
         for problem in problems:
             self.reasons[problem] += 1
 
     def close(self) -> None:
-        """Let the file of keys go."""
+        """Close the file of keys."""
         self._seen.close()
 
     def report(self) -> dict:
@@ -89,7 +91,7 @@ class RowQuality:
         }
 
     def lacking(self) -> list[str]:
-        """Required fields that are there in less than `REQUIRED_SHARE` of the rows, with the share."""
+        """Required fields present in less than `REQUIRED_SHARE` of the rows, with the share."""
         return [
             f"{field.name} ({self._known[field.name] / self.rows:.0%})"
             for field in self._info.fields

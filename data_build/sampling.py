@@ -40,7 +40,7 @@ def sample_planets(count: int, catalogue: list[Planet], used_hosts: set[str], se
     """
     rng = stream(seed, "sampled planets")
     low, high = clero.EXTENDED_DOMAIN["T_star"]
-    hosts = {}
+    hosts: dict[str, Planet] = {}
     for planet in catalogue:
         value = planet.values
         if (
@@ -53,11 +53,11 @@ def sample_planets(count: int, catalogue: list[Planet], used_hosts: set[str], se
             hosts.setdefault(planet.host, planet)
     # M dwarfs are rare in the archive but are where CLERO's planets live: the coolest hosts come first.
     pool = sorted(hosts.values(), key=lambda host: (host.values["stellar_temperature_k"], host.host))[: 2 * count]
-    planets = []
+    planets: list[Planet] = []
     for index in rng.permutation(len(pool)):
-        planet = _sample_planet(pool[index], f"synthetic-{len(planets):04d}", rng)
-        if planet is not None:
-            planets.append(planet)
+        sampled = _sample_planet(pool[index], f"synthetic-{len(planets):04d}", rng)
+        if sampled is not None:
+            planets.append(sampled)
         if len(planets) == count:
             break
     return planets

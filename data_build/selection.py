@@ -1,13 +1,13 @@
-"""Which candidate runs are kept, so that nothing but physics tells the label.
+"""The selection of runs among the candidates, so that only physics predicts the label.
 
 Runs come in pairs of one habitable and one not. The two of a pair share everything that is not physics: the split, the
 kind of planet, the columns known, derived and read, the climate's quality, which modalities are present, and the
 wording of the text. So the label is balanced in every split for every value of all those, and no classifier can learn
 it from them. Most pairs are of one planet; a planet that reaches only one class whatever its atmosphere is paired with
-another planet alike in the columns known and derived, and then neither's name nor description is told.
+another planet with the same columns known and derived, and then the text names and describes neither.
 
-Climates of archives and of a real GCM are few, and their provenance tells them apart: they are paired with one another
-alone, within a planet, a source and its processing. Those without a partner stay without a label.
+Climates of archives and of a real GCM are few, and their provenance distinguishes them: they are paired only with one
+another, within a planet, a source and its processing. Those without a partner get no label.
 """
 
 from collections import defaultdict
@@ -49,26 +49,26 @@ class Candidate:
 
     @property
     def run_id(self) -> str:
-        """``<planet key>/<number>``, ``<planet key>/<source>-<number>`` where the climate is a stored one; the number
-        is that of the candidate, which is independent of the label."""
+        """``<planet key>/<number>``, or ``<planet key>/<source>-<number>`` of a stored climate; the candidate's
+        number is independent of the label."""
         source = f"{self.stored.source}-" if self.stored else ""
         return f"{self.planet.key}/{source}{self.number:03d}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A candidate that is kept, with what it shares with its partner."""
+    """A selected candidate, with what it shares with its partner."""
 
     candidate: Candidate
     split: str
     pair: str  # the same for both partners
     present: dict[str, bool]
-    named: bool  # whether the text may tell the planet's name and description
+    named: bool  # whether the text may give the planet's name and description
 
 
 @dataclass
 class Block:
-    """Planets that go into one split together, and the pairs of (habitable, not) candidates taken of them."""
+    """Planets that go into one split together, and their pairs of (habitable, not) candidates."""
 
     planets: list[Planet]
     pairs: list[tuple[Candidate, Candidate]] = field(default_factory=list)
@@ -81,7 +81,7 @@ def select_runs(
 
     Args:
         candidates: planet key → that planet's candidates.
-        stored: candidates with a stored climate; all of them are kept.
+        stored: candidates with a stored climate; all of them are selected.
 
     Returns:
         Groups of runs (pairs, and single runs without a label) in a random order, and the planets set aside with the
@@ -115,7 +115,7 @@ def select_runs(
 
 
 def signature(planet: Planet) -> tuple:
-    """What the record tells of a planet besides numbers: partners from two planets must have it in common."""
+    """What a record reveals of a planet besides numbers; partners from two planets must share it."""
     names = [column.name for column in PLANET_COLUMNS]
     return (
         planet.kind,
@@ -129,7 +129,7 @@ def signature(planet: Planet) -> tuple:
 def _blocks(
     planets: list[Planet], candidates: dict[str, list[Candidate]], recipe: Recipe
 ) -> tuple[list[Block], list[Planet]]:
-    """Blocks of planets with one signature, and the planets for which no partner was found."""
+    """Blocks of planets with one signature, and the planets without a partner."""
     wanted = recipe.pairs_per_observed_planet if planets[0].kind == "observed" else recipe.pairs_per_synthetic_planet
     # Candidates are used up as they are paired: lists by (planet key, label, core).
     free: dict[tuple, list[Candidate]] = defaultdict(list)
@@ -150,7 +150,8 @@ def _blocks(
                 break
         return pairs
 
-    blocks, one_class = [], {0: [], 1: []}
+    blocks: list[Block] = []
+    one_class: dict[int, list[Planet]] = {0: [], 1: []}
     for planet in planets:
         block = Block([planet], pair(planet, planet, wanted))
         if block.pairs:
@@ -169,7 +170,7 @@ def _blocks(
             alone += [first, second]
     for label, lonely in one_class.items():
         for planet in lonely:
-            # A planet of both classes lends runs of the missing one; whoever has lent least comes first.
+            # A planet with both classes lends runs of the missing one; the one that lent least comes first.
             for block in sorted(own, key=lambda block: len(block.planets)):
                 lender = block.planets[0]
                 pairs = pair(planet, lender, wanted) if label else pair(lender, planet, wanted)
@@ -183,7 +184,7 @@ def _blocks(
 
 
 def assign_splits(blocks: list[Block], recipe: Recipe) -> list[str]:
-    """A split for each block: in each kind of planet, each split gets its share of the planets as nearly as it can."""
+    """A split for each block: of each kind of planet, each split gets its share as nearly as possible."""
     rng = stream(recipe.seed, "splits")
     tickets = rng.random(len(blocks))
     splits: list[str] = [""] * len(blocks)
@@ -201,7 +202,7 @@ def _pair_runs(pair: tuple[Candidate, Candidate], split: str, recipe: Recipe) ->
     name = "+".join(candidate.run_id for candidate in pair)
     present = _draw_present(name, recipe)
     named = pair[0].planet.key == pair[1].planet.key
-    # In the order of their numbers, not the habitable one first: the order of records must not tell the label either.
+    # In the order of their numbers, not the habitable one first: the order of records must not reveal the label either.
     ordered = sorted(pair, key=lambda candidate: (candidate.number, candidate.planet.key))
     return tuple(Run(candidate, split, name, present, named) for candidate in ordered)
 
@@ -209,7 +210,7 @@ def _pair_runs(pair: tuple[Candidate, Candidate], split: str, recipe: Recipe) ->
 def _unlabelled(
     candidates: dict[str, list[Candidate]], planet_split: dict[str, str], labelled: int, recipe: Recipe
 ) -> list[tuple[Run, ...]]:
-    """Runs whose label is open, up to the recipe's share: real cases of a missing label."""
+    """Runs with an open label, up to the recipe's share."""
     open_ = [candidate for key in sorted(planet_split) for candidate in candidates[key] if candidate.label is None]
     wanted = min(len(open_), round(labelled * recipe.unlabelled_share))
     chosen: Iterable[int] = stream(recipe.seed, "unlabelled").permutation(len(open_))[:wanted]
@@ -228,20 +229,16 @@ def _unlabelled(
 
 
 def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: Recipe) -> list[tuple[Run, ...]]:
-    """Every stored climate: in pairs of one habitable and one not where a planet has two that are otherwise alike, the
-    others without a label. A planet that has no split yet gets one."""
+    """Every stored climate: in pairs of one habitable and one not if a planet has two that are otherwise alike, the
+    others without a label. A planet without a split gets one."""
     new = {candidate.planet.key: candidate.planet for candidate in stored if candidate.planet.key not in planet_split}
     blocks = [Block([new[key]]) for key in sorted(new)]
     planet_split = planet_split | dict(zip(sorted(new), assign_splits(blocks, recipe), strict=True))
     alike: dict[tuple, list[Candidate]] = defaultdict(list)
     for candidate in stored:
-        alike[
-            candidate.planet.key,
-            candidate.stored.source,
-            candidate.stored.processing,
-            candidate.atmosphere.rest,
-            signature(candidate.planet),
-        ].append(candidate)
+        if climate := candidate.stored:
+            planet, air = candidate.planet, candidate.atmosphere
+            alike[planet.key, climate.source, climate.processing, air.rest, signature(planet)].append(candidate)
     runs = []
     for members in alike.values():
         verdicts = [[candidate for candidate in members if candidate.label == label] for label in (1, 0)]
@@ -250,7 +247,7 @@ def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: 
         alone = [(replace(candidate, label=None),) for candidate in members if candidate.run_id not in paired]
         for group in [*pairs, *alone]:
             name = "+".join(candidate.run_id for candidate in group)
-            # The climate is what the record is there for; a spectrum would need a tidally locked planet's terminator.
+            # The climate is the record's purpose; a spectrum would need a tidally locked planet's terminator.
             present = {**_draw_present(name, recipe), "climate": True, "spectrum": False}
             ordered = sorted(group, key=lambda candidate: candidate.number)
             runs.append(

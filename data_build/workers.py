@@ -1,11 +1,11 @@
-"""The work that is shared out: candidate runs and records, computed by processes in a fixed order."""
+"""Worker processes: they compute candidate runs and records, in a fixed order."""
 
 import os
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 
@@ -40,7 +40,7 @@ def _candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
 
 
 def candidates_as_json(candidates: list[Candidate]) -> list:
-    """What cannot be had again without the emulator: pairs of the label and whether the run is in the core domain."""
+    """What only the emulator can compute: pairs of the label and whether the run is in the core domain."""
     return [[candidate.label, candidate.core] for candidate in candidates]
 
 
@@ -61,9 +61,9 @@ def group_records(groups: list[tuple[Run, ...]], recipe: Recipe, facts: Facts) -
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes with one BLAS thread each: more would fight for the cores, and sum in another order.
+    """Worker processes with one BLAS thread each: more would compete for the cores, and sum in another order.
 
-    They are spawned, since a fork of a process with threads may hang, and read the limits when they import NumPy.
+    They are spawned, since a forked process with threads may hang, and read the limits when they import NumPy.
     """
     saved = {name: os.environ.get(name) for name in _THREAD_LIMITS}
     os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
@@ -80,18 +80,20 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_worker() -> None:
-    # A worker whose parent was killed would wait for its next task for ever.
+    # A worker whose parent was killed would wait for its next task forever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    # The extended domain is CLERO's training set; what lies outside its core domain is told in the records' quality.
+    # The extended domain is CLERO's training set; the records' quality marks what lies outside its core domain.
     warnings.filterwarnings("ignore", module="clero")
 
 
 def _exit_with_parent() -> None:
-    parent_process().join()
+    parent = parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(1)
 
 
-def ordered(pool: ProcessPoolExecutor, task: Callable, arguments: Iterable[tuple], workers: int) -> Iterator:
+def ordered(pool: Executor, task: Callable, arguments: Iterable[tuple], workers: int) -> Iterator:
     """Results in the order of their arguments, with at most a few waiting in memory."""
     waiting: deque = deque()
     for argument in arguments:

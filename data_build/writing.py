@@ -1,7 +1,7 @@
 """Writes records into a Hugging Face `datasets` folder, split by split, in bounded memory.
 
-`datasets.Dataset.save_to_disk` maps all of what it saves into memory; here records go from the writer to the final
-files, a shard after the other.
+`datasets.Dataset.save_to_disk` maps everything it saves into memory; here records go from the writer straight to the
+final files, shard by shard.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ SHARD = 2048  # records of a file, about 480 MB
 
 
 class SplitWriter:
-    """A context: `write` takes one record at a time, `finish` makes the folder of it.
+    """A context: `write` takes one record at a time, `finish` completes the folder.
 
     ``digests`` maps split → canonical digests of its records, in order.
     """
@@ -46,7 +46,7 @@ class SplitWriter:
         self._writers[split].write(record)
 
     def finish(self) -> None:
-        """Make ``train/``, ``validation/``, ``test/`` and ``dataset_dict.json`` whole, as `datasets` reads them."""
+        """Complete ``train/``, ``validation/``, ``test/`` and ``dataset_dict.json``, as `datasets` reads them."""
         written = [split for split in SPLITS if self._shards[split]]
         for split in written:
             self._writers.pop(split).finalize()
@@ -55,7 +55,7 @@ class SplitWriter:
             for shard, name in zip(shards, names, strict=True):
                 os.rename(shard, shard.with_name(name))
             datasets.DatasetInfo(features=FEATURES).write_to_directory(str(self._folder / split))
-            state = {
+            state: dict[str, object] = {
                 "_data_files": [{"filename": name} for name in names],
                 "_fingerprint": hashlib.sha256(b"".join(self.digests[split])).hexdigest()[:16],
                 "_format_columns": None,

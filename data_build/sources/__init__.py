@@ -1,6 +1,6 @@
 """The archives and models a dataset is made from: one module each, one registry."""
 
-from data_build.sources.base import Archive, Field, SourceInfo
+from data_build.sources.base import Archive, ClimateArchive, Field, PlanetArchive, SourceInfo
 from data_build.sources.clero import Clero
 from data_build.sources.cobra import Cobra
 from data_build.sources.copernicus import Copernicus
@@ -23,28 +23,20 @@ from data_build.sources.subaru import Subaru
 from data_build.sources.taurex import TauRex
 from data_build.sources.uniprot import UniProt
 
-#: The archives that are asked over the network, by name; see `data_build.sources.base.Archive`.
+#: The archives of planets, by name.
+PLANET_ARCHIVES: dict[str, type[PlanetArchive]] = {cls.info.name: cls for cls in (NasaPsCompPars, ExoplanetEu)}
+
+#: The archives of climates, by name.
+CLIMATE_ARCHIVES: dict[str, type[ClimateArchive]] = {cls.info.name: cls for cls in (Copernicus, Rocke3d)}
+
+#: The archives, which are read over the network, by name; see `data_build.sources.base.Archive`.
 ARCHIVES: dict[str, type[Archive]] = {
-    cls.info.name: cls
-    for cls in (
-        NasaPsCompPars,
-        ExoplanetEu,
-        Gaia,
-        Jwst,
-        Kepler,
-        Tess,
-        Eso,
-        Keck,
-        Subaru,
-        Gemini,
-        GenBank,
-        Ensembl,
-        UniProt,
-        Gtdb,
-        Kegg,
-        Copernicus,
-        Rocke3d,
-    )
+    **PLANET_ARCHIVES,
+    **{
+        cls.info.name: cls
+        for cls in (Gaia, Jwst, Kepler, Tess, Eso, Keck, Subaru, Gemini, GenBank, Ensembl, UniProt, Gtdb, Kegg)
+    },
+    **CLIMATE_ARCHIVES,
 }
 
 #: What is installed or comes in a wheel. Each class has ``info`` and ``ensure()``, which fetches and checks its files.
@@ -62,8 +54,10 @@ INFOS: dict[str, SourceInfo] = {name: cls.info for name, cls in (ARCHIVES | SOUR
 __all__ = [
     "ARCHIVES",
     "CATALOGUES",
+    "CLIMATE_ARCHIVES",
     "INFOS",
     "OPTIONAL",
+    "PLANET_ARCHIVES",
     "SOURCES",
     "Archive",
     "Clero",

@@ -1,4 +1,4 @@
-"""What every source declares about itself, and how an archive is read."""
+"""What every source declares, and how an archive is read."""
 
 import math
 import tempfile
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import requests
@@ -15,6 +15,7 @@ import requests
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn, find, redacted, require
 from data_build.fetch import Policy, RateLimit, Transport, open_session
+from data_build.planets import Planet
 from data_build.store import AnswerStore
 
 
@@ -22,9 +23,9 @@ from data_build.store import AnswerStore
 class Field:
     """One number or text of an archive's record.
 
-    ``dtype`` is one of `DTYPES`. ``minimum`` and ``maximum``, in ``unit``, are what is possible: a value outside is an
-    error in the data. A ``required`` field is never null. ``name`` is ours; ``theirs`` is the archive's, if other, and
-    ``factor`` turns the archive's unit into ours.
+    ``dtype`` is one of `DTYPES`. ``minimum`` and ``maximum``, in ``unit``, are the possible range: a value outside is
+    an error in the data. A ``required`` field is never null. ``name`` is ours; ``theirs`` is the archive's, if other,
+    and ``factor`` turns the archive's unit into ours.
     """
 
     name: str
@@ -61,9 +62,9 @@ FILL = 1e19
 class SourceInfo:
     """Where data come from, for provenance, the dataset card and ``astrobio data sources``.
 
-    ``kind`` is one of `astrobio.schema.PROVENANCE_KINDS`, ``modality`` one of its parts. The rest is what an archive
-    that is asked over the network declares besides: ``title`` for messages, the ``client`` library, ``fields`` of a
-    record, whose first is its key, the ``requests_per_second`` the archive bears, and its ``sign_in``.
+    ``kind`` is one of `astrobio.schema.PROVENANCE_KINDS`, ``modality`` one of its parts. An archive, which is
+    read over the network, also declares: ``title`` for messages, the ``client`` library, the ``fields`` of a record,
+    the first of which is its key, the ``requests_per_second`` the archive allows, and its ``sign_in``.
     """
 
     name: str
@@ -105,33 +106,50 @@ class SourceInfo:
 
 
 class Archive(Protocol):
-    """An archive that is asked over the network: a small class with its ``info`` and a way to read rows.
+    """An archive, read over the network: a small class with its ``info`` and a way to read rows.
 
     It may also have ``authorise(credentials, ask) -> Authorisation``, ``settled(method, head) -> bool`` and
-    ``volatile`` (see `data_build.fetch.Transport`), and ``check(row) -> list[str]``, what no `Field` can say.
+    ``volatile`` (see `data_build.fetch.Transport`), and ``check(row) -> list[str]``, for what `Field` cannot check.
     """
 
-    info: ClassVar[SourceInfo]
+    info: SourceInfo
 
     def rows(self, session: requests.Session) -> Iterator[Mapping[str, Any]]:
-        """Every row of the archive's query as the archive's own names and values, in a fixed order, page by page.
+        """Every row of the archive's query with the archive's own names and values, in a fixed order, page by page.
 
-        An answer that was cut short is continued or refused with a `DataError`, never taken for whole.
+        A truncated answer is continued or refused with a `DataError`, never taken for complete.
         """
         ...
 
 
+class PlanetArchive(Archive, Protocol):
+    """An archive of planets."""
+
+    @classmethod
+    def planet(cls, row: dict[str, Any]) -> Planet | None:
+        """A row as a planet, or None if it must not be used."""
+        ...
+
+
+class ClimateArchive(Archive, Protocol):
+    """An archive of climates; it declares the source and the provenance kind of its planets' numbers."""
+
+    planet_source: str
+    planet_kind: str
+
+
 def connect(archive: Archive, policy: Policy, explicit: Mapping[str, str] | None = None) -> requests.Session:
-    """A session for an archive; credentials are looked for now and used when the first request goes out.
+    """A session for an archive; credentials are looked up now and used with the first request.
 
     Raises:
-        DataError: the archive needs a sign-in and there is none (but not offline, where nothing is asked).
+        DataError: the archive needs a sign-in and there is none (but not offline, without requests).
     """
     info = archive.info
     given: Credentials | None = None
     if info.sign_in is not None and not policy.offline:
         given = require(info.sign_in, info.title, explicit) if info.sign_in.required else find(info.sign_in, explicit)
-    authorise = None if given is None else partial(archive.authorise, given)
+    # Every archive with a sign_in has the method.
+    authorise = None if given is None else partial(archive.authorise, given)  # type: ignore[attr-defined]
     transport = Transport(
         info.title,
         AnswerStore(info.name, policy.root),
@@ -148,7 +166,7 @@ def connect(archive: Archive, policy: Policy, explicit: Mapping[str, str] | None
 def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]]:
     """The archive's rows with our names, units and types (`Field`), in order.
 
-    A value that cannot be had as its field's type stays as it is, for `data_build.rows` to set the row aside.
+    A value that cannot be converted to its field's type stays as it is, and `data_build.rows` sets the row aside.
 
     Raises:
         DataError: the archive could not be read; the message says what to do.
@@ -161,12 +179,12 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
             row = next(rows, None)
         except DataError:
             raise
-        except Exception as error:  # noqa: BLE001 - seven client libraries, each with errors of its own
+        except Exception as error:  # noqa: BLE001 - seven client libraries, each with its own errors
             problem = _data_error(error) or DataError(
                 f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
                 f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
             )
-        if problem is not None:  # raised outside of the handler: a chained error may quote a credential
+        if problem is not None:  # raised outside the handler: a chained error may quote a credential
             raise problem
         if row is None:
             return
@@ -184,7 +202,7 @@ def require_columns(info: SourceInfo, columns) -> None:
 
 
 def good(response: requests.Response, info: SourceInfo) -> requests.Response:
-    """The response, if its status is good; else a `DataError` with what the archive said."""
+    """The response if its status is good; else a `DataError` with the archive's message."""
     if response.status_code >= 400:
         raise DataError(
             f"{info.title}: {response.request.method} {redacted(response.url)} gave {response.status_code} "
@@ -195,7 +213,7 @@ def good(response: requests.Response, info: SourceInfo) -> requests.Response:
 
 @contextmanager
 def downloaded(session: requests.Session, url: str, info: SourceInfo) -> Iterator[Path]:
-    """A file of the archive, in a temporary place, for readers that want to seek in it."""
+    """A temporary copy of an archive's file, for readers that seek."""
     with tempfile.NamedTemporaryFile() as file:
         for block in good(session.get(url, stream=True), info).iter_content(1 << 20):
             file.write(block)

@@ -1,15 +1,15 @@
 """Biopython's web clients over one of our sessions.
 
-``Bio.Entrez`` and ``Bio.KEGG.REST`` build requests, know each service's manners and read the answers, but send by
-``urllib.request.urlopen``, which knows no sessions. While `sent_through` lasts, the module's name ``urlopen`` is one
-that sends through a session.
+``Bio.Entrez`` and ``Bio.KEGG.REST`` build requests, follow each service's rules and parse the answers, but send by
+``urllib.request.urlopen``, which has no sessions. `sent_through` replaces the module's ``urlopen`` by one that sends
+through a session.
 """
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import Message
-from types import ModuleType
+from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.request import Request
 from urllib.response import addinfourl
@@ -20,8 +20,8 @@ _lock = threading.RLock()
 
 
 @contextmanager
-def sent_through(session: requests.Session, module: ModuleType) -> Iterator[None]:
-    """Let a Biopython module send through ``session``; one user of a module at a time."""
+def sent_through(session: requests.Session, module: Any) -> Iterator[None]:
+    """Send a Biopython module's requests through ``session``; one thread at a time."""
     with _lock:
         original, module.urlopen = module.urlopen, _opener(session)
         try:
@@ -35,13 +35,17 @@ def _opener(session: requests.Session):
         if isinstance(request, str):
             request = Request(request)
         answer = session.request(
-            request.get_method(), request.full_url, data=request.data, stream=True, headers=dict(request.header_items())
+            request.get_method(),
+            request.full_url,
+            data=cast("bytes | None", request.data),  # Biopython encodes its forms
+            stream=True,
+            headers=dict(request.header_items()),
         )
         if answer.status_code >= 400:
             raise HTTPError(request.full_url, answer.status_code, answer.reason, _message(answer), None)
         answer.raw.decode_content = True
-        answer.raw.auto_close = False  # a text wrapper reads once more after the end
-        return addinfourl(answer.raw, _message(answer), answer.url, answer.status_code)
+        answer.raw.auto_close = False  # a text wrapper reads again after the end
+        return addinfourl(answer.raw, _message(answer), answer.url, answer.status_code)  # type: ignore[arg-type]  # a file of bytes
 
     return urlopen
 

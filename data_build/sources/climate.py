@@ -51,9 +51,9 @@ def climate_row(
     """A row of `FIELDS`.
 
     Args:
-        values: what is known of the planet table's columns; the surface pressure is the climate's own mean.
+        values: known columns of the planet table; the surface pressure is the climate's own mean.
         means: variable of `data_build.sources.netcdf.VARIABLES` → its mean over the files' times.
-        problems: what was found wrong with the files.
+        problems: what is wrong with the files.
     """
     problems = list(problems)
     values = dict(values)
@@ -111,7 +111,7 @@ def fields(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _planet(name: str, values: Mapping[str, float], source: str, kind: str) -> Planet:
-    """A planet of the values that are known, completed by physics."""
+    """A planet of the known values, completed by physics."""
     planet = Planet(
         key="",
         name=name,
@@ -145,7 +145,7 @@ def _fields(means: Mapping[str, Mean], surface_pressure_pa: float) -> tuple[np.n
     air = means["air_temperature"]
     processing = (
         f"mean of {air.times} times, conservatively regridded to {CLIMATE_LATITUDES} × "
-        f"{CLIMATE_LONGITUDES}, {len(air.levels)} levels interpolated to {CLIMATE_LEVELS} in ln p"
+        f"{CLIMATE_LONGITUDES}, {len(air.values)} levels interpolated to {CLIMATE_LEVELS} in ln p"
         + (f", {', '.join(continued)} continued below the ground" if continued else "")
     )
     return np.stack(levels).astype(np.float32).ravel(), np.stack(surface).astype(np.float32).ravel(), processing

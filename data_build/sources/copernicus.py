@@ -20,8 +20,8 @@ from data_build.sources.netcdf import merged, read_means
 
 URL = "https://cds.climate.copernicus.eu/api"
 DATASET = "reanalysis-era5-single-levels-monthly-means"
-#: What is asked for a year. Instantaneous and mean values come in one file each: together the store would zip them.
-REQUESTS = (
+#: A year's requests. Instantaneous and mean values come in one file each: together the store would zip them.
+REQUESTS: tuple[tuple[str, tuple[str, ...], dict[str, list[str]]], ...] = (
     (DATASET, ("skin_temperature", "surface_pressure"), {}),
     (DATASET, ("mean_top_net_short_wave_radiation_flux", "mean_top_net_long_wave_radiation_flux"), {}),
     (
@@ -37,7 +37,7 @@ MONTHS = 12
 
 
 class Copernicus:
-    """Annual means of an Earth that is known. Each data set's licence must be accepted once on its web page."""
+    """Annual means of the observed Earth. Each data set's licence must be accepted once on its web page."""
 
     info = SourceInfo(
         name="copernicus",
@@ -127,7 +127,7 @@ class Copernicus:
         return means, problems, attributes
 
     def settled(self, method: str, head: bytes) -> bool:
-        """A job's order is kept, so that it is found again; its state is kept once it is successful."""
+        """A job's order is cached, to find the job again; its state is cached once it is successful."""
         return method == "POST" or b'"jobID"' not in head or b'"successful"' in head
 
     def authorise(self, credentials: Credentials, ask) -> Authorisation:

@@ -72,7 +72,7 @@ class ExoPlaSim:
             )
 
     def prepare(self) -> None:
-        """Compile the model, unless that is done: before several run at once, since it compiles into its own package.
+        """Compile the model if necessary, before several run at once: it compiles into its own package.
 
         Raises:
             DataError: it does not compile.
@@ -84,7 +84,7 @@ class ExoPlaSim:
         """Run the model for a planet, for at most ``years``.
 
         Returns:
-            A row of `data_build.sources.climate`, the mean over the last year; with problems where it crashed.
+            A row of `data_build.sources.climate`, the mean over the last year; with problems if it crashed.
 
         Raises:
             DataError: the model could not be run at all.
@@ -114,9 +114,9 @@ class ExoPlaSim:
         }
         with tempfile.TemporaryDirectory() as folder:
             result = _run(Path(folder), config)
-            means, problems = {}, []
+            means: dict[str, Mean] = {}
             if "crashed" in result:
-                problems.append(f"ExoPlaSim crashed in year {result['crashed']}: {result['error'].replace(';', ',')}")
+                problems = [f"ExoPlaSim crashed in year {result['crashed']}: {result['error'].replace(';', ',')}"]
             else:
                 means, problems = read_last_year(Path(folder))
         return climate_row(
@@ -142,7 +142,7 @@ def read_last_year(folder: Path) -> tuple[dict[str, Mean], list[str]]:
 
 
 def _run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What ``exoplasim_run.py`` says of a run in ``folder``; an empty dict where it was only to compile."""
+    """The result of ``exoplasim_run.py`` in ``folder``; an empty dict if it only compiled."""
     (folder / "config.json").write_text(json.dumps(config))
     with (folder / "log").open("w+") as log:
         ended = subprocess.run(

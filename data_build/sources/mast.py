@@ -1,7 +1,7 @@
 """The Mikulski Archive for Space Telescopes: observations of JWST, Kepler with K2, and TESS, by astroquery.mast.
 
-Pages are asked for one by one and counted against the total that each page states: joins over JWST's tables are known
-to end early. astroquery asks for a token at the terminal if it is let to; here it never signs in by itself.
+Pages are requested one by one, and their rows counted against the total that each page states: joins over JWST's
+tables are known to end early. astroquery may ask for a token at the terminal; here it never signs in itself.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _SIGN_IN = SignIn(
     hosts=("mast.stsci.edu",),
     keyring_service="astroquery:mast.stsci.edu.token",
 )
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "modality": "spectrum",
     "kind": "observed",
     "version": "CAOM, live",

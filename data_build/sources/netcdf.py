@@ -1,8 +1,7 @@
-"""Climate files in netCDF: means over their times of the variables a climate is made of, on the schema's grid.
+"""Climate files in netCDF: time means of a climate's variables on the schema's grid.
 
-A cell that holds a fill value is absent, not a temperature of 1e36 K: what the file declares as fill (``_FillValue``,
-``missing_value``) xarray masks; what it does not declare is found in the file's own values, before any average hides
-it.
+A cell that holds a fill value is absent, not a temperature of 1e36 K. xarray masks the fill values that the file
+declares (``_FillValue``, ``missing_value``); undeclared ones are detected in the file's values, before averaging.
 """
 
 import re
@@ -34,8 +33,8 @@ _DOWNWARD = {unit: (-factor, 0) for unit, (factor, _) in _FLUX.items()}
 class Variable:
     """A variable of a climate: ``unit``, possible range, and the names it has in ERA5, ModelE, ExoPlaSim and CMIP.
 
-    ``names`` maps each to its units there, and those to factor and offset; ``on_levels`` tells whether it has levels.
-    ``family`` is what precedes the pressure in the names of maps of one level each, such as ``u_850``.
+    ``names`` maps each name to its possible units, and these to factor and offset; ``on_levels``: whether it has
+    levels. ``family`` is the prefix of the names of maps of one level each, such as ``u_850``.
     """
 
     unit: str
@@ -77,8 +76,8 @@ VARIABLES = {
 class Mean:
     """A variable's mean over the times of a file: ``values`` [K, 32, 64] and ``levels`` [K], None without levels.
 
-    NaN on a level is absent: pressure levels may lie below the ground.
-    ``levels`` are pressures in Pa, or shares of the surface pressure where ``sigma`` is true. ``times`` were averaged.
+    NaN on a level is absent: pressure levels may lie below the ground. ``levels`` are pressures in Pa, or shares of the
+    surface pressure if ``sigma`` is true. ``times`` is the number of averaged times.
     """
 
     values: np.ndarray
@@ -200,7 +199,7 @@ def _range_problems(
 
 def _levels(data, vertical: str, theirs: str) -> tuple[np.ndarray | None, bool, list[str]]:
     """Levels in Pa, or as shares of the surface pressure (``lev`` of ExoPlaSim), and what is wrong with them."""
-    # ModelE numbers its layers and tells their nominal pressures beside.
+    # ModelE numbers its layers; a variable of its own holds their nominal pressures.
     name = "plm" if vertical == "level" and "plm" in data and data["plm"].size == data.sizes[vertical] else vertical
     if name not in data:
         return None, False, [f"the levels of {theirs} have no coordinate {name}"]
@@ -231,8 +230,8 @@ def overlaps(latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, n
 
 
 def regridded(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """``values`` [..., y, x] with the weights of `overlaps`: [..., 32, 64]; of a new cell the mean over what is known
-    of it, NaN where that is less than half."""
+    """``values`` [..., y, x] with the weights of `overlaps`: [..., 32, 64]. A new cell is the mean over its known
+    part, NaN if that is less than half of its area."""
     known = np.isfinite(values)
     if known.all():
         return weights[0] @ values @ weights[1].T
@@ -260,12 +259,13 @@ def _longitude_shares(longitude: np.ndarray) -> np.ndarray:
     ring = turned[order]
     middle = (ring + np.append(ring[1:], ring[0] + 360)) / 2  # the end of each cell; the last may lie past the seam
     edges = np.concatenate([[middle[-1] - 360], middle])
-    return sum(_shares(new, edges + turn, order) for turn in (-360, 0, 360))
+    west, here, east = (_shares(new, edges + turn, order) for turn in (-360, 0, 360))
+    return west + here + east
 
 
 def _shares(new: np.ndarray, old: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """[n, o]: which share of each interval between the edges ``new`` [n + 1] lies in those between ``old`` [o + 1],
-    the latter in the order they had before they were sorted by ``order``."""
+    """[n, o]: the share of each interval between the edges ``new`` [n + 1] that lies in each interval between ``old``
+    [o + 1], the latter in their order before sorting by ``order``."""
     shared = np.minimum(new[1:, None], old[None, 1:]) - np.maximum(new[:-1, None], old[None, :-1])
     weights = np.empty_like(shared)
     weights[:, order] = np.maximum(shared, 0) / np.diff(new)[:, None]
@@ -276,8 +276,9 @@ def on_pressures(mean: Mean, surface_pressure_pa: float, pressures: np.ndarray) 
     """A mean's values at ``pressures`` [Z] in Pa, linear in the logarithm of pressure: [Z, 32, 64].
 
     Raises:
-        ValueError: the file's levels do not reach so far; what they do not tell is not made up.
+        ValueError: the file's levels do not reach so far; nothing is extrapolated.
     """
+    assert mean.levels is not None  # of a variable on levels
     levels = mean.levels * surface_pressure_pa if mean.sigma else mean.levels
     if levels.min() > pressures.min() * 1.001 or levels.max() < pressures.max() * 0.999:
         raise ValueError(
@@ -301,6 +302,7 @@ def above_ground(mean: Mean, surface_pressure_pa: np.ndarray, name: str) -> tupl
     """
     if np.isfinite(mean.values).all():
         return mean, False
+    assert mean.levels is not None  # of a variable on levels
     levels = mean.levels[:, None, None] * (surface_pressure_pa if mean.sigma else 1.0)
     absent = np.isnan(mean.values)
     wrong = absent & (levels < _GROUND * surface_pressure_pa)

@@ -20,7 +20,7 @@ from data_build.cache import DataError
 from data_build.planets import EARTH, EARTH_INSTELLATION
 from data_build.sources.base import SourceInfo, downloaded, good
 from data_build.sources.climate import FIELDS, climate_problems, climate_row
-from data_build.sources.netcdf import merged, read_means
+from data_build.sources.netcdf import Mean, merged, read_means
 
 FOLDER = "https://portal.nccs.nasa.gov/GISS_modelE/ROCKE-3D/publication-supplements/"
 DEPTH = 2  # folders below it: papers, and runs in them
@@ -34,7 +34,7 @@ STARS = {
     "sun": {name: EARTH[name] for name in ("stellar_temperature_k", "stellar_radius_sun", "stellar_mass_sun")},
     "trappist1": {"stellar_temperature_k": 2566.0, "stellar_radius_sun": 0.1192, "stellar_mass_sun": 0.0898},
 }
-#: Paper's folder → what its runs have in common and do not tell themselves. planet_2.0's runs are an Earth of 1850
+#: Paper's folder → what its runs share but their files do not state. planet_2.0's runs are an Earth of 1850
 #: (``master_yr=1850``) with the gases of CMIP6 (Meinshausen et al. 2017, GMD 10, 2057).
 SUPPLEMENTS = {
     "Tsigaridis2025GMD-planet_2.0": {
@@ -48,9 +48,9 @@ SUPPLEMENTS = {
 
 
 class Rocke3d:
-    """Simulated climates of rocky planets. There is no interface: the folders' pages list the files.
+    """Simulated climates of rocky planets. There is no API: the folders' pages list the files.
 
-    Of each run the last year is taken, the one nearest to a steady state.
+    The climate is each run's last year, the nearest to a steady state.
     """
 
     info = SourceInfo(
@@ -89,7 +89,8 @@ class Rocke3d:
     def _climate(
         self, session: requests.Session, climate_id: str, files: Mapping[str, str], rundeck: str
     ) -> dict[str, Any]:
-        parts, attributes = [], {}
+        parts: list[dict[str, Mean]] = []
+        attributes: dict[str, str] = {}
         problems = [f"its folder has no {kind} file of that year" for kind in ("aij", "aijl") if kind not in files]
         for url in sorted(files.values()) if not problems else ():
             with downloaded(session, url, self.info) as path:
@@ -123,7 +124,7 @@ class Rocke3d:
 
 
 def from_rundeck(text: str) -> dict[str, Any]:
-    """What a rundeck tells of its planet, in the schema's columns; ModelE's defaults are the Earth's."""
+    """The planet's numbers from a rundeck, in the schema's columns; ModelE's defaults are the Earth's."""
     if not text:
         return {}
     said = {name.lower(): value.strip() for name, value in _PARAMETER.findall(text)}
@@ -133,7 +134,7 @@ def from_rundeck(text: str) -> dict[str, Any]:
     values["eccentricity"] = _number(said.get("eccentricity"), EARTH["eccentricity"])
     period = _number(said.get("siderealorbitalperiod"))
     values["period_d"] = period / 86400 if period else EARTH["period_d"]
-    if "#define PLANET_PARAMS" not in text:  # else gravity and radius are compiled in, and told by attributes alone
+    if "#define PLANET_PARAMS" not in text:  # else gravity and radius are compiled in, and only attributes state them
         values |= {"radius_earth": EARTH["radius_earth"], "mass_earth": EARTH["mass_earth"]}
     if said.get("planetname"):
         values["planet"] = said["planetname"]

@@ -81,7 +81,7 @@ class TauRex:
             planet: its radius, mass and stellar radius must be known.
             surface_pressure_pa: where the atmosphere ends; the planet's radius is there.
             pressure_pa, temperature_k, h2o_vmr: profiles [Z], top of the atmosphere first; above and below, the
-                values at their ends go on.
+                values at their ends continue.
             co2_vmr, ch4_vmr: volume mixing ratios of the dry air; water takes its share from all dry gases alike.
             wavelength_um: [W] centres of the bins, rising.
 
@@ -128,7 +128,7 @@ class TauRex:
 
 
 def import_quietly() -> None:
-    """Import TauREx without its remarks on stdout and its log that Numba is not installed (3.3.2 prints at import)."""
+    """Import TauREx without its output on stdout and its log that Numba is not installed (3.3.2 prints at import)."""
     with contextlib.redirect_stdout(io.StringIO()):
         import taurex.log
 
@@ -157,6 +157,7 @@ def noise(planet: Planet, wavelength_um: np.ndarray) -> np.ndarray:
     value = planet.values
     wavelength = wavelength_um * u.um
     body = BlackBody(temperature=value["stellar_temperature_k"] * u.K)
+    assert planet.j_magnitude is not None  # gather_planets sets other planets aside
     flux_j = _J_ZERO_POINT * 10 ** (-0.4 * planet.j_magnitude)
     flux = flux_j * (body(wavelength) / body(_J_BAND)).to_value(u.one)
     relative_width = np.gradient(np.log(wavelength_um))

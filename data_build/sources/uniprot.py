@@ -1,5 +1,4 @@
-"""UniProt: reviewed enzymes of archaea and of the metabolic network's organism, by its REST service, along its
-cursor."""
+"""UniProt: reviewed enzymes of archaea and of the metabolic network's organism, by its REST service, page by page."""
 
 import csv
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ class UniProt:
     )
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
-        """Every entry that `QUERY` finds."""
+        """Every entry of `QUERY`."""
         url = "https://rest.uniprot.org/uniprotkb/search"
         params = {
             "query": QUERY,
@@ -65,7 +64,7 @@ class UniProt:
                 yield row
             if "next" not in answer.links:
                 break
-            url, params = answer.links["next"]["url"], None
+            url, params = answer.links["next"]["url"], {}
         if seen != total:
             raise DataError(
                 f"{self.info.title}: gave {seen} entries of {total}: the answer was cut short; try again "

@@ -1,6 +1,7 @@
 """A plan, put together from a simulation and the hardware."""
 
 import dataclasses
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,11 +249,12 @@ def _time(result: Result, simulation: Simulation, timed: list[PhaseTime], hardwa
     within, last = _micro_steps(timed)
     more = result.accumulation - 1
     seconds = {phase.name: phase.seconds for phase in last}
-    busy = sum((phase.busy for phase in last), start=type(last[0].busy)())
-    for phase in within if more else ():
+    for phase in within:
         seconds[phase.name] += more * phase.seconds
+    busy: dict[str, float] = defaultdict(float)
+    for phase, times in [(phase, 1) for phase in last] + [(phase, more) for phase in within]:
         for resource, amount in phase.busy.items():
-            busy[resource] += more * amount
+            busy[resource] += times * amount
     step = sum(seconds.values())
     flops = 3 * last[0].flops * result.accumulation  # a backward pass is two forward passes; recomputation not counted
     beside = {f"{phase.name}_s": phase.seconds for phase in timed if phase.name in ("evaluate", "save", "load")}
@@ -263,7 +265,7 @@ def _time(result: Result, simulation: Simulation, timed: list[PhaseTime], hardwa
         step_s=step,
         tokens_per_s=result.tokens * result.accumulation * simulation.ranks / step,
         mfu=flops / (step * hardware.peak_flops_per_s),
-        bound_by=max(busy, key=busy.get),
+        bound_by=max(busy, key=lambda resource: busy[resource]),
         busy_s=_sorted(busy),
         init_s=timed[0].seconds,
         **beside,

@@ -64,7 +64,7 @@ class Job:
             self.ranks,
             self.micro_batch,
             self.seq_length,
-            tuple(self.hardware.capability),
+            self.hardware.capability,
             self.hardware.gpu_memory_bytes,
             TrainConfig.eval_micro_batch,
             beyond_training,
@@ -98,16 +98,11 @@ def make_job(
         ConfigError: it cannot run.
     """
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
-    from_file = not isinstance(ds_config, dict)
-    raw = _with(read_ds_config(Path(ds_config)) if from_file else ds_config, changes, micro_batch)
-    return _resolved(
-        model,
-        raw,
-        f"--ds_config {ds_config}" if from_file else "the ds_config",
-        machine,
-        ranks or machine.gpus,
-        seq_length,
-    )
+    if isinstance(ds_config, dict):
+        raw, source = ds_config, "the ds_config"
+    else:
+        raw, source = read_ds_config(Path(ds_config)), f"--ds_config {ds_config}"
+    return _resolved(model, _with(raw, changes, micro_batch), source, machine, ranks or machine.gpus, seq_length)
 
 
 def _with(raw: dict, changes: dict[str, Any] | None, micro_batch: int | None) -> dict:
@@ -124,7 +119,7 @@ def _resolved(
     model: str | StackConfig, raw: dict, source: str, hardware: Hardware, ranks: int, seq_length: int | None
 ) -> Job:
     stack = model if isinstance(model, StackConfig) else load_model(model, seq_length)
-    facts, has_bf16 = model_facts(stack), hardware.is_cpu or tuple(hardware.capability) >= BF16
+    facts, has_bf16 = model_facts(stack), hardware.is_cpu or hardware.capability >= BF16
     raise_problems(check(raw, world_size=ranks, facts=facts, machine=False, has_bf16=has_bf16), source)
     settled = settle_precision(raw, has_bf16)
     micro_batch, _ = batch_sizes(settled, ranks)

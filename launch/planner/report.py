@@ -78,15 +78,8 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 
 def _peaks(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading, justify in (
-        ("", "left"),
-        ("peak", "right"),
-        ("limit", "right"),
-        ("", "left"),
-        ("in", "left"),
-        ("at", "left"),
-    ):
-        table.add_column(heading, justify=justify)
+    for heading in ("", "peak", "limit", "", "in", "at"):
+        table.add_column(heading, justify="right" if heading in ("peak", "limit") else "left")
     for name, side in plan.sides.items():
         table.add_row(
             _LABELS[name],
@@ -152,7 +145,7 @@ def _fastest(model: str, plans: dict[str, Plan]) -> str:
             for config, plan in plans.items()
             if plan.host.peak_bytes <= host and (plan.gpu is None or plan.gpu.fits) and plan.nvme.fits
         }
-        best = min(fitting, key=fitting.get, default=None)
+        best = min(fitting, key=lambda config: fitting[config], default=None)
         answers.append(f"{host / 1e9:.0f} GB: " + (f"`{best}` ({seconds(fitting[best])})" if best else "none"))
     return f"Fastest `{model}` by host memory: {'; '.join(answers)}."
 

@@ -121,6 +121,7 @@ def _most_that_fits(job_of: Callable[[int], Job], most: int) -> int:
         simulations = {name: job.simulation(beyond_training=False) for name, job in jobs.items()}
         for name, result in pool.run_all(simulations).items():
             card = assemble(result, simulations[name], jobs[name].hardware).gpu
+            assert card is not None  # `largest` refuses machines without cards
             sizes[int(name)], fitting[int(name)] = card.peak_bytes, card.fits
 
     def fits(n: int) -> bool:

@@ -49,8 +49,10 @@ class Block:
 
     def swallow(self) -> None:
         """Become one with the block after this one."""
-        self.size += self.after.size
-        self.after = self.after.after
+        swallowed = self.after
+        assert swallowed is not None
+        self.size += swallowed.size
+        self.after = swallowed.after
         if self.after is not None:
             self.after.before = self
 
@@ -190,10 +192,12 @@ class ExpandableSegments(CachingAllocator):
             if _in_a_row(block, wanted):
                 break
         while not block.mapped or block.size < wanted:
-            gap = block.after if block.mapped else block
-            block = self._map(gap, min(wanted - (block.size if block.mapped else 0), gap.size))
-            if block is None:
+            behind = block.after if block.mapped else block
+            assert behind is not None  # `_in_a_row` has seen it
+            mapped = self._map(behind, min(wanted - (block.size if block.mapped else 0), behind.size))
+            if mapped is None:
                 return None
+            block = mapped
         self._unwait(block)
         return block
 

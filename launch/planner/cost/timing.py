@@ -7,7 +7,8 @@ kernel starts when the host has launched it and its stream is free, and takes wh
 for each other, and the host for them, where DeepSpeed makes them.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from launch.planner.hardware.profile import Hardware
@@ -28,13 +29,8 @@ class PhaseTime:
 
     name: str
     seconds: float = 0.0
-    busy: Counter = field(default_factory=Counter)
+    busy: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     flops: int = 0
-
-    @property
-    def bound_by(self) -> str:
-        """The resource that worked longest."""
-        return max(self.busy, key=self.busy.get) if self.busy else "nothing"
 
 
 def replay(events: list[trace.WorkEvent], hardware: Hardware, ranks: int) -> list[PhaseTime]:
@@ -166,7 +162,7 @@ class _Clock:
         self.now = max(self.now, self.disk.get(handle, 0.0))
 
 
-_METHODS = {
+_METHODS: dict[type, Callable[..., None]] = {
     trace.Kernel: _Clock.kernel,
     trace.Copy: _Clock.copy,
     trace.Collective: _Clock.collective,

@@ -3,6 +3,7 @@
 python -m launch.planner.hardware.measure FOLDER    # measure, and print the numbers as JSON; FOLDER is on the disk
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -113,7 +115,7 @@ def _products(device: str, size: int) -> dict[str, float]:
     rates = {}
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         a = torch.ones(size, size, dtype=dtype, device=device)
-        rates[f"{name}_flops_per_s"] = _rate(2 * size**3, lambda a=a: product(a), device)
+        rates[f"{name}_flops_per_s"] = _rate(2 * size**3, functools.partial(product, a), device)
     return rates
 
 
@@ -145,7 +147,7 @@ def _as_device(host: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _card() -> dict[str, float]:
+def _card() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
     rates, block = _products("cuda", 4096), torch.ones(256 * MIB // 4, device="cuda")
     page_locked = torch.ones(256 * MIB // 4).pin_memory()

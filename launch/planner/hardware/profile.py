@@ -8,6 +8,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -25,7 +26,7 @@ class Hardware:
     gpu: str
     gpus: int
     gpu_memory_bytes: int
-    capability: list[int]  # CUDA compute capability; [0, 0] for a CPU machine, whose device is the host
+    capability: tuple[int, int]  # CUDA compute capability; [0, 0] for a CPU machine, whose device is the host
     peak_flops_per_s: float  # of the datasheet, in half precision; what model FLOPs utilisation is relative to
     fp16_flops_per_s: float  # matrix products with float32 accumulation
     bf16_flops_per_s: float
@@ -101,7 +102,8 @@ def parse_hardware(data: dict, path: Path) -> Hardware:
     problems = [f"{path}: unknown field {key!r}{suggestion(key, NUMBERS)}" for key in data if key not in NUMBERS]
     problems += [f"{path}: {key} is missing" for key in NUMBERS if key not in data]
     hints = typing.get_type_hints(Hardware)
-    fields, sources = {}, {}
+    fields: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for key in NUMBERS:
         entry = data.get(key)
         if entry is None:
@@ -116,7 +118,8 @@ def parse_hardware(data: dict, path: Path) -> Hardware:
             except (TypeError, ValueError):
                 problems.append(f"{path}: {key} = {value!r}: must be a number")
                 continue
-        fields[key], sources[key] = value, str(entry["source"])
+        fields[key] = tuple(value) if key == "capability" else value
+        sources[key] = str(entry["source"])
     if problems:
         raise ConfigError("\n".join(problems))
     return Hardware(name=path.stem, sources=sources, **fields)

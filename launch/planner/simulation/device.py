@@ -9,6 +9,7 @@ libaio and compiled optimizers are in `launch.planner.simulation.backends`. Writ
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -221,6 +222,10 @@ class SimulatedGPU(cuda_accelerator.CUDA_Accelerator):
         return False
 
 
+def _constructor(dtype: torch.dtype, accelerator: SimulatedGPU) -> Callable:
+    return functools.partial(torch.tensor, dtype=dtype, device=GPU)  # `torch.tensor` as it is then: it is patched
+
+
 for _name, _dtype in (
     ("BFloat16", torch.bfloat16),
     ("Byte", torch.uint8),
@@ -230,11 +235,7 @@ for _name, _dtype in (
     ("Int", torch.int),
     ("Long", torch.long),
 ):
-    setattr(
-        SimulatedGPU,
-        f"{_name}Tensor",
-        property(lambda self, dtype=_dtype: functools.partial(torch.tensor, dtype=dtype, device=GPU)),
-    )
+    setattr(SimulatedGPU, f"{_name}Tensor", property(functools.partial(_constructor, _dtype)))
 
 
 class SimulatedHost(HostAccelerator):
@@ -253,10 +254,8 @@ class SimulatedHost(HostAccelerator):
 def simulate(simulation: Simulation) -> tuple[Mode, Recorder]:
     """Make this process rank 0 of the simulation's ranks on the simulated card, or on a CPU machine where the
     ``capability`` is (0, 0); both modes returned must be active to run anything."""
-    on_host = tuple(simulation.capability) == (0, 0)
-    recorder = Recorder(
-        HOST if on_host else GPU, simulation.vocabulary, tuple(simulation.capability), simulation.rounding
-    )
+    on_host = simulation.capability == (0, 0)
+    recorder = Recorder(HOST if on_host else GPU, simulation.vocabulary, simulation.capability, simulation.rounding)
     set_accelerator(SimulatedHost(recorder) if on_host else SimulatedGPU(recorder, simulation.memory))
     os.environ.update(
         RANK="0",

@@ -32,10 +32,9 @@ PATCHES: dict[str, Patch] = {}
 
 
 def patch(version: str) -> Callable[[Patch], Patch]:
-    """Add a function to `PATCHES`; ``version``: of the package that it was written for."""
+    """Add a function to `PATCHES`; ``version``: the package's that it was written for, for the reader."""
 
     def add(function: Patch) -> Patch:
-        function.version = version
         PATCHES[function.__name__] = function
         return function
 
@@ -173,8 +172,8 @@ def constants(recorder, simulation):
     """A constant is made on the host and copied to the card, as CUDA does it."""
     make = torch.tensor
 
-    def tensor(data, *args, device=None, **kwargs):
-        made = make(data, *args, device="cpu", **kwargs)
+    def tensor(data, *, device=None, **kwargs):
+        made = make(data, device="cpu", **kwargs)
         return made if device is None or torch.device(device).type == "cpu" else made.to(device)
 
     def as_tensor(data, dtype=None, device=None):
@@ -209,7 +208,7 @@ def resized_storages(recorder, simulation):
 def attention(recorder, simulation):
     """The attention kernel that CUDA would choose; `FakeTensorMode` takes the formula on a device it does not know."""
     if recorder.device == GPU:
-        F.scaled_dot_product_attention = functools.partial(backends.attend, capability=tuple(simulation.capability))
+        F.scaled_dot_product_attention = functools.partial(backends.attend, capability=simulation.capability)
 
 
 # transformers ---------------------------------------------------------------------------------------------------------

@@ -40,8 +40,13 @@ def run_all(simulations: dict[str, Simulation], timeout: float = 600) -> dict[st
     Raises:
         ConfigError: of the first that cannot run, after the others have ended.
     """
-    results = {name: cache.load(simulation) for name, simulation in simulations.items()}
-    missing = {name: simulation for name, simulation in simulations.items() if results[name] is None}
+    results: dict[str, Result] = {}
+    missing: dict[str, Simulation] = {}
+    for name, simulation in simulations.items():
+        if cached := cache.load(simulation):
+            results[name] = cached
+        else:
+            missing[name] = simulation
     failures = []
     for name, outcome in _simulate(missing, timeout * len(missing)) if missing else ():
         if isinstance(outcome, Result):
@@ -51,7 +56,7 @@ def run_all(simulations: dict[str, Simulation], timeout: float = 600) -> dict[st
             failures.append(ConfigError(f"the ghost run{f' of {name}' if name else ''} failed: {outcome}"))
     if failures:
         raise failures[0]
-    return results
+    return {name: results[name] for name in simulations}
 
 
 def _simulate(simulations: dict[str, Simulation], timeout: float) -> Iterator[tuple[str, Result | str]]:
@@ -77,7 +82,7 @@ def _simulate(simulations: dict[str, Simulation], timeout: float) -> Iterator[tu
                     raise ConfigError(
                         f"the ghost run{f's of {names}' if names else ''} did not end within {timeout:.0f} s"
                     )
-                for receiver in ready:
+                for receiver in [pipe for pipe in running if pipe in ready]:
                     name, process, log = running.pop(receiver)
                     try:
                         yield name, receiver.recv()

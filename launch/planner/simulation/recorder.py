@@ -18,18 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from launch.memory import page_locked_bytes
-from launch.planner.simulation import experts, trace, values
-from launch.planner.simulation.parts import (
-    ACTIVATIONS,
-    BOTH,
-    GPU,
-    HOST,
-    KEPT,
-    LOGITS,
-    OTHER,
-    TEMPORARIES,
-    part_of_caller,
-)
+from launch.planner.simulation import experts, parts, trace, values
+from launch.planner.simulation.parts import BOTH, GPU, HOST, KEPT
 from launch.planner.simulation.shapes import VIEWS, Shapes
 from launch.planner.simulation.spec import Peak, Phase
 from launch.planner.simulation.work import FREE, work_of
@@ -297,13 +287,13 @@ class Recorder(TorchDispatchMode):
 
     def _part(self, tensor: torch.Tensor, size: int) -> str:
         if size >= _ASK_FROM:
-            if part := part_of_caller():
+            if part := parts.part_of_caller():
                 return part
             if self.vocabulary and tensor.dim() and tensor.shape[-1] == self.vocabulary and self._phase != "init":
-                return LOGITS
+                return parts.LOGITS
         if self.forward_depth:
-            return ACTIVATIONS if torch.is_grad_enabled() else TEMPORARIES
-        return TEMPORARIES if self._phase in ("forward", "backward") else OTHER
+            return parts.ACTIVATIONS if torch.is_grad_enabled() else parts.TEMPORARIES
+        return parts.TEMPORARIES if self._phase in ("forward", "backward") else parts.OTHER
 
     # Work ---------------------------------------------------------------------------------------------------------
 
@@ -337,8 +327,11 @@ class Recorder(TorchDispatchMode):
 
     def _count(self) -> None:
         """An operator without work. Many stand in a row: a trace of their number instead of each keeps it short."""
-        earlier = self.trace.pop().count if self.trace and type(self.trace[-1]) is trace.Operators else 0
-        self.trace.append(trace.Operators(earlier + 1))
+        latest = self.trace[-1] if self.trace else None
+        if isinstance(latest, trace.Operators):
+            self.trace[-1] = trace.Operators(latest.number + 1)
+        else:
+            self.trace.append(trace.Operators(1))
 
     def read(self, path: str, size: int, handle: int) -> None:
         self._read += size

@@ -105,7 +105,7 @@ def _without_data(batch):
             return fakes[id(value)]
         if hasattr(value, "apply"):  # a PyG graph
             return value.apply(fake)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dataclasses.replace(
                 value, **{f.name: fake(getattr(value, f.name)) for f in dataclasses.fields(value)}
             )

@@ -57,14 +57,16 @@ class Shapes:
             return self.empty(args[0], **kwargs), _NO_WORK
         tensors: list[FakeTensor] = []
         key = _key(func, args, kwargs, tensors)
-        answer = self.answers.get(key, ...) if key is not None else None
-        if answer is ...:
-            answer = self.answers[key] = self._of_meta(func, args, kwargs, tensors)
-            if answer is None:
+        if key is None:
+            return func(*args, **kwargs), None
+        if key not in self.answers:
+            self.answers[key] = self._of_meta(func, args, kwargs, tensors)
+            if self.answers[key] is None:
                 out = func(*args, **kwargs)
-                answer = self.answers[key] = self._learn(out, tensors)
+                self.answers[key] = answer = self._learn(out, tensors)
                 return out, answer
-        elif answer is None:
+        answer = self.answers[key]
+        if answer is None:
             return func(*args, **kwargs), None
         if answer.single:
             return self._make(answer.outputs[0], tensors), answer
@@ -84,12 +86,12 @@ class Shapes:
             device = kwargs["device"]
             kwargs = {**kwargs, "device": None}
         metas = Metas()
-        tensors = [metas.of(t) for t in tensors]
-        waiting = iter(tensors)
+        twins = [metas.of(t) for t in tensors]
+        waiting = iter(twins)
         args, kwargs = tree_map_only(FakeTensor, lambda _: next(waiting), (args, kwargs))
         with _DisableTorchDispatch():
             out = (grouped_mm if func is GROUPED_MM.default else func)(*args, **kwargs)
-        return self._learn(out, tensors, device)
+        return self._learn(out, twins, device)
 
     def empty(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> FakeTensor:
         return fresh(size, contiguous(size), dtype, self._attributes[device])
@@ -99,23 +101,26 @@ class Shapes:
         it than is done here."""
         if type(source) is not FakeTensor:
             return None
-        size, stride, offset = source.shape, source.stride(), 0
+        size: Sequence[int] = source.shape
+        stride: Sequence[int] = source.stride()
+        offset = 0
         if func is _SLICE:
             if len(args) != 3:
                 return None
             dim, start, stop = args
-            length, size = size[dim], list(size)
+            length = size[dim]
             start = min(start, length) if start >= 0 else max(start + length, 0)
             stop = min(stop, length) if stop >= 0 else max(stop + length, 0)
-            size[dim], offset = max(stop - start, 0), start * stride[dim]
+            size, offset = list(size), start * stride[dim]
+            size[dim] = max(stop - start, 0)
         elif func is _VIEW:
-            size = viewed(source.shape, tuple(args[0]))
-            if size is None or not source.is_contiguous():
+            wanted = viewed(source.shape, tuple(args[0]))
+            if wanted is None or not source.is_contiguous():
                 return None
-            stride = contiguous(size)
+            size, stride = wanted, contiguous(wanted)
         return view(source, size, stride, source.dtype, offset, self._attributes[source.fake_device])
 
-    def _learn(self, out: Any, tensors: list[FakeTensor], device: torch.device | None = None) -> Answer | None:
+    def _learn(self, out: Any, tensors: Sequence[Tensor], device: torch.device | None = None) -> Answer | None:
         """``device``: of outputs that are on the meta device, in place of their own."""
         single = isinstance(out, Tensor)
         outs = [out] if single else out

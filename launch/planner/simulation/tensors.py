@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _DisableTorchDispatch
-from torch._C._dynamo.guards import _reinterpret_tensor
+from torch._C._dynamo.guards import _reinterpret_tensor  # type: ignore[attr-defined]  # missing from its stub
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._pytree import tree_map_only
 
@@ -38,7 +38,8 @@ def view(
         longest = max(source.itemsize, dtype.itemsize)
         length = source.untyped_storage().nbytes() // longest * longest // source.itemsize
         with _DisableTorchDispatch():
-            source, offset = _reinterpret_tensor(source, (length,), (1,), -before).view(dtype), before + offset
+            source = _reinterpret_tensor(source, (length,), (1,), -before).view(dtype)
+        offset += int(before)
     made = Tensor._make_subclass(FakeTensor, _reinterpret_tensor(source, size, stride, offset), False)
     made.__dict__.update(attributes)
     return made

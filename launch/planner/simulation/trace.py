@@ -71,7 +71,7 @@ class DiskWrite(NamedTuple):
 class Operators(NamedTuple):
     """Operators that launch nothing."""
 
-    count: int
+    number: int
 
 
 class Hook(NamedTuple):

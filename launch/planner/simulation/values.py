@@ -19,7 +19,7 @@ from launch.planner.simulation.tensors import Attributes, fresh
 
 aten = torch.ops.aten
 _REAL = "_real_value"
-FakeTensor._real_value = None
+setattr(FakeTensor, _REAL, None)
 _LARGEST = 1 << 20  # elements; larger ones (random masks, optimizer flags) are not followed
 _INDEX, _LIFT_FRESH, _NONZERO = aten.index, aten.lift_fresh, aten.nonzero
 #: Operators whose output has a size that depends on values.
@@ -71,7 +71,7 @@ def run(func, args: tuple, kwargs: dict, shapes: Shapes) -> tuple[Any, Answer | 
     was answered."""
     packet = func._overloadpacket
     if packet is _INDEX and any(i is not None and i.dtype is torch.bool for i in args[1]):
-        return _index(func, *args, shapes), None
+        return _index(func, args[0], args[1], shapes), None
     if args and type(args[0]) is FakeTensor and known(args[0]) is None:  # as nearly always
         inputs, follow = [], False
     else:

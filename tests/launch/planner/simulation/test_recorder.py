@@ -18,7 +18,7 @@ def test_operators_that_launch_nothing_are_counted_together():
         x + x
         x.view(16)
     assert [type(event) for event in recorder.trace] == [trace.Operators, trace.Kernel, trace.Operators]
-    assert [event.count for event in recorder.trace[::2]] == [3, 1]
+    assert [event.number for event in recorder.trace[::2]] == [3, 1]
 
 
 def test_the_host_waits_for_copies_from_memory_that_cuda_did_not_lock():
