@@ -19,7 +19,7 @@ TINY := ds_config.train_micro_batch_size_per_gpu=$(if $(filter 1,$(TRAIN_RANKS))
         ds_config.scheduler.params.cycle_max_lr=1e-3
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup train train_long run_17b test test_slow lint ops clean system browser
+.PHONY: setup train train_long run_17b test test_slow lint style types ops clean system browser
 
 setup: $(VENV)/.installed
 
@@ -73,7 +73,7 @@ browser:
 	echo "remark: there is no Chromium, so that the tests of pages are skipped (Debian: apt-get install chromium)"
 
 # DeepSpeed's parts compile beside the first tests, which do not need them.
-test: $(SAMPLE)/manifest.json lint browser
+test: $(SAMPLE)/manifest.json style browser
 	. $(BIN)/activate && { python -m launch.zero.ops & } && python -m pytest -m "not slow and not network" && wait $$!
 
 test_slow: $(SAMPLE)/manifest.json lint ops browser
@@ -83,9 +83,14 @@ test_slow: $(SAMPLE)/manifest.json lint ops browser
 ops: $(VENV)/.installed
 	. $(BIN)/activate && python -m launch.zero.ops
 
-lint: $(VENV)/.installed
+lint: style types
+
+style: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --quiet --check .
 
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
 clean:
-	rm -rf data/sample data/.sample* runs build .pytest_cache .ruff_cache
+	rm -rf data/sample data/.sample* runs build .pytest_cache .ruff_cache .mypy_cache

@@ -30,7 +30,8 @@ class GradientWatch:
     """
 
     def __init__(self, module: torch.nn.Module):
-        self.module, self.found = module, []
+        self.module = module
+        self.found: list[str] = []
         self._stack: contextlib.ExitStack | None = None
 
     def arm(self) -> None:

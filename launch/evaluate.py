@@ -24,7 +24,7 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
     engine.eval()
     rows: list[tuple[float, ...]] = []
     sums: dict[str, float] = {}
-    weight = 0
+    weight = 0.0
     # The random masks of a training step must not depend on when validations fall.
     with same_randomness_after():
         for batch, counted in _batches(dataset, micro_batch):

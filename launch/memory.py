@@ -1,7 +1,6 @@
 """What this process, its control group and its machine hold in memory, and may hold; all in bytes."""
 
 import contextlib
-import re
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,7 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """The most that was resident of this process since it began (VmHWM)."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def oom_kills() -> int | None:

@@ -68,7 +68,9 @@ class Monitor:
 
     def __init__(self, run: Path, rank: int, config: dict[str, Any], project: str, wandb_id: str | None = None):
         self.active = rank == 0
-        self.wandb_id, self._wandb, self._bar = wandb_id, None, None
+        self.wandb_id = wandb_id
+        self._wandb: Any = None
+        self._bar: tqdm | None = None
         if not self.active:
             return
         self.metrics = MetricsFile(run / "metrics.jsonl")

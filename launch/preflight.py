@@ -102,8 +102,8 @@ def preflight(options: Options) -> RunPlan:
     ops.build(ops.needed(ds_config))
     _check_port()
     claim(run, f"--run {run}")
-    for parent in {path for _, path in nvme_paths(ds_config)}:
-        remove_dead(Path(parent))
+    for folder in {path for _, path in nvme_paths(ds_config)}:
+        remove_dead(Path(folder))
     for key, block in nvme_blocks(ds_config).items():
         parent = Path(block["nvme_path"])
         block["nvme_path"] = str(own_folder(parent, run))

@@ -1,5 +1,6 @@
 """A checkpoint as safetensors that others read: the language part for `transformers`, the whole for `AstrobioStack`."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ LANGUAGE = "language.model."
 
 @dataclass
 class Exported:
-    """A tensor of the export: its name there, its shape, and how to make it from the checkpoint."""
+    """A tensor of the export: its name, shape and dtype there, and what reads it from the checkpoint."""
 
     name: str
     shape: tuple[int, ...]
@@ -112,10 +113,10 @@ class Source:
 
 def _whole(source: Source, dtype: torch.dtype) -> Iterator[Exported]:
     for name, key in source.parameters.items():
-        yield Exported(name, tuple(source.saved(name).shape), dtype, lambda key=key: source.read(key).to(dtype))
+        yield Exported(name, tuple(source.saved(name).shape), dtype, functools.partial(source.read, key))
     for name, key in source.buffers.items():
         saved = source.manifest.tensors[key]
-        yield Exported(name, tuple(saved.shape), saved.torch_dtype, lambda key=key: source.read(key))
+        yield Exported(name, tuple(saved.shape), saved.torch_dtype, functools.partial(source.read, key))
 
 
 def _language(source: Source, stack: StackConfig, dtype: torch.dtype) -> Iterator[Exported]:
@@ -123,16 +124,13 @@ def _language(source: Source, stack: StackConfig, dtype: torch.dtype) -> Iterato
         if name.startswith(LANGUAGE) and ".lora_" not in name:
             own = name.removeprefix(LANGUAGE).replace(".base_layer.", ".")
             yield Exported(
-                own,
-                tuple(source.saved(name).shape),
-                dtype,
-                lambda name=name, key=key: _merged(source, stack, name, key).to(dtype),
+                own, tuple(source.saved(name).shape), dtype, functools.partial(_merged, source, stack, name, key)
             )
     for name, key in source.buffers.items():
         if name.startswith(LANGUAGE):
             saved = source.manifest.tensors[key]
             yield Exported(
-                name.removeprefix(LANGUAGE), tuple(saved.shape), saved.torch_dtype, lambda key=key: source.read(key)
+                name.removeprefix(LANGUAGE), tuple(saved.shape), saved.torch_dtype, functools.partial(source.read, key)
             )
 
 
@@ -142,9 +140,9 @@ def _merged(source: Source, stack: StackConfig, name: str, key: str) -> Tensor:
     down, up = (
         source.parameters.get(name.replace("base_layer.weight", f"lora_{letter}.default.weight")) for letter in "AB"
     )
-    if ".base_layer.weight" not in name or down is None:
-        return weight
     lora = stack.language.lora
+    if ".base_layer.weight" not in name or lora is None or down is None or up is None:
+        return weight
     return weight.float() + lora.alpha / lora.rank * (source.read(up).float() @ source.read(down).float())
 
 
@@ -162,7 +160,7 @@ def _write_shards(out: Path, tensors: list[Exported], shard_bytes: int, progress
         with TensorWriter(out / name, [tensor.entry for tensor in shard], {"format": "pt"}) as writer:
             for tensor in shard:
                 next(bar)
-                writer.write(tensor.name, tensor.make())
+                writer.write(tensor.name, tensor.make().to(tensor.dtype))
                 writer.wait()
             writer.close()
     next(bar, None)

@@ -82,7 +82,7 @@ def load(state: EngineState, checkpoint: Path, ds_config: dict, seed: int = 0, w
 
 def _same_for_all(checkpoint: Path) -> Manifest:
     """The manifest, if every rank finds all files in full length."""
-    manifest, problems = None, []
+    problems: list[str] = []
     try:
         manifest = check_sizes(checkpoint)
     except Damaged as damaged:
@@ -153,8 +153,8 @@ def _fill_moments(state: EngineState, loading: Loading, group: Group, opened: Op
     manifest = loading.manifest
     saved = [part for part in group.parts if any(f"{kind}/{part.name}" in manifest.tensors for kind in kinds)]
     if not saved:  # saved before the optimizer's first step, or by another optimizer
-        for value in opened.moments().values():
-            value.zero_()
+        for moment in opened.moments().values():
+            moment.zero_()
         state.set_moments(opened, {}, dict.fromkeys(opened.scalars(), 0.0))
         return
     scalars: dict[str, float] = {}

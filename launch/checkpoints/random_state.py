@@ -17,10 +17,16 @@ from launch.zero.accelerator import on_cpu
 
 def random_state() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
-    kind, key, *rest = np.random.get_state()
+    state = np.random.get_state(legacy=False)
     return {
         "python": [version, list(numbers), gauss],
-        "numpy": [kind, key.tolist(), *rest],
+        "numpy": [
+            state["bit_generator"],
+            state["state"]["key"].tolist(),
+            state["state"]["pos"],
+            state["has_gauss"],
+            state["gauss"],
+        ],
         "torch": _text(torch.get_rng_state()),
         "device_type": get_accelerator().device_name(),
         "device": _text(get_accelerator().get_rng_state()),

@@ -77,7 +77,12 @@ def save(
             raise SaveFailed(
                 f"{target.name} could not be saved: {'; '.join(problems)}; the checkpoints before it are as they were"
             )
-    problems = on_rank_0(lambda: [point(run, name, target) for name in (LATEST, *([BEST] if best else []))])
+
+    def name_it() -> None:
+        for name in (LATEST, BEST) if best else (LATEST,):
+            point(run, name, target)
+
+    problems = on_rank_0(name_it)
     if problems:
         raise SaveFailed(f"{target.name} is saved, but could not be named: {'; '.join(problems)}")
     return target

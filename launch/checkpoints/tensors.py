@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -45,7 +46,8 @@ class Entry:
 
 def header(entries: Sequence[Entry], metadata: dict[str, str] | None = None) -> bytes:
     """What a safetensors file of these entries, in this order, begins with."""
-    table, end = {"__metadata__": metadata} if metadata else {}, 0
+    table: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
+    end = 0
     for entry in entries:
         table[entry.key] = {
             "dtype": DTYPES[entry.dtype],
@@ -86,7 +88,7 @@ class TensorWriter:
         for piece, offset in pieces(tensor):
             on_host = piece.cpu().contiguous()
             self.wait()
-            self._last = self._pool.submit(self._put, memoryview(on_host.view(torch.uint8).numpy()))
+            self._last = self._pool.submit(self._put, on_host.view(torch.uint8).numpy().data)
             found += fingerprint(on_host, start + offset)
         return found
 
@@ -130,7 +132,7 @@ class TensorReader:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._open: dict[str, object] = {}
+        self._open: dict[str, Any] = {}
 
     def read(self, file: str, key: str, start: int, stop: int) -> Tensor:
         """Elements ``start`` to ``stop`` of a flat tensor of ``file``."""

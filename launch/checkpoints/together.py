@@ -1,7 +1,7 @@
 """What ranks must agree on, so that a mistake of one ends all of them, with its reason."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import deepspeed.comm as dist
 
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 def gathered(value: T) -> list[T]:
     """Every rank's ``value``, on every rank."""
-    values: list[T] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def from_rank_0(make: Callable[[], T]) -> T:
     """What ``make`` returns on rank 0, on every rank."""
-    values = [make() if dist.get_rank() == 0 else None]
+    values: list[Any] = [make() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 

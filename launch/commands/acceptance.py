@@ -49,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed is to log, whose import takes seconds
         from astrobio.dataset import dataset_problems
         from launch.ds_config.machine import usual_ranks
-        from launch.experiments.acceptance import LADDER, Acceptance
+        from launch.experiments.acceptance import Acceptance
         from launch.experiments.compare import device_name
+        from launch.experiments.rungs import LADDER
         from launch.preflight import DEFAULT_DATA
     load_preset(args.model)
     data = (args.data or DEFAULT_DATA).resolve()
@@ -71,7 +72,7 @@ def summary(acceptance: "Acceptance") -> str:
     """In a few lines."""
     truths = [truth for rung in acceptance.rungs for truth in rung.truths if truth.holds is not None]
     lines = [
-        f"{sum(truth.holds for truth in truths)} of {len(truths)} hold, in {acceptance.seconds / 60:.1f} minutes "
+        f"{sum(bool(truth.holds) for truth in truths)} of {len(truths)} hold, in {acceptance.seconds / 60:.1f} minutes "
         f"on {'the CPU' if acceptance.device == 'cpu' else acceptance.device}, {acceptance.ranks} rank(s)"
     ]
     lines += [f"FAILS        {truth.what}: {truth.seen}" for truth in acceptance.failed]

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         without(config, {finding.key for finding in problems}),
         world_size=ranks,
         nvme_folder=folder,
-        largest_parameter=facts and facts.largest,
-        hidden_size=facts and facts.hidden_size,
+        largest_parameter=None if facts is None else facts.largest,
+        hidden_size=None if facts is None else facts.hidden_size,
     )
     if args.json:
         print(

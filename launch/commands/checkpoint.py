@@ -111,7 +111,7 @@ def _verify(args: argparse.Namespace) -> int:
     paths = [args.path] if args.path.name.startswith("step_") else checkpoints(args.path)
     if not paths:
         raise ConfigError(f"{args.path}: neither a checkpoint nor a run's folder with one")
-    result = {}
+    result: dict[str, list[str]] = {}
     for path in paths:
         try:
             verify(path, lambda files, path=path: _bar(files, path.name, "file"))

@@ -13,7 +13,10 @@ from launch.ds_config.keys import AUTO_IS_MEANT
 from launch.ds_config.strategy import ACCUMULATION, AUTO, MICRO_BATCH, batch_sizes, precision, zero_stage
 
 LEARNING_RATE = 1e-4
-OPTIMIZER = {"type": "AdamW", "params": {"lr": LEARNING_RATE, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-5}}
+OPTIMIZER: dict[str, Any] = {
+    "type": "AdamW",
+    "params": {"lr": LEARNING_RATE, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-5},
+}
 #: Share of a run's steps that a OneCycle scheduler rises (Smith & Topin 2017).
 RISE = 0.3
 
@@ -72,7 +75,9 @@ def auto_values(
         "scheduler.params.total_num_steps": total_steps,
         "scheduler.params.warmup_num_steps": None if rise is None else max(2, rise // 10),
         "scheduler.params.cycle_first_step_size": rise,
-        "scheduler.params.cycle_second_step_size": None if rise is None else max(1, total_steps - rise),
+        "scheduler.params.cycle_second_step_size": None
+        if total_steps is None or rise is None
+        else max(1, total_steps - rise),
         "scheduler.params.cycle_min_lr": LEARNING_RATE / 10,
         "scheduler.params.cycle_max_lr": LEARNING_RATE if rate == AUTO else rate,
         "zero_optimization.reduce_bucket_size": square,

@@ -1,4 +1,4 @@
-"""All that can be said against a ds_config before a run: one list, for `astrobio check` and the preflight alike."""
+"""All problems of a ds_config that show before a run: one list, for `astrobio check` and for the preflight."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from launch.ds_config.keys import key_findings
 from launch.ds_config.machine import machine_findings, usual_ranks
 from launch.ds_config.strategy import settle_precision
 
-#: They are judged together, as they were given.
+#: Checked together, with the values that the file gives.
 BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -24,7 +24,7 @@ def check(
     machine: bool = True,
     has_bf16: bool | None = None,
 ) -> list[Finding]:
-    """Every problem and remark about a ds_config, as it was read; problems first. Each ``"auto"`` is judged by what it
+    """Every problem and remark about a ds_config as it was read, problems first. Each ``"auto"`` is checked as what it
     becomes.
 
     Args:
@@ -45,8 +45,8 @@ def check(
         sound,
         world_size=world_size,
         nvme_folder=nvme_folder,
-        largest_parameter=facts and facts.largest,
-        hidden_size=facts and facts.hidden_size,
+        largest_parameter=None if facts is None else facts.largest,
+        hidden_size=None if facts is None else facts.hidden_size,
     ).items():
         if value is not None and key not in BATCHES:
             set_dotted(sound, key, value)
@@ -59,7 +59,7 @@ def check(
 
 
 def without(config: dict, broken: set[str], above: str = "") -> dict:
-    """The config without its broken keys, whose dotted names are given: so the others can be compared."""
+    """The config without its ``broken`` keys (dotted names), so that the others can be checked."""
     kept = {}
     for key, value in config.items():
         dotted = f"{above}.{key}" if above else key
@@ -69,8 +69,10 @@ def without(config: dict, broken: set[str], above: str = "") -> dict:
 
 
 def likely_ranks(config: dict) -> int:
-    """As many as the batch sizes come to; without them, as many as this machine runs by itself."""
-    sizes = [config.get(key) for key in BATCHES]
-    if all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] % (sizes[1] * sizes[2]) == 0:
-        return sizes[0] // (sizes[1] * sizes[2])
+    """The number that the batch sizes imply; without them, `usual_ranks`."""
+    sizes = [size for size in map(config.get, BATCHES) if isinstance(size, int) and size > 0]
+    if len(sizes) == len(BATCHES):
+        train, micro, accumulation = sizes
+        if train % (micro * accumulation) == 0:
+            return train // (micro * accumulation)
     return usual_ranks()

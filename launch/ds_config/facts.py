@@ -1,4 +1,4 @@
-"""What the checks must know of a model: a few numbers, counted on the meta device and remembered.
+"""What the checks must know of a model: a few numbers, counted on the meta device and cached.
 
 python -m launch.ds_config.facts        # of every preset; `make setup`
 """
@@ -8,13 +8,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from astrobio.config import ConfigError, StackConfig, load_preset, preset_names
 from astrobio.files import cache_root, code_hash, write_whole
 from launch import ROOT
 
-if TYPE_CHECKING:  # its imports take seconds, which a remembered count saves
+if TYPE_CHECKING:  # its imports take seconds, which a cached count saves
     from astrobio.stack import AstrobioStack
 
 PACKAGES = ("torch", "transformers", "torch_geometric", "peft")
@@ -45,7 +45,7 @@ class ModelFacts:
 
 
 def facts_of(network: "AstrobioStack") -> ModelFacts:
-    from torch import nn  # here, as below, a remembered count saves the seconds
+    from torch import nn  # here, as below: a cached count saves the seconds
 
     sizes = [p.numel() for p in network.parameters()]
     layers = {
@@ -73,7 +73,7 @@ def facts_of(network: "AstrobioStack") -> ModelFacts:
 
 
 def network_of(stack: StackConfig, name: str) -> "AstrobioStack":
-    """The network without its numbers, which tells all sizes and every mistake in them.
+    """The network on the meta device: it shows all sizes, and mistakes in them.
 
     Raises:
         ConfigError: it cannot be built.
@@ -89,21 +89,19 @@ def network_of(stack: StackConfig, name: str) -> "AstrobioStack":
 
 
 def model_facts(stack: StackConfig) -> ModelFacts:
-    """Of the network that ``stack`` describes. Building it, even without its numbers, takes seconds: the answer is kept
-    in ``~/.cache/astrobio`` (or ``$ASTROBIO_CACHE``) under the hash of all that it depends on.
+    """Of the network that ``stack`` describes. Building it, even on the meta device, takes seconds: the result is
+    cached in ``~/.cache/astrobio`` (or ``$ASTROBIO_CACHE``) under the hash of all that it depends on.
 
     Raises:
         ConfigError: the network cannot be built.
     """
-    path = _remembered(stack)
+    path = _cached_in(stack)
     if path is not None and path.is_file():
-        found = json.loads(path.read_text())
-        return ModelFacts(
-            **{
-                key: tuple(map(tuple, value)) if key == "layers" else tuple(value) if isinstance(value, list) else value
-                for key, value in found.items()
-            }
-        )
+        cached: dict[str, Any] = {
+            key: tuple(map(tuple, value)) if key == "layers" else tuple(value) if isinstance(value, list) else value
+            for key, value in json.loads(path.read_text()).items()
+        }
+        return ModelFacts(**cached)
     facts = facts_of(network_of(stack, stack.name))
     if path is not None:
         try:
@@ -113,8 +111,8 @@ def model_facts(stack: StackConfig) -> ModelFacts:
     return facts
 
 
-def _remembered(stack: StackConfig) -> Path | None:
-    """Where the facts are kept; None where files elsewhere decide them too."""
+def _cached_in(stack: StackConfig) -> Path | None:
+    """The file in the cache; None where the facts also depend on files elsewhere."""
     if stack.language.init_from:
         return None
     sources = [*sorted(ROOT.joinpath("astrobio").glob("*.py")), Path(__file__)]

@@ -1,4 +1,4 @@
-"""What a check finds: a problem, which a run must not start with, or a remark, which it may."""
+"""The result of a check: a problem, with which no run may start, or a remark, with which it may."""
 
 import json
 from collections.abc import Iterable

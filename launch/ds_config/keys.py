@@ -14,6 +14,7 @@ from typing import Any
 
 from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, _REMOVED_ZERO_CONFIG_KEYS
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from astrobio.config import nearest, suggestion
 from launch.ds_config.finding import Finding, remark
@@ -256,7 +257,8 @@ def _range_findings(config: dict, sound: dict) -> list[Finding]:
     """What DeepSpeed's own models refuse of the keys whose types are right. A model stops at the first of its own
     rules that is broken: without the key that breaks it, it is asked again."""
     logger = logging.getLogger("DeepSpeed")
-    level, found = logger.level, []
+    level = logger.level
+    found: list[Finding] = []
     logger.setLevel(logging.ERROR)  # it tells of deprecated keys, which are remarked upon already
     try:
         while more := _refusals(config, sound):
@@ -284,7 +286,7 @@ def _refusals(config: dict, sound: dict) -> list[Finding]:
     return []
 
 
-def _refusal(config: dict, item: dict) -> Finding:
+def _refusal(config: dict, item: ErrorDetails) -> Finding:
     path = _path_in(config, item["loc"])
     message, block = _lower(item["msg"]), _value_at(config, path, whole=True)
     if isinstance(block, dict):  # a rule of the whole block, which names the key that it is about
@@ -302,7 +304,7 @@ def _is_of_a_type(finding: Finding) -> bool:
 
 def _path_in(config: Any, location: tuple) -> tuple[str, ...]:
     """As much of pydantic's location as is a path in the file: it also names alternatives of a union."""
-    path = []
+    path: list[str] = []
     for part in location:
         if not isinstance(config, dict) or part not in config:
             if not path or part in ("type",):
@@ -336,7 +338,7 @@ def _default(path: tuple[str, ...]) -> str:
     )
 
 
-def _limit_of(item: dict) -> str:
+def _limit_of(item: ErrorDetails) -> str:
     context = item.get("ctx", {})
     limits = [
         f"{word} {context[name]}"

@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
@@ -184,7 +184,7 @@ def _arguments(kind: str, params: dict, offloads: bool) -> tuple[set[str] | None
 
 
 def _of(cls: type) -> set[str]:
-    return set(inspect.signature(cls.__init__).parameters) - {"self", "params", "model_params"}
+    return set(inspect.signature(cls).parameters) - {"params", "model_params"}
 
 
 def _zero_findings(config: dict, kind: str) -> list[Finding]:
@@ -246,7 +246,7 @@ def _rate_findings(params: dict, known: set[str]) -> list[Finding]:
     return found
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -342,14 +342,11 @@ def _schedule_order(params: dict) -> list[Finding]:
         ("cycle_min_mom", "cycle_max_mom"),
         ("warmup_num_steps", "total_num_steps"),
     ):
-        pair = params.get(low), params.get(high)
-        if all(map(_is_number, pair)) and pair[0] > pair[1]:
+        least, most = params.get(low), params.get(high)
+        if _is_number(least) and _is_number(most) and least > most:
             found.append(
                 Finding(
-                    f"scheduler.params.{low}",
-                    pair[0],
-                    f"is more than {high} = {pair[1]}",
-                    f"make {high} the larger one",
+                    f"scheduler.params.{low}", least, f"is more than {high} = {most}", f"make {high} the larger one"
                 )
             )
     return found

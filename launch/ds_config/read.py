@@ -26,7 +26,7 @@ def read_ds_config(path: Path, changes: dict[str, Any] | None = None) -> dict:
         text = path.read_text()
     except OSError as error:
         near = suggestion(path.stem, [p.stem for p in path.parent.glob("*.json")]) if path.parent.is_dir() else ""
-        raise ConfigError(f"--ds_config {path}: {error.strerror.lower()}{near}") from None
+        raise ConfigError(f"--ds_config {path}: {(error.strerror or str(error)).lower()}{near}") from None
 
     def unique(pairs: list[tuple[str, Any]]) -> dict:
         twice = [key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1]

@@ -1,4 +1,4 @@
-"""What a ds_config comes down to: where things live, in what precision, in what batches."""
+"""A ds_config in short: where the state lives, in what precision, in what batches."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +7,14 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import ConfigError
 
-AUTO = "auto"
+AUTO, ZERO = "auto", "zero_optimization"
 #: What an ``"auto"`` batch is, as in the shipped ds_configs.
 MICRO_BATCH, ACCUMULATION = 1, 32
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a ds_config comes down to: where things live and in what precision."""
+    """Where parameters and the optimizer's state live, and in what precision."""
 
     stage: int
     optimizer_device: str  # none, cpu, nvme
@@ -27,10 +27,16 @@ class Strategy:
 
 
 def value_of(config: dict, key: str) -> Any:
-    """The value of a dotted key; None where it, or a block above it, is not there."""
+    """The value of a dotted key; None where it, or a block above it, is missing."""
+    value: Any = config
     for part in key.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return config
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def number(value: Any, default: float) -> float:
+    """``value``; the default where it is missing or "auto"."""
+    return value if isinstance(value, int | float) else default
 
 
 def is_on(value: Any) -> bool:
@@ -45,12 +51,13 @@ def strategy(config: dict) -> Strategy:
     for block, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
         device = (zero.get(block) or {}).get("device", "none")
         devices.append("cpu" if device == "none" and zero.get(old) else device)
-    return Strategy(zero_stage(config), *devices, precision(config))
+    optimizer_device, param_device = devices
+    return Strategy(zero_stage(config), optimizer_device, param_device, precision(config))
 
 
 def zero_stage(config: dict) -> int:
-    """1 in place of 0, which differs in nothing but sharing the optimizer's state; DeepSpeed's stage 0 has other
-    optimizer wrappers, of which no checkpoint is known."""
+    """1 in place of 0, which differs only in that it shards the optimizer's state: the checkpoints do not know the
+    optimizer wrappers of DeepSpeed's stage 0."""
     return int((config.get("zero_optimization") or {}).get("stage", 0)) or 1
 
 
@@ -70,7 +77,7 @@ def settle_precision(config: dict, has_bf16: bool | None = None) -> dict:
 
 
 def precision(config: dict, has_bf16: bool | None = None) -> str:
-    """fp16, bf16 or fp32. Where both blocks leave it open, bf16 if the device has it: it needs no loss scaling."""
+    """fp16, bf16 or fp32. Where both blocks say "auto", bf16 if the device has it: it needs no loss scaling."""
     blocks = {
         name: config.get(block)
         for name, block in (("bf16", "bf16" if config.get("bf16") is not None else "bfloat16"), ("fp16", "fp16"))
@@ -108,7 +115,8 @@ def batch_sizes(config: dict, world_size: int) -> tuple[int, int]:
         ConfigError: the three that are given contradict each other, or too few are given.
     """
     train, micro, steps = (
-        config.get(key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+        value_of(config, key)
+        for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     )
     if micro is None and train is None:
         raise ConfigError("ds_config must give train_micro_batch_size_per_gpu or train_batch_size")
@@ -116,7 +124,7 @@ def batch_sizes(config: dict, world_size: int) -> tuple[int, int]:
     micro = MICRO_BATCH if micro == AUTO or micro is None and train is None else micro
     if steps == AUTO:
         steps = ACCUMULATION if train is None else None
-    if micro is None:
+    if micro is None and train is not None:
         micro = train // (world_size * (steps or 1))
     if steps is None:
         steps = train // (world_size * micro) if train is not None and micro else 1

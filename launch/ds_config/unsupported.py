@@ -7,9 +7,7 @@ from typing import Any
 from deepspeed.accelerator import get_accelerator
 
 from launch.ds_config.finding import Finding
-from launch.ds_config.strategy import is_on, strategy, value_of, zero_stage
-
-ZERO = "zero_optimization"
+from launch.ds_config.strategy import ZERO, is_on, strategy, value_of, zero_stage
 
 
 def unsupported(config: dict) -> list[Finding]:
@@ -123,7 +121,8 @@ def _zero(config: dict) -> list[Finding]:
 
 
 def _numbers(config: dict) -> list[Finding]:
-    found, autocast = [], config.get("torch_autocast") or {}
+    found: list[Finding] = []
+    autocast = config.get("torch_autocast") or {}
     if autocast.get("enabled") is not True:
         return found
     if str(autocast.get("dtype", "bf16")).removeprefix("torch.") in ("fp16", "float16", "half"):

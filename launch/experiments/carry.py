@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -60,13 +59,15 @@ def read_box(path: Path) -> dict[str, Version | None]:
         raise ConfigError(
             f"--box {path}: {error.strerror}; make it there: python3 -m pip list --format=freeze > {path.name}"
         ) from None
-    found = {}
+    found: dict[str, Version | None] = {}
     for number, line in enumerate(lines, 1):
         line = line.partition("#")[0].strip()
-        if line and not (match := re.fullmatch(r"([\w.-]+)(?:==([\w.!+-]+))?", line)):
+        if not line:
+            continue
+        match = re.fullmatch(r"([\w.-]+)(?:==([\w.!+-]+))?", line)
+        if match is None:
             raise ConfigError(f"--box {path}, line {number}: '{line}' is neither NAME==VERSION nor NAME")
-        if line:
-            found[canonicalize_name(match[1])] = Version(match[2]) if match[2] else None
+        found[canonicalize_name(match[1])] = Version(match[2]) if match[2] else None
     return found
 
 
@@ -80,7 +81,7 @@ def missing(box: dict[str, Version | None], python: str) -> dict[str, str]:
     Raises:
         ConfigError: torch there is too old or not there, or a package that is to be carried is not installed here.
     """
-    markers = {**default_environment(), "extra": "", "python_version": python, "python_full_version": f"{python}.0"}
+    markers = {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
     taken: dict[str, str] = {}
     asked = [Requirement(text) for text in importlib.metadata.requires("astrobio") or []]
     while asked:
@@ -88,11 +89,12 @@ def missing(box: dict[str, Version | None], python: str) -> dict[str, str]:
         name = canonicalize_name(requirement.name)
         if name in taken or name in LEFT_OUT or requirement.marker and not requirement.marker.evaluate(markers):
             continue
-        if name in box and (box[name] is None or requirement.specifier.contains(box[name], prereleases=True)):
+        there = box.get(name)
+        if name in box and (there is None or requirement.specifier.contains(there, prereleases=True)):
             continue
         if name == OWN:
             raise ConfigError(
-                f"--box: {OWN} is {box.get(name) or 'not there'}, and {requirement} is needed; it is too "
+                f"--box: {OWN} is {there or 'not there'}, and {requirement} is needed; it is too "
                 f"large to carry: install it there"
             )
         try:

@@ -1,8 +1,8 @@
-"""Small truths about this machine's device, each in some seconds: what `astrobio acceptance` asks first.
+"""Short checks of this machine's device, some seconds each: the first that `astrobio acceptance` runs.
 
     python -m launch.experiments.device_checks CHECK --model NAME --data DIR     # one of `CHECKS`; prints JSON
 
-Each runs in a process of its own, so that a kernel that faults costs one answer.
+Each runs in its own process, so that a kernel that faults costs one check only.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import sys
 import time
 import traceback
 import warnings
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -136,9 +136,9 @@ def attention(model: str, data: Path) -> list[Truth]:
 
 
 def _kernel(call: Attention, dtype: torch.dtype) -> tuple[str, str]:
-    """The kernel's name, and what is to be told of it."""
+    """The kernel's name, and a line about it."""
     query, key, value, mask = call.tensors(dtype)
-    options = {"attn_mask": mask, "is_causal": call.causal, "enable_gqa": call.grouped}
+    options: dict[str, Any] = {"attn_mask": mask, "is_causal": call.causal, "enable_gqa": call.grouped}
     kernel = KERNELS[torch._fused_sdp_choice(query, key, value, **options)]
     if DEVICE == "cpu":
         return kernel, f"{kernel} in {_short(dtype)}"
@@ -377,4 +377,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -271,7 +271,7 @@ def watched_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]
 def fingerprint(parameter: torch.nn.Parameter) -> str:
     """sha256 of all its bytes."""
     with deepspeed.zero.GatheredParameters([parameter]):
-        return hashlib.sha256(parameter.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+        return hashlib.sha256(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def over_ranks(number: float, operation=dist.ReduceOp.SUM) -> float:

@@ -8,6 +8,7 @@
 import gc
 import json
 import os
+from typing import Any
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  by ZeroOptimizer_Stage3, late
 import psutil
@@ -44,7 +45,8 @@ def worker_bytes() -> int:
 
 def _measure() -> int:
     config = load_preset("tiny", {})
-    batches = iter(DataLoader(range(2 * _BATCHES), collate_fn=lambda _: nominal_batch(config), num_workers=1))
+    records: Any = range(2 * _BATCHES)  # a loader takes any sequence
+    batches: Any = iter(DataLoader(records, collate_fn=lambda _: nominal_batch(config), num_workers=1))
     for _ in range(_BATCHES):
         next(batches)
     private = psutil.Process(batches._workers[0].pid).memory_full_info().uss

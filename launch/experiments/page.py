@@ -147,8 +147,8 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
         plan = (row.predicted or {}).get(place) or {}
         if key in row.measured:
             start = row.measured.get("host_at_start_bytes", 0) if place == "host" else 0
-            parts = [(START, start), (MEASURED, row.measured[key] - start)]
-            bars.append((row.name, [part for part in parts if part[1] > 0], "measured"))
+            measured = [(START, start), (MEASURED, row.measured[key] - start)]
+            bars.append((row.name, [part for part in measured if part[1] > 0], "measured"))
         if plan.get("peak_bytes"):
             parts = {
                 name: size
@@ -163,11 +163,11 @@ def memory_bars(rows, place: str, key: str) -> Markup | None:
         return None
     limits = [row.limits[place] for row in rows if place in row.limits]
     most: dict[str, float] = {}
-    for _, parts, _ in bars:
-        for name, size in parts:
+    for _, sizes, _ in bars:
+        for name, size in sizes:
             most[name] = max(most.get(name, 0), size)
     fixed = {MEASURED: "#444444", START: PALETTE[7], LIBRARIES: PALETTE[7], SMALL: "#cccccc"}
-    names = sorted(most.keys() - fixed.keys(), key=most.get, reverse=True)
+    names = sorted(most.keys() - fixed.keys(), key=lambda name: most[name], reverse=True)
     colours = dict(zip(names, PALETTE[:-1], strict=False)) | fixed  # as many as there are hues
     bars = [(label, _joined(parts, colours), kind) for label, parts, kind in bars]
     return _bars(bars, colours, lambda value: told(value, "B"), limits[0] if limits else None)

@@ -4,6 +4,7 @@ A kernel that is wrong in one precision trains, only worse, and nothing else say
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ def deviation(config: StackConfig, part: str, batch: Batch, dtype: torch.dtype) 
     The weights are those that ``dtype`` can hold in both, so that only the arithmetic differs; compare with `ALLOWED`.
     """
     if part in ENCODERS:  # the other encoders only take memory
-        config = dataclasses.replace(config, **{name: None for name in ENCODERS if name != part})
+        others: dict[str, Any] = {name: None for name in ENCODERS if name != part}
+        config = dataclasses.replace(config, **others)
     torch.manual_seed(0)
     stack = AstrobioStack(config).eval().to(batch.tokens.device, dtype)
     found = _outputs_and_gradients(stack, part, batch, dtype)
@@ -75,11 +77,12 @@ def _calls(stack: AstrobioStack, batch: Batch, dtype: torch.dtype) -> dict:
         )
         return stack.fusion(tokens, states, present, quality, batch.real)
 
+    parts = dict(stack.named_children())
     return {
-        "planet": lambda: stack.planet(batch.planet, batch.planet_known),
-        "climate": lambda: stack.climate(batch.climate_levels, batch.climate_surface),
-        "metabolism": lambda: stack.metabolism(batch.graphs),
-        "spectrum": lambda: stack.spectrum(batch.spectrum),
+        "planet": lambda: parts["planet"](batch.planet, batch.planet_known),
+        "climate": lambda: parts["climate"](batch.climate_levels, batch.climate_surface),
+        "metabolism": lambda: parts["metabolism"](batch.graphs),
+        "spectrum": lambda: parts["spectrum"](batch.spectrum),
         "language": lambda: stack.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)[:2],
         "fusion": fusion,
     }

@@ -170,22 +170,20 @@ class BlackBox:
         self._done.set()
         self._thread.join(timeout=2 * EVERY_S)  # a disk that hangs must not keep the rank
         if error is None or isinstance(error, SystemExit) and not error.code:
-            words = {"ended": {"time": time.time(), "error": None}}
+            ended: dict[str, Any] = {"time": time.time(), "error": None}
         else:
             if isinstance(error, SystemExit) and error.__context__ is not None:
                 error = error.__context__  # what it was raised for
             told = "".join(traceback.format_exception_only(error)).strip()
             where = traceback.extract_tb(error.__traceback__)[-1:]
-            words = {
-                "ended": {
-                    "time": time.time(),
-                    "error": type(error).__name__,
-                    "message": told[-2000:],
-                    "errno": getattr(error, "errno", None),
-                    "where": f"{where[0].filename}:{where[0].lineno}" if where else None,
-                }
+            ended = {
+                "time": time.time(),
+                "error": type(error).__name__,
+                "message": told[-2000:],
+                "errno": getattr(error, "errno", None),
+                "where": f"{where[0].filename}:{where[0].lineno}" if where else None,
             }
-        self.sample(**words)
+        self.sample(ended=ended)
         if self._trace is not None:
             self._trace.close()
 

@@ -106,7 +106,7 @@ def _compute_fp16_in_fp32() -> None:
             return convolve(self, x, weight, bias)
         return convolve(self, x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
-    torch.nn.Conv3d._conv_forward = convolve_in_fp32
+    torch.nn.Conv3d._conv_forward = convolve_in_fp32  # type: ignore[method-assign]  # torch has no hook for it
 
 
 _libraries: list[torch.library.Library] = []  # a library takes its kernels back when it is freed

@@ -1,8 +1,8 @@
 """DeepSpeed's compiled parts, compiled once for all environments of a user that would compile the same.
 
-By itself DeepSpeed asks ninja at each start of each process, and ninja compiles anew, for minutes, whenever another
-environment or another ninja had its turn in torch's one folder. Here what was compiled is kept under the hash of all
-that it depends on, and loaded from there.
+DeepSpeed itself calls ninja at each start of each process, and ninja compiles again, for minutes, whenever another
+environment or another ninja has used torch's one folder. Here a compiled op is cached under the hash of all that it
+depends on, and loaded from the cache.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _compile = OpBuilder.jit_load
 
 
 def keep_compiled() -> None:
-    """From now on DeepSpeed loads what has been kept, and compiles only what has not."""
+    """From now on DeepSpeed loads cached ops, and compiles only the others."""
     OpBuilder.jit_load = load
 
 
@@ -52,8 +52,9 @@ def load(builder: OpBuilder, verbose: bool = False):
                 _find_own_ninja()
                 module = _compile(_without_symbols(builder), verbose)
                 write_whole(kept, (folder / f"{builder.name}.so").read_bytes())
-                return module  # the kept file is not to be loaded beside it: torch takes a library's name once
+                return module  # the cached file must not be loaded too: torch registers a library's name once
     spec = importlib.util.spec_from_file_location(builder.name, kept)
+    assert spec is not None and spec.loader is not None  # by the file's ending
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     OpBuilder._loaded_ops[builder.name] = module
@@ -74,7 +75,7 @@ def _without_symbols(builder: OpBuilder) -> OpBuilder:
 
 
 def file_of(builder: OpBuilder) -> Path:
-    """Where the op is kept: its sources, the libraries it is made against and the processor it is made for decide."""
+    """The op's file in the cache; its sources, the versions of its libraries and the processor decide the name."""
     digest = hashlib.sha256(_processor().encode())
     for source in builder.sources():
         digest.update(Path(builder.deepspeed_src_path(source)).read_bytes())

@@ -221,7 +221,8 @@ class EngineState:
         if not self.sharded:
             yield parameter.detach().view(-1)
             return
-        held, swapper = parameter.ds_tensor, getattr(parameter, "nvme_swapper", None)
+        held = parameter.ds_tensor
+        swapper: Any = getattr(parameter, "nvme_swapper", None)
         if swapper is not None:
             swapper.synchronize_reads()  # what is read ahead is there, or not begun
         swapped = held.status == PartitionedParamStatus.NOT_AVAILABLE

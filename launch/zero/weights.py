@@ -162,15 +162,17 @@ def load_whole(stack: AstrobioStack) -> None:
 
 
 def _sources(stack: AstrobioStack) -> dict[nn.Parameter, Callable[[int, int], Tensor]]:
-    """For each parameter of a checkpoint: what reads some of its elements."""
-    if not stack.language.pretrained:
+    """For each parameter that comes from a checkpoint: a function that reads its elements ``start`` to ``stop``."""
+    folder = stack.config.language.init_from
+    if folder is None or not stack.language.pretrained:
         return {}
-    checkpoint = Pretrained(stack.config.language.init_from)
+    checkpoint = Pretrained(folder)
     files = checkpoint.files()
-    return {
-        parameter: lambda start, stop, name=name: checkpoint.read(name, start, stop, files[name])
-        for parameter, name in stack.language.pretrained.items()
-    }
+
+    def reader(name: str) -> Callable[[int, int], Tensor]:
+        return lambda start, stop: checkpoint.read(name, start, stop, files[name])
+
+    return {parameter: reader(name) for parameter, name in stack.language.pretrained.items()}
 
 
 def _ahead(make: Callable, items: list, doing: str) -> Iterator:

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import deepspeed
@@ -19,7 +20,7 @@ from public_configs import CLEAN, OUTDATED
 from astrobio.config import ConfigError, LoraConfig, load_preset, set_dotted
 from launch import memory
 from launch.cli import main
-from launch.ds_config import facts, machine
+from launch.ds_config import facts, machine, room
 from launch.ds_config.auto import resolve
 from launch.ds_config.check import check
 from launch.ds_config.facts import ModelFacts
@@ -410,10 +411,10 @@ def test_nvme_paths_are_tried(tmp_path, monkeypatch):
     assert not [f for f in machine.machine_findings(config, 2) if f.problem]
     assert not list(tmp_path.iterdir()), "a check made a folder"
     huge = ModelFacts(10**13, 10**13, 10**9, 64, ())
-    assert any("are free there" in line for line in told(machine._disks(config, huge)))
-    monkeypatch.setattr(machine, "file_system", lambda path: "nfs4")
+    assert any("are free there" in line for line in told(room.disk_findings(config, huge)))
+    monkeypatch.setattr(room, "file_system", lambda path: "nfs4")
     assert any("network file system" in line for line in told(machine.machine_findings(config, 2)))
-    monkeypatch.setattr(machine, "file_system", lambda path: "tmpfs")
+    monkeypatch.setattr(room, "file_system", lambda path: "tmpfs")
     assert any("is in memory (tmpfs)" in line for line in told(machine.machine_findings(config, 2)))
 
 
@@ -426,8 +427,8 @@ def test_libaio_is_found_where_stderr_is_no_file(capsys):
 
 
 def test_file_systems_are_told_apart(tmp_path):
-    assert machine.file_system(machine.Path("/proc/self")) == "proc"
-    assert machine.file_system(tmp_path) not in ("unknown", "proc")
+    assert room.file_system(Path("/proc/self")) == "proc"
+    assert room.file_system(tmp_path) not in ("unknown", "proc")
 
 
 @pytest.mark.parametrize(
@@ -471,7 +472,7 @@ def test_limits_of_control_groups_of_both_versions(tmp_path, lines, files, expec
 
 
 def test_host_memory_that_cannot_be_enough(monkeypatch):
-    monkeypatch.setattr(machine, "memory_limit", lambda: (8 << 30, "the cgroup's limit"))
+    monkeypatch.setattr(room, "memory_limit", lambda: (8 << 30, "the cgroup's limit"))
     large = ModelFacts(10**9, 10**9, 10**8, 64, ())
     found = told(f for f in machine.machine_findings(changed({}), 2, large) if f.problem)
     assert any("host memory" in line and "18.0 GB" in line and "cgroup" in line for line in found)
@@ -488,8 +489,8 @@ def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
     5e7 in fp32."""
     of, config = facts.model_facts(load_preset(preset)), read_ds_config(DS_CONFIGS["zero3_nvme"], {})
     limit = 64 << 20
-    monkeypatch.setattr(machine, "locked_limit", lambda: limit)
-    monkeypatch.setattr(machine, "_may_lock_all", lambda: False)
+    monkeypatch.setattr(room, "locked_limit", lambda: limit)
+    monkeypatch.setattr(room, "_may_lock_all", lambda: False)
     found = [f for f in machine.machine_findings(config, 2, of) if f.key == "ulimit -l"]
     if preset == "17b":
         [finding] = found
@@ -499,7 +500,7 @@ def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
     else:
         assert not found
     assert not [f for f in machine.machine_findings(changed({}), 2, of) if f.key == "ulimit -l"], "nothing is swapped"
-    monkeypatch.setattr(machine, "_may_lock_all", lambda: True)
+    monkeypatch.setattr(room, "_may_lock_all", lambda: True)
     assert not [f for f in machine.machine_findings(config, 2, of) if f.key == "ulimit -l"]
 
 
@@ -507,8 +508,8 @@ def test_who_may_lock_all_memory(tmp_path):
     status = tmp_path / "status"
     for capabilities, allowed in (("0000000000004000", True), ("00000000a80425fb", False), ("000001ffffffffff", True)):
         status.write_text(f"Name:\tpython\nCapEff:\t{capabilities}\n")
-        assert machine._may_lock_all(status) is allowed
-    assert machine._may_lock_all(tmp_path / "absent") is False
+        assert room._may_lock_all(status) is allowed
+    assert room._may_lock_all(tmp_path / "absent") is False
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from project import ROOT
 
 from launch.cli import main
 from launch.commands.acceptance import summary
-from launch.experiments import acceptance, device_checks
-from launch.experiments.acceptance import Acceptance, Failed, TimeOver, judged, resumed_as
-from launch.experiments.compare import Row
+from launch.experiments import device_checks
+from launch.experiments.acceptance import Acceptance, Failed, TimeOver
 from launch.experiments.device_checks import Truth, attention_of
+from launch.experiments.measured_run import Row
+from launch.experiments.rungs import LADDER, judged, resumed_as
 
 MEASURED = {
     "step_s": 2.0,
@@ -133,9 +134,7 @@ def test_without_time_nothing_is_asked_and_nothing_fails(tmp_path, mini_dataset,
     status = main(["acceptance", "--minutes", "0", "--data", str(mini_dataset), "--out", str(tmp_path), "--json"])
     told = json.loads(capsys.readouterr().out)
     assert status == 0 and told["ok"]
-    assert [(rung["name"], rung["status"]) for rung in told["rungs"]] == [
-        (name, "not reached") for name in acceptance.LADDER
-    ]
+    assert [(rung["name"], rung["status"]) for rung in told["rungs"]] == [(name, "not reached") for name in LADDER]
 
 
 def test_no_dataset_is_a_mistake_that_is_named(tmp_path, capsys):

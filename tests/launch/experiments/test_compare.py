@@ -12,16 +12,9 @@ from project import DS_CONFIGS
 from astrobio.config import load_preset
 from launch.cli import main
 from launch.experiments import compare as module
-from launch.experiments.compare import (
-    Comparison,
-    Row,
-    compare,
-    differences,
-    headline,
-    predict,
-    predicted_figures,
-    timeline,
-)
+from launch.experiments import measured_run
+from launch.experiments.compare import Comparison, compare, differences, headline
+from launch.experiments.measured_run import Row, predict, predicted_figures, timeline
 from launch.experiments.page import memory_bars, write_page
 from launch.postmortem.blackbox import BlackBox
 
@@ -74,7 +67,7 @@ def test_a_prediction_counts_what_is_measured(monkeypatch, tmp_path):
         host = {"peak_bytes": 100, "phases": {"forward": 80}, "parts": {"data workers": 10, "parameters": 90}}
         return subprocess.CompletedProcess(command, 0, json.dumps({"host": host}), "")
 
-    monkeypatch.setattr(module.subprocess, "run", plan)
+    monkeypatch.setattr(measured_run.subprocess, "run", plan)
     found, _ = predict("tiny", tmp_path / "a.json", 2)
     assert found["host"] == {"peak_bytes": 90, "phases": {"forward": 70}, "parts": {"parameters": 90}}
     monkeypatch.setattr(module, "run_config", failing)
@@ -250,9 +243,9 @@ def test_a_config_that_is_refused_tells_its_mistake(mini_dataset, tmp_path):
 def test_a_status_after_all_was_done_costs_no_row(tmp_path):
     for rank, error in ((0, None), (1, None)):
         BlackBox(tmp_path, rank, []).end(error)
-    assert module._finished(tmp_path) and not module._finished(tmp_path / "elsewhere")
+    assert measured_run._finished(tmp_path) and not measured_run._finished(tmp_path / "elsewhere")
     BlackBox(tmp_path, 1, []).end(KeyError("planet"))
-    assert not module._finished(tmp_path)
+    assert not measured_run._finished(tmp_path)
 
 
 def test_the_command_survives_only_failures(tmp_path, monkeypatch):
