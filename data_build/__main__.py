@@ -65,8 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from data_build.fetch import Policy
     from data_build.pipeline import build
+    from data_build.policy import Policy
 
     if arguments.offline and arguments.refresh:
         raise DataError("--offline and --refresh contradict each other: give one of them")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from astrobio.files import sync
 from astrobio.schema import sha256_of
 from data_build.cache import DataError
-from data_build.fetch import Policy
+from data_build.policy import Policy
 from data_build.rows import RowQuality, row_problems
 from data_build.sources import ARCHIVES
 from data_build.sources.base import DTYPES, Archive, Field, SourceInfo, connect, read

@@ -24,11 +24,11 @@ from astrobio.schema import HABITABILITY_RULE
 from data_build.assembly import assemble, records_of, versions
 from data_build.cache import DataError
 from data_build.climates import archived, simulate, simulated, to_simulate, write_row
-from data_build.fetch import Policy
 from data_build.gathering import gather_planets
 from data_build.harvest import Harvest, harvest_all
 from data_build.organism import checks, facts
 from data_build.planets import Planet
+from data_build.policy import Policy
 from data_build.progress import Stages
 from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe

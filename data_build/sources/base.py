@@ -14,8 +14,9 @@ import requests
 
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn, find, redacted, require
-from data_build.fetch import Policy, RateLimit, Transport, open_session
+from data_build.fetch import Transport, open_session
 from data_build.planets import Planet
+from data_build.policy import Policy, RateLimit
 from data_build.store import AnswerStore
 
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from data_build.cache import DataError
-from data_build.fetch import Policy, RateLimit
 from data_build.pipeline import build
+from data_build.policy import Policy, RateLimit
 
 
 def main(recipe: str, out: str, mirror: str, cache: str) -> int:

@@ -15,7 +15,8 @@ from fake_archives import fake, votable
 from planted import PLANTED, forms_of_the_secret
 
 from data_build.cache import DataError
-from data_build.fetch import Policy, RateLimit, RefusedSignIn
+from data_build.fetch import RefusedSignIn
+from data_build.policy import Policy, RateLimit
 from data_build.rows import row_problems
 from data_build.sources import ARCHIVES, OPTIONAL, copernicus
 from data_build.sources.base import connect, read

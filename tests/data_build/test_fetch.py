@@ -14,7 +14,8 @@ from archive_server import ArchiveServer, Reply
 from data_build import fetch
 from data_build.cache import DataError
 from data_build.credentials import Secret, SignIn
-from data_build.fetch import Authorisation, Policy, RateLimit, RefusedSignIn, Transport, open_session
+from data_build.fetch import Authorisation, RefusedSignIn, Transport, open_session
+from data_build.policy import Policy, RateLimit
 from data_build.store import AnswerStore
 
 URL = "https://archive.example/data"

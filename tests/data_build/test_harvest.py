@@ -13,8 +13,8 @@ from fake_archives import RECORDINGS, FakeGtdb, FakeRocke3d, fake
 from data_build import harvest as harvest_module
 from data_build import store, work
 from data_build.cache import DataError
-from data_build.fetch import Policy, RateLimit
 from data_build.harvest import harvest, harvest_all
+from data_build.policy import Policy, RateLimit
 from data_build.sources import ARCHIVES
 from data_build.sources.base import Field, SourceInfo
 
