@@ -80,12 +80,12 @@ def test_each_option_reaches_each_answer(monkeypatch):
     job = make_job(
         "tiny", DS_CONFIGS["zero3"], A5000, seq_length=32, micro_batch=2, ranks=3, changes={"gradient_clipping": 0.5}
     )
+    result = search.pool.run(job.simulation())
     simulated = []
-    run_all = search.pool.run_all
 
     def noted(simulations, timeout=600):
         simulated.extend(simulations.values())
-        return run_all(simulations, timeout)
+        return dict.fromkeys(simulations, result)  # to simulate each would take a minute
 
     monkeypatch.setattr(search.pool, "run_all", noted)
     monkeypatch.setattr(search, "_MOST", 3)

@@ -60,6 +60,7 @@ def test_one_that_fails_says_why_and_the_others_are_cached(tiny, tmp_path, monke
         pool.run(dataclasses.replace(tiny, workload={"function": "stacks:killed"}))
 
 
+@pytest.mark.slow
 def test_one_that_does_not_end_is_ended(tiny, tmp_path):
     pid = tmp_path / "pid"
     tiny.workload = {"function": "stacks:endless", "pid": str(pid)}
