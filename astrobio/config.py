@@ -260,7 +260,18 @@ def _read_preset(name: str, above: tuple[str, ...] = ()) -> tuple[Path, dict]:
     if str(path) in above:
         raise ConfigError(f"{path}: base = {base!r}: the presets stand on each other in a circle")
     _, below = _read_preset(str(base), (*above, str(path)))
+    if _is_another_model(data.get("language"), below.get("language")):
+        for key in ("model_type", "init_from", "config"):  # the base's sizes are not the other model's
+            below["language"].pop(key, None)
     return path, _laid_over(below, data)
+
+
+def _is_another_model(language: Any, base: Any) -> bool:
+    """Whether a preset names another language model than its ``base``."""
+    if not (isinstance(language, dict) and isinstance(base, dict)):
+        return False
+    kind = base.get("model_type", "llama")
+    return "init_from" in language or language.get("model_type", kind) != kind
 
 
 def _laid_over(below: Any, above: Any) -> Any:

@@ -183,6 +183,12 @@ def test_a_preset_may_stand_on_another(tmp_path):
     mine, tiny = load_preset(str(tmp_path / "mine.yaml")), load_preset("tiny")
     assert mine.name == "mine" and mine.freeze == ["climate"] and mine.climate == tiny.climate
     assert mine.language.config == {**tiny.language.config, "num_hidden_layers": 1}
+    (tmp_path / "other.yaml").write_text("base: tiny\nlanguage: {model_type: gpt2, config: {n_embd: 32}}\n")
+    other = load_preset(str(tmp_path / "other.yaml")).language
+    assert other.config == {"n_embd": 32} and other.max_text_tokens == tiny.language.max_text_tokens
+    (tmp_path / "read.yaml").write_text("base: tiny\nlanguage: {init_from: somewhere}\n")
+    read = load_preset(str(tmp_path / "read.yaml")).language
+    assert (read.init_from, read.model_type, read.config) == ("somewhere", None, {})
     (tmp_path / "a.yaml").write_text(f"base: {tmp_path}/b.yaml\n")
     (tmp_path / "b.yaml").write_text(f"base: {tmp_path}/a.yaml\n")
     with pytest.raises(ConfigError, match="circle"):
