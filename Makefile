@@ -23,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(VENV)/.installed
 
-# The plan at its end measures and learns, once, what every plan needs; the first one takes half as long again.
+# The plan at its end measures, once, what every plan needs.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
@@ -31,7 +31,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,test,docs]'
 	$(BIN)/python -m data_build fetch sample
 	$(BIN)/python -m launch.ds_config.facts
-	-$(BIN)/astrobio plan --model 17b --ds_config ds_configs/zero3_nvme.json > /dev/null
+	-$(BIN)/astrobio plan --model tiny --ds_config ds_configs/zero3_nvme.json > /dev/null
 	@touch $@
 
 # What pip cannot install: the headers that DeepSpeed compiles its CPU Adam and its NVMe offload against.

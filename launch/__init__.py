@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Who sets one of these decides; torch reads them when it is imported, or first allocates on a card.
 _SETTINGS = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
 #: Of page-locked host memory, by torch 2.13's names: larger blocks than the one are not rounded up to a power of two,
-#: larger ones than the other neither rounded nor kept when they are freed.
+#: larger ones than the other are neither rounded nor cached when they are freed.
 _ROUNDED, _KEPT = "pinned_max_round_threshold_mb", "pinned_max_cached_size_mb"
 
 # By itself torch cuts a card's memory into segments for blocks of one size, and ZeRO gathers and reduces in ever other
@@ -39,7 +39,7 @@ def locked_rounding() -> int | None:
 
 
 def keeps_unrounded() -> bool:
-    """Whether torch is told to keep page-locked blocks that it has not rounded. 2.13.0 hands such a one out again for
+    """Whether torch is set to cache page-locked blocks that it has not rounded. 2.13.0 hands such a one out again for
     all sizes up to the next power of two (`get_free_block` in ATen/core/CachingHostAllocator.h): writes go past its
     end."""
     sizes = dict(re.findall(rf"({_ROUNDED}|{_KEPT}):(\d+)", _settings()))

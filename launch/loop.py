@@ -117,7 +117,7 @@ class Trainer:
         }
 
     def _resume(self) -> list[str]:
-        """Go on from the newest checkpoint that is sound; what is to be said of it."""
+        """Continue from the newest sound checkpoint; returns remarks about it."""
         path, manifest, broken = self.checkpoints.resume(self.plan.resume)
         self._restore(manifest.about)
         return [*self.plan.resume_notes, *broken, f"resumed from {path} at step {self.step}"]
@@ -261,7 +261,7 @@ class Trainer:
                 logging.WARNING,
                 module=origin,
             )
-        if self.overflows >= self.plan.train.report_overflows_after - 1:  # the next one is told
+        if self.overflows >= self.plan.train.report_overflows_after - 1:  # the next one is reported
             self.gradients.arm()
 
     def _loss_scale(self) -> float:

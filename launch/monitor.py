@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, train.log, the progress bar, Weights & Biases. Only rank 0 writes."""
+"""What a run reports: metrics.jsonl, train.log, the progress bar, Weights & Biases. Only rank 0 writes."""
 
 import contextlib
 import json
@@ -110,7 +110,7 @@ class Monitor:
         if self._bar is not None:
             self._bar.update()
             self._bar.set_postfix(loss=f"{record['loss']:.3f}", scale=record["loss_scale"])
-        # On a terminal the bar tells the steps; the log has them in any case.
+        # On a terminal the bar shows the steps; the log has them in any case.
         log.log(
             logging.INFO if self._bar is None or self._bar.disable else logging.DEBUG,
             "step %d  epoch %.2f  loss %.4f  grad_norm %.3g  lr %.2e  scale %g  %.2f samples/s  left %s",

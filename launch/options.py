@@ -25,7 +25,7 @@ class TrainConfig:
     time_limit_h: float = Field(default=672.0, gt=0)  # of the whole run, over all its resumes
     checkpoint_every_steps: int = Field(default=500, ge=1)
     checkpoint_every_h: float = Field(default=2.0, gt=0)
-    keep_last: int = Field(default=2, ge=1)  # checkpoints; the best one is kept besides
+    keep_last: int = Field(default=2, ge=1)  # checkpoints, beside the best one
     keep_every_h: float | None = Field(default=None, gt=0)  # and the first of every so many hours
     eval_micro_batch: int = Field(default=8, ge=1)
     data_workers: int = Field(default=1, ge=0)  # processes that read ahead, for each rank

@@ -24,7 +24,7 @@ class RunPlan:
     tokenizer: Path
     run: Path
     resume: list[Path]  # the checkpoints to continue from, the newest first: the others in case it is broken
-    resume_notes: list[str]  # what is otherwise than in the run that was saved, and what was found broken
+    resume_notes: list[str]  # differences from the saved run, and broken checkpoints
     max_steps: int | None
     micro_batch: int
     accumulation: int

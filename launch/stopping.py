@@ -11,14 +11,14 @@ import psutil
 
 @dataclass
 class EarlyStop:
-    """Stop after ``patience`` validations in a row without a lower loss, and say which weights are to be kept."""
+    """Stop after ``patience`` validations in a row without a lower loss, and decide which weights are the best."""
 
     patience: int
     best: float = float("inf")
     since_best: int = 0
 
     def keeps(self, loss: float, error: float = 0.0) -> bool:
-        """Take note of a validation; True if its weights take the place of those kept so far.
+        """Take note of a validation; True if its weights are the best so far.
 
         They do where no validation was better by more than the standard ``error`` of the loss (the rule of Breiman et
         al. 1984): of weights that a small validation split cannot tell apart, the last, which the schedule has led

@@ -4,7 +4,7 @@ import os
 
 from launch import ROOT
 
-#: What the launcher tells its ranks.
+#: Variables that the launcher sets for its ranks.
 OF_A_LAUNCH = (
     "RANK",
     "WORLD_SIZE",

@@ -1,1 +1,1 @@
-"""What a model and a ds_config cost, found out before the run."""
+"""Predicts what a model costs under a ds_config, before a run."""

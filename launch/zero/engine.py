@@ -14,7 +14,7 @@ from launch.zero.weights import PutOff, load_whole, shard
 
 
 def build_engine(config: StackConfig, ds_config: dict, seed: int):
-    """The stack inside a `deepspeed.DeepSpeedEngine`; under ZeRO-3 no rank ever holds all of it.
+    """The stack inside a `deepspeed.DeepSpeedEngine`; under ZeRO-3 no rank ever holds the whole stack.
 
     Weights depend on ``seed`` alone: not on the number of ranks, the ZeRO stage or the precision they are rounded to.
     """

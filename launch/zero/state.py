@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 MASTER, FROZEN = "fp32", "frozen"  # kinds of state; the others are the optimizer's own: exp_avg, exp_avg_sq, …
 
-#: What changes in a dynamic loss scaler; the rest of it is set by the ds_config.
+#: What changes in a dynamic loss scaler; the ds_config sets the rest.
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 
@@ -136,7 +136,7 @@ class EngineState:
             optimizer._release_swap_buffers(index)
 
     def _state_of(self, master: Tensor) -> dict[str, Any]:
-        """The optimizer's own dictionary: empty before its first step, when nothing is kept of what is put in."""
+        """The optimizer's own dictionary: empty before its first step, when it drops what is put in."""
         return self.optimizer.optimizer.state[master]
 
     def layout(self, group: Group) -> tuple[torch.dtype, dict[str, torch.dtype], dict[str, float]]:
@@ -206,7 +206,7 @@ class EngineState:
                 if self.sharded:
                     size = parameter.partition_numel()
                     share = _share(parameter.ds_numel, size, dist.get_rank(group=parameter.ds_process_group))
-                else:  # each rank has all of it, and saves as much as the others
+                else:  # each rank has the whole, and saves as much as the others
                     size = -(-parameter.numel() // ranks)
                     share = _share(parameter.numel(), size, rank)
                 found.append((parameter, Part(name, *share, 0)))
@@ -217,7 +217,7 @@ class EngineState:
 
     @contextlib.contextmanager
     def frozen_values(self, parameter: nn.Parameter, write: bool = False) -> Iterator[Tensor]:
-        """This rank's share of a frozen parameter, flat; all of it where ZeRO does not shard."""
+        """This rank's share of a frozen parameter, flat; the whole parameter where ZeRO does not shard."""
         if not self.sharded:
             yield parameter.detach().view(-1)
             return

@@ -65,7 +65,7 @@ class Fill:
 
 class PutOff(TorchDispatchMode):
     """While active, large tensors on the CPU that are filled with numbers are not: their memory is given back, and
-    the fill is remembered. Whatever else touches them finds their values as if nothing had been put off.
+    the fill is noted. Whatever else touches them finds their values as if nothing had been put off.
     """
 
     def __init__(self, seed: int, least: int = 1 << 16):

@@ -19,7 +19,7 @@ GRANULE = 512
 
 
 class OutOfMemory(Exception):
-    """A block found no room: ``wanted`` bytes, with ``allocated`` in use and ``reserved`` taken from the card."""
+    """No room for a block: ``wanted`` bytes, with ``allocated`` in use and ``reserved`` taken from the card."""
 
     def __init__(self, wanted: int, allocated: int, reserved: int):
         super().__init__(wanted, allocated, reserved)

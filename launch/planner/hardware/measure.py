@@ -1,4 +1,4 @@
-"""The hardware profile of the machine this runs on: measured once, in some seconds, and kept in ~/.cache/astrobio.
+"""The hardware profile of the machine this runs on: measured once, in seconds, and cached in ~/.cache/astrobio.
 
 python -m launch.planner.hardware.measure FOLDER    # measure, and print the numbers as JSON; FOLDER is on the disk
 """
@@ -31,7 +31,7 @@ _ADDITION_S = 2.3e-6
 
 
 def this_machine() -> Hardware:
-    """The kept profile, or a new one; delete the file to measure again."""
+    """The cached profile, or a new one; delete the file to measure again."""
     folder = cache_root()
     kept = folder / f"hardware-{os.uname().nodename}-{_parts(card_names())}.json"
     if not kept.is_file() or set(json.loads(kept.read_text())) != set(NUMBERS):  # an earlier version's has other fields

@@ -33,7 +33,7 @@ from launch.zero.accelerator import HostAccelerator, _compute_fp16_in_fp32  # no
 
 
 class Event:
-    """A CUDA event; its time is found when the trace is replayed."""
+    """A CUDA event; the replay of the trace gives its time."""
 
     recorder: Recorder
 

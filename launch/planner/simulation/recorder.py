@@ -166,7 +166,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def view(self, func, source: torch.Tensor, *args) -> torch.Tensor | None:
-        """The output of one of `VIEWS`, if it is as easily told as most are."""
+        """The output of one of `VIEWS`, or None if `Shapes.view` cannot work it out."""
         out = self.shapes.view(func, source, *args) if values.known(source) is None else None
         return None if out is None else self._made(out)
 
@@ -181,7 +181,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def add(self, tensor: torch.Tensor, part: str | None = None, pinned: bool = False, written: bool = True) -> None:
-        """Count the tensor's storage, once; ``written``: all of it holds numbers."""
+        """Count the tensor's storage, once; ``written``: to its end."""
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._seen:

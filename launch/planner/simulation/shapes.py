@@ -32,7 +32,7 @@ class Answer:
 
     single: bool
     outputs: list[tuple]
-    work: Any = field(default=None)  # what the recorder remembers of it
+    work: Any = field(default=None)  # the recorder's, of `launch.planner.simulation.work`
     known: bool = False  # whether ``work`` is set
 
 
@@ -40,7 +40,7 @@ _EMPTY, _TO_COPY = aten.empty.memory_format, aten._to_copy.default
 _SLICE, _VIEW = aten.slice.Tensor, aten.view.default
 #: Half of all operators of a ghost run, which do no work.
 VIEWS = aten.detach.default, _SLICE, _VIEW
-OF_EMPTY = {"dtype", "device"}  # what an empty tensor is most often told besides its size
+OF_EMPTY = {"dtype", "device"}  # the usual arguments of an empty tensor besides its size
 _NO_WORK = Answer(True, [], known=True)
 
 
@@ -167,7 +167,7 @@ def contiguous(size: Sequence[int]) -> list[int]:
 
 @functools.cache
 def viewed(shape: torch.Size, size: tuple[int, ...]) -> tuple[int, ...] | None:
-    """``size`` as a view of ``shape``, with the number that -1 stands for; None if it is no view of it."""
+    """``size`` as a view of ``shape``, with the number that -1 stands for; None if there is no such view."""
     if -1 in size:
         rest = -math.prod(size)
         size = tuple(shape.numel() // rest if n == -1 else n for n in size) if rest else size
@@ -183,7 +183,7 @@ def _own_way(func) -> bool:
 
 
 def _key(func, args: tuple, kwargs: dict, tensors: list) -> tuple | None:
-    """What decides about the shapes of the outputs; None if that cannot be told."""
+    """All that the shapes of the outputs depend on; None if there is more than a key can hold."""
     parts: list = [func]
     if not _describe(args, parts, tensors):
         return None
