@@ -7,6 +7,8 @@ import pytest
 from launching import run_cases
 from project import DS_CONFIGS
 
+pytestmark = pytest.mark.slow  # its launch takes five minutes on two cores
+
 SCRIPT = Path(__file__).with_name("ranks.py")
 # "pretrained" goes first: it measures resident memory, and what earlier engines freed would be in its figures.
 FAST = [
