@@ -23,6 +23,7 @@ with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed goes on logging to the
 
 GIB, MIB, GB = 1 << 30, 1 << 20, 1e9  # each source has its own
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}}
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 #: Where a figure stands in a plan.
 PLACES = {
     "gpu_allocated": ("gpu", "resident_bytes"),
@@ -206,13 +207,7 @@ def llama(name: str, stage: int, micro_batch: int, on_host: bool, after: float, 
         model(
             "llama",
             32000,
-            {
-                "hidden_size": 4096,
-                "intermediate_size": 11008,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-                "max_position_embeddings": 4096,
-            },
+            {**LLAMA_7B, "max_position_embeddings": 4096},
             dtype="bfloat16",
             attention="sdpa",
             checkpointing=True,
@@ -263,13 +258,7 @@ CASES = [
         model(
             "llama",
             32000,
-            {
-                "hidden_size": 4096,
-                "intermediate_size": 11008,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-                "max_position_embeddings": 2048,
-            },
+            {**LLAMA_7B, "max_position_embeddings": 2048},
             dtype="float16",
             lora=[64, ["q_proj", "k_proj", "v_proj", "o_proj"]],
         ),

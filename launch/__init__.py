@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DS_CONFIGS = ROOT / "ds_configs"  # the shipped ones
 
 #: Who sets one of these decides; torch reads them when it is imported, or first allocates on a card.
 _SETTINGS = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"

@@ -18,14 +18,13 @@ from pathlib import Path
 
 from astrobio.config import ConfigError, set_dotted
 from astrobio.files import write_whole
-from launch import ROOT
+from launch import DS_CONFIGS, ROOT
 from launch.ds_config.read import read_ds_config
 from launch.experiments.device_checks import Truth
 from launch.experiments.measured_run import Row, launch, predicted_figures, steps_of
 from launch.experiments.page import write_acceptance
 from launch.subprocesses import environment
 
-DS_CONFIGS = ROOT / "ds_configs"
 #: The least seconds for a launch: one that fails in less tells nothing of the machine.
 LAUNCH_S = 20
 

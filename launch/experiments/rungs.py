@@ -12,13 +12,14 @@ import torch
 from deepspeed.ops.op_builder.builder import installed_cuda_version
 
 from astrobio.config import load_preset
+from launch import DS_CONFIGS
 from launch.checkpoints.folder import path_of
 from launch.ds_config.check import check
 from launch.ds_config.facts import model_facts
 from launch.ds_config.machine import driver_version
 from launch.ds_config.read import read_ds_config
 from launch.ds_config.room import file_system
-from launch.experiments.acceptance import DS_CONFIGS, LAUNCH_S, Acceptance, TimeOver
+from launch.experiments.acceptance import LAUNCH_S, Acceptance, TimeOver
 from launch.experiments.device_checks import Truth
 from launch.experiments.full_size import measure_disk
 from launch.experiments.measured_run import Row, line, predict, predicted_figures, run_config

@@ -11,6 +11,8 @@ from launch.planner.cost.allocator import CachingAllocator, ExpandableSegments, 
 from launch.planner.cost.overhead import idle_bytes, process_bytes
 from launch.planner.cost.timing import PhaseTime, replay
 from launch.planner.hardware import Hardware
+from launch.planner.job import Job
+from launch.planner.simulation import pool
 from launch.planner.simulation.parts import BOTH, GPU, HOST, OPTIMIZER, PARAMETERS
 from launch.planner.simulation.spec import Peak, Phase, Result, Simulation
 
@@ -125,6 +127,26 @@ def reserve(result: Result, limit: int, expandable: bool) -> Reserved:
     except OutOfMemory:
         allocator, fits = kind().replay(result.allocations), False
     return Reserved(allocator.peak_reserved, allocator.by_phase, fits)
+
+
+def plan_of(job: Job) -> Plan:
+    """Simulate a job and assemble its plan.
+
+    Raises:
+        ConfigError: it cannot run.
+    """
+    return plans_of({"": job})[""]
+
+
+def plans_of(jobs: dict[str, Job], beyond_training: bool = True) -> dict[str, Plan]:
+    """The same of several jobs by name; ``beyond_training``: they also validate, save and load.
+
+    Raises:
+        ConfigError: of the first that cannot run.
+    """
+    simulations = {name: job.simulation(beyond_training) for name, job in jobs.items()}
+    results = pool.run_all(simulations)
+    return {name: assemble(results[name], simulations[name], job.hardware) for name, job in jobs.items()}
 
 
 def assemble(result: Result, simulation: Simulation, hardware: Hardware) -> Plan:

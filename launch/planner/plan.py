@@ -12,9 +12,8 @@ from typing import Any
 from astrobio.config import ConfigError
 from launch.options import TrainConfig
 from launch.planner import search
-from launch.planner.assemble import Plan, assemble
+from launch.planner.assemble import Plan, plan_of
 from launch.planner.job import Job
-from launch.planner.simulation import pool
 
 
 def plan(
@@ -31,8 +30,7 @@ def plan(
     Raises:
         ConfigError: the job cannot run, or ``data`` is no dataset.
     """
-    simulation = job.simulation()
-    answer = assemble(pool.run(simulation), simulation, job.hardware)
+    answer = plan_of(job)
     if data is not None:
         answer.recipe = training_time(answer, data, epochs or TrainConfig.epochs)
     if largest:

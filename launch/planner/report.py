@@ -5,14 +5,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch import ROOT
-from launch.planner.assemble import Plan, assemble
+from launch import DS_CONFIGS
+from launch.planner.assemble import Plan, plans_of
 from launch.planner.hardware import Hardware
 from launch.planner.job import make_job
-from launch.planner.simulation import pool
 from launch.planner.units import gb, seconds
 
-CONFIGS = ROOT / "ds_configs"
 HEADING = (
     "| model | ds_config | fits | each card | host | NVMe | NVMe in a step, read / written | step | tokens/s | "
     "bound by |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -113,27 +111,15 @@ def bar(value: float, limit: float, fits: bool) -> str:
 def table(models: list[str], hardware: str | Hardware, configs: list[Path] | None = None, **options) -> str:
     """A Markdown table: what each model needs under each ds_config; bytes in GB. Below it the fastest that fits hosts
     of several sizes, all else being equal. ``options``: as `launch.planner.job.make_job` takes them."""
-    jobs = {
-        (model, config.stem): make_job(model, config, hardware, **options)
-        for model in models
-        for config in configs or sorted(CONFIGS.glob("*.json"))
-    }
-    simulations = {" ".join(name): job.simulation() for name, job in jobs.items()}
-    results = pool.run_all(simulations)
-    plans = {
-        name: assemble(results[" ".join(name)], simulations[" ".join(name)], job.hardware) for name, job in jobs.items()
-    }
-    return "\n".join(
-        [
-            HEADING,
-            *(_row(*name, plan) for name, plan in plans.items()),
-            "",
-            *(
-                _fastest(model, {config: plan for (of, config), plan in plans.items() if of == model})
-                for model in models
-            ),
-        ]
-    )
+    configs = configs or sorted(DS_CONFIGS.glob("*.json"))
+    names = {f"{model} {config.stem}": (model, config) for model in models for config in configs}
+    plans = plans_of({name: make_job(*asked, hardware, **options) for name, asked in names.items()})
+    rows: list[str] = []
+    by_model: dict[str, dict[str, Plan]] = {model: {} for model in models}
+    for name, (model, config) in names.items():
+        rows.append(_row(model, config.stem, plans[name]))
+        by_model[model][config.stem] = plans[name]
+    return "\n".join([HEADING, *rows, "", *(_fastest(model, of_model) for model, of_model in by_model.items())])
 
 
 def _fastest(model: str, plans: dict[str, Plan]) -> str:

@@ -10,9 +10,8 @@ from astrobio.blocks import Block
 from astrobio.config import ConfigError
 from astrobio.graph_vae import Layer
 from launch.ds_config.strategy import strategy
-from launch.planner.assemble import Plan, assemble
+from launch.planner.assemble import Plan, plan_of, plans_of
 from launch.planner.job import Job
-from launch.planner.simulation import pool
 from launch.planner.units import gb, seconds
 
 #: A change is called faster from this share of a step on.
@@ -66,8 +65,7 @@ def advise(job: Job, plan: Plan) -> list[dict[str, Any]]:
     advice = []
     for text, changes in candidates(job).items():
         try:
-            simulation = job.changed(changes).simulation()
-            other = assemble(pool.run(simulation), simulation, job.hardware)
+            other = plan_of(job.changed(changes))
         except ConfigError:
             continue  # it cannot run
         step = other.time.step_s
@@ -118,11 +116,9 @@ def _most_that_fits(job_of: Callable[[int], Job], most: int) -> int:
     def look(*numbers: int) -> None:
         jobs = {str(n): job_of(n) for n in numbers if n not in sizes}
         # Neither a validation nor a checkpoint depends on the micro-batch.
-        simulations = {name: job.simulation(beyond_training=False) for name, job in jobs.items()}
-        for name, result in pool.run_all(simulations).items():
-            card = assemble(result, simulations[name], jobs[name].hardware).gpu
-            assert card is not None  # `largest` refuses machines without cards
-            sizes[int(name)], fitting[int(name)] = card.peak_bytes, card.fits
+        for name, plan in plans_of(jobs, beyond_training=False).items():
+            assert plan.gpu is not None  # `largest` refuses machines without cards
+            sizes[int(name)], fitting[int(name)] = plan.gpu.peak_bytes, plan.gpu.fits
 
     def fits(n: int) -> bool:
         if n not in sizes:

@@ -22,6 +22,7 @@ from launch.planner.job import make_job
 from launch.planner.model import load_model
 from launch.planner.plan import plan, training_time
 from launch.planner.report import _fastest, table
+from launch.planner.simulation import pool
 from launch.planner.simulation.parts import GATHERED, GRADIENTS, LOGITS, OPTIMIZER, PARAMETERS
 
 A5000 = load_hardware("a5000x2")
@@ -80,14 +81,14 @@ def test_each_option_reaches_each_answer(monkeypatch):
     job = make_job(
         "tiny", DS_CONFIGS["zero3"], A5000, seq_length=32, micro_batch=2, ranks=3, changes={"gradient_clipping": 0.5}
     )
-    result = search.pool.run(job.simulation())
+    result = pool.run(job.simulation())
     simulated = []
 
     def noted(simulations, timeout=600):
         simulated.extend(simulations.values())
         return dict.fromkeys(simulations, result)  # to simulate each would take a minute
 
-    monkeypatch.setattr(search.pool, "run_all", noted)
+    monkeypatch.setattr(pool, "run_all", noted)
     monkeypatch.setattr(search, "_MOST", 3)
     answer = plan(job, advice=True, largest=True)
     assert (answer.ranks, answer.micro_batch, answer.tokens) == (3, 2, 64)

@@ -6,11 +6,13 @@ import pytest
 from project import DS_CONFIGS
 
 from astrobio.config import load_preset
+from launch.planner import assemble as assembling
 from launch.planner import search
 from launch.planner.hardware import load_hardware
 from launch.planner.job import make_job
 from launch.planner.plan import plan
 from launch.planner.search import LAYERS, candidates
+from launch.planner.simulation import pool
 
 A5000 = load_hardware("a5000x2")
 
@@ -37,8 +39,8 @@ def test_the_largest_micro_batch_takes_few_runs(monkeypatch):
         return Answer(Card(size, size <= machine.gpu_memory_bytes))
 
     job = make_job("tiny", DS_CONFIGS["zero3"], A5000)
-    monkeypatch.setattr(search.pool, "run_all", run_all)
-    monkeypatch.setattr(search, "assemble", assemble)
+    monkeypatch.setattr(pool, "run_all", run_all)
+    monkeypatch.setattr(assembling, "assemble", assemble)
     most = search._most_that_fits(lambda n: job, 1000)
     truth = max(n for n in range(1, 1000) if assemble(n, None, A5000).gpu.fits)
     assert most == truth and {most, most + 1} <= set(looked) and len(looked) <= 10
