@@ -7,6 +7,7 @@ never filled with made-up values.
 On disk a dataset is a folder::
 
     train/ validation/ test/   Hugging Face ``datasets`` (Arrow, memory-mapped), split by planet
+    held_out_gcm/ measured/    further test sets, where the recipe asks for them (see `TEST_SETS`)
     dataset_dict.json          what ``datasets.DatasetDict.save_to_disk`` writes beside them
     stats.json                 normalisation, from the train split only (see `Moments`)
     tokenizer/                 ``transformers`` tokenizer trained on the train texts
@@ -23,9 +24,14 @@ from typing import Any
 
 import datasets
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SPLITS = ("train", "validation", "test")
+
+#: Further test sets, each in a folder of its own beside the splits where the recipe asks for it. ``held_out_gcm``: the
+#: runs of the test planets with climate, spectrum and label of a circulation model that no training record is from.
+#: ``measured``: planets with a measured spectrum; nothing is known of their climate, so that they have no label.
+TEST_SETS = ("held_out_gcm", "measured")
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,15 @@ PLANET_COLUMNS = (
     Column("mass_earth", "M_earth", 1e-3, 1e4, "mass of the planet", log=True),
     Column("gravity_m_s2", "m s-2", 0.5, 200, "surface gravity of the planet", required=True, log=True),
     Column(
-        "period_d",
+        "rotation_period_d",
         "d",
         0.05,
         1e5,
-        "orbital period, equal to the rotation period of a tidally locked planet",
+        "sidereal rotation period of the planet; the orbital period where it is taken to be tidally locked",
         required=True,
         log=True,
     ),
+    Column("orbital_period_d", "d", 0.05, 1e5, "orbital period of the planet", required=True, log=True),
     Column("semi_major_axis_au", "au", 1e-3, 1e3, "semi-major axis of the orbit", log=True),
     Column("eccentricity", "1", 0, 0.99, "eccentricity of the orbit"),
     Column(
@@ -95,8 +102,18 @@ CLIMATE_LATITUDES = 32
 CLIMATE_LONGITUDES = 64
 
 SPECTRUM_POINTS = 1000
-#: Last axis of ``spectrum`` [W, 3] float32.
+#: Last axis of ``spectrum`` [W, 3] float32. Depth and σ are NaN at wavelengths that were not observed.
 SPECTRUM_CHANNELS = ("wavelength_um", "transit_depth", "transit_depth_sigma")
+
+#: What a retrieval looks for in a spectrum: record field ``retrieval`` [R] float32, in this order; the atmosphere at
+#: the terminator from which the spectrum was computed. Present where ``spectrum_present`` and the spectrum is computed.
+RETRIEVAL_COLUMNS = (
+    Column("terminator_temperature_k", "K", 30, 2000, "air temperature, mean over the levels"),
+    Column("terminator_h2o_vmr", "1", 0, 1, "volume mixing ratio of water, mean over levels", log=True, offset=1e-9),
+    Column("retrieved_co2_vmr", "1", 0, 1, "volume mixing ratio of CO2", log=True, offset=1e-7),
+    Column("retrieved_ch4_vmr", "1", 0, 1, "volume mixing ratio of CH4", log=True, offset=1e-9),
+    Column("terminator_cloud_fraction", "1", 0, 1, "largest cloud fraction of the levels"),
+)
 
 #: Of the fields that have the same shape in every record.
 SHAPES = {
@@ -149,6 +166,10 @@ _PROVENANCE = {
     "quality": datasets.Value("float32"),  # 0 (worthless) to 1 (as good as the source gets)
 }
 
+#: The general circulation models that CLERO emulates. No training record knows anything of the last one.
+GCMS = ("um", "exoplasim", "lfric", "exocam")
+HELD_OUT_GCM = GCMS[-1]
+
 #: The record, as Hugging Face `datasets` stores it.
 FEATURES = datasets.Features(
     {
@@ -171,6 +192,10 @@ FEATURES = datasets.Features(
         "text": datasets.Value("string"),
         "label_present": datasets.Value("bool"),
         "label": datasets.Value("int8"),  # 1 habitable, 0 not, by HABITABILITY_RULE; 0 where absent
+        # Probability that the rule holds, by LABEL_PROBABILITY; NaN where the climate was not emulated.
+        "label_probability": datasets.Value("float32"),
+        "label_probability_by_gcm": datasets.List(datasets.Value("float32"), length=len(GCMS)),  # NaN as above
+        "retrieval": datasets.List(datasets.Value("float32"), length=len(RETRIEVAL_COLUMNS)),  # NaN where absent
         "provenance": {part: dict(_PROVENANCE) for part in PROVENANCE_PARTS},
     }
 )
@@ -190,6 +215,16 @@ HABITABILITY_RULE: dict[str, Any] = {
     "maximum_column_water_fraction": 0.3,
     "margin_k": 5.0,
     "margin_column_water": 0.25,
+}
+
+#: How ``label_probability`` is computed. A change of any number in it is a new version.
+LABEL_PROBABILITY: dict[str, Any] = {
+    "name": "temperate-ocean probability",
+    "version": 1,
+    "text": "share of the climates drawn from the emulator's own distribution, equally many of each circulation model "
+    "but the one held out, for which the rule holds without its margins",
+    "gcms": list(GCMS[:-1]),
+    "draws_per_gcm": 8,
 }
 
 #: What manifest.json must hold.
