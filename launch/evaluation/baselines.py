@@ -1,0 +1,231 @@
+"""Simple models, tuned on the train planets: what the stack has to beat.
+
+Each gives the test records a score that the stack's has the same name for, so that the two can be paired. Tuning
+splits the train records by planet, as the dataset itself is split.
+"""
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import threadpoolctl
+from sklearn.base import BaseEstimator, clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, WhiteKernel
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from astrobio.dataset import MANIFEST, AstrobioDataset
+from astrobio.files import cache_root, write_whole
+from astrobio.schema import RETRIEVAL_COLUMNS
+from launch.evaluation.features import Features, Fields, area_mean, read
+from launch.evaluation.scores import INTERVALS, emulation_scores, gaussian_crps, inside
+
+FOLDS = 5
+_SEPARATOR = " | "  # of a cached column's model and name
+COMPONENTS = 48  # of the climate fields; 99.9% of their variance on the sample
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A classifier with the settings to choose from."""
+
+    model: BaseEstimator
+    grid: dict[str, list]
+
+    def fitted(self, numbers: np.ndarray, label: np.ndarray, groups: np.ndarray) -> CalibratedClassifierCV:
+        """The best of the grid by held-out ROC-AUC, its probabilities calibrated on held-out groups (Platt 1999)."""
+        folds = list(GroupKFold(FOLDS).split(numbers, label, groups))
+        search = GridSearchCV(self.model, self.grid, scoring="roc_auc", cv=folds, refit=False).fit(numbers, label)
+        best = clone(self.model).set_params(**search.best_params_)
+        return CalibratedClassifierCV(best, cv=folds).fit(numbers, label)
+
+
+def _imputer() -> SimpleImputer:
+    """The mean where a number is unknown, with a column that says so."""
+    return SimpleImputer(add_indicator=True, keep_empty_features=True)
+
+
+LOGISTIC = Tuned(
+    make_pipeline(_imputer(), StandardScaler(), LogisticRegression(max_iter=2000)),
+    {"logisticregression__C": [0.01, 0.1, 1, 10]},
+)
+SUPPORT_VECTORS = Tuned(
+    make_pipeline(_imputer(), StandardScaler(), SVC()),
+    {"svc__C": [1, 10, 100, 1000], "svc__gamma": [0.003, 0.01, 0.03, 0.1]},
+)
+BOOSTING = Tuned(
+    HistGradientBoostingClassifier(max_iter=150, min_samples_leaf=10, random_state=0),
+    {"learning_rate": [0.03, 0.1], "max_leaf_nodes": [4, 16]},
+)
+
+
+def simple_models(folder: Path, split: str = "test") -> pd.DataFrame:
+    """What every simple model says of the records of a split, in the columns of `launch.evaluation.predictions`: the
+    columns are pairs (model, column), the index is ``run_id``.
+
+    Fitted once for a dataset and a version of this code, and cached under `astrobio.files.cache_root`.
+    """
+    code = hashlib.sha256()
+    for module in ("baselines", "features", "scores"):
+        code.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    content = json.loads((folder / MANIFEST).read_text())["content_sha256"]
+    cache = cache_root() / "simple_models" / f"{content[:16]}-{split}-{code.hexdigest()[:16]}.parquet"
+    if not cache.is_file():
+        table = _fitted(folder, split)
+        buffer = io.BytesIO()
+        table.set_axis([_SEPARATOR.join(pair) for pair in table.columns], axis=1).to_parquet(buffer)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cache, buffer.getvalue())
+    table = pd.read_parquet(cache)
+    return table.set_axis(pd.MultiIndex.from_tuples([name.split(_SEPARATOR) for name in table.columns]), axis=1)
+
+
+def _fitted(folder: Path, split: str) -> pd.DataFrame:
+    (train, train_fields), (test, test_fields) = (
+        read(AstrobioDataset(folder, name, max_text_tokens=2)) for name in ("train", split)
+    )
+    # On some cores the threads of these small fits wait for each other longer than they compute.
+    with threadpoolctl.threadpool_limits(1):
+        found = {(name, "habitable"): values for name, values in classifiers(train, test).items()}
+        found |= {(name, "observables"): values for name, values in observers(train, test).items()}
+        mean = train_fields.values.mean(0)
+        for name, fields in emulators(train, train_fields, test, test_fields):
+            for score, values in emulation_scores(fields, test_fields.values, mean).items():
+                found[name, f"emulation {score}"] = np.full(len(test), np.nan)
+                found[name, f"emulation {score}"][test_fields.rows] = values
+        for name, scores in retrievers(train, test).items():
+            found |= {(name, score): scores[score].to_numpy() for score in scores}
+    return pd.DataFrame(found, index=pd.Index(test.run_id, name="run_id"))
+
+
+def classifiers(train: Features, test: Features) -> dict[str, np.ndarray]:
+    """Probabilities [N] of the test records by model; each is trained on the labelled records."""
+    use = train.labelled
+    label, groups = train.label[use], train.planet_key[use]
+
+    def probability(model: Tuned, numbers: np.ndarray, test_numbers: np.ndarray) -> np.ndarray:
+        return model.fitted(numbers[use], label, groups).predict_proba(test_numbers)[:, 1]
+
+    found = {
+        "majority class": np.full(len(test), label.mean()),
+        "logistic regression on the planet table": probability(LOGISTIC, train.planet, test.planet),
+        "SVM on the planet table": probability(SUPPORT_VECTORS, train.planet, test.planet),
+        "gradient boosting on all modalities": probability(BOOSTING, train.every, test.every),
+    }
+    found["gradient boosting on the climate, else that SVM"] = np.where(
+        test.present["climate"], probability(BOOSTING, train.climate, test.climate), found["SVM on the planet table"]
+    )
+    return found
+
+
+def observers(train: Features, test: Features) -> dict[str, np.ndarray]:
+    """`classifiers` that know the star, the planet and the spectrum, but no atmosphere and no climate."""
+    use = train.labelled
+    label, groups = train.label[use], train.planet_key[use]
+    found = {"majority class": np.full(len(test), label.mean())}
+    for name, model in (("SVM", SUPPORT_VECTORS), ("gradient boosting", BOOSTING)):
+        fitted = model.fitted(train.observable[use], label, groups)
+        found[f"{name} on star, planet and spectrum"] = fitted.predict_proba(test.observable)[:, 1]
+    return found
+
+
+def emulators(
+    train: Features, train_fields: Fields, test: Features, test_fields: Fields
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(model, its climates [M, F, Y, X] of the test records with one), from planet and atmosphere alone."""
+    x, x_test = train.planet[train_fields.rows], test.planet[test_fields.rows]
+    groups = train.planet_key[train_fields.rows]
+    shape = train_fields.values.shape[1:]
+    flat = train_fields.values.reshape(len(train_fields.values), -1)
+    mean = train_fields.values.mean(0)
+    yield "mean field", np.broadcast_to(mean, (len(x_test), *shape))
+
+    basis = PCA(min(COMPONENTS, len(flat) - 1), svd_solver="randomized", random_state=0)
+    coefficients = basis.fit_transform(flat)
+
+    def fields(predicted: np.ndarray) -> np.ndarray:
+        return basis.inverse_transform(predicted).reshape(-1, *shape).astype(np.float32)
+
+    def tuned(model, grid: dict) -> Pipeline:
+        search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=GroupKFold(FOLDS))
+        return search.fit(x, coefficients, groups=groups).best_estimator_
+
+    nearest = tuned(
+        make_pipeline(_imputer(), StandardScaler(), KNeighborsRegressor(weights="distance")),
+        {"kneighborsregressor__n_neighbors": [1, 2, 4, 8]},
+    )
+    yield "nearest neighbours", fields(nearest.predict(x_test))
+    linear = tuned(make_pipeline(_imputer(), StandardScaler(), Ridge()), {"ridge__alpha": [0.1, 1, 10, 100]})
+    yield "linear regression", fields(linear.predict(x_test))
+
+    # The same for all outputs of a process: what they depend on, and how smoothly.
+    known = make_pipeline(_imputer(), StandardScaler()).fit(x)
+    x, x_test = known.transform(x), known.transform(x_test)
+    kernel = ConstantKernel() * RBF(np.ones(x.shape[1]), (1e-1, 1e3)) + WhiteKernel(1e-2)
+    means = area_mean(train_fields.values)
+    pattern = mean - means.mean(0)[:, None, None]
+    predicted = _process(kernel, x, means).predict(x_test)
+    yield "Gaussian process on global means", (predicted[:, :, None, None] + pattern).astype(np.float32)
+    predicted = _process(kernel, x, coefficients).predict(x_test)
+    yield "Gaussian process on principal components", fields(predicted)
+
+
+def _process(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> GaussianProcessRegressor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: the column does not matter
+        return GaussianProcessRegressor(kernel, normalize_y=True).fit(x, y)
+
+
+def retrievers(train: Features, test: Features) -> dict[str, pd.DataFrame]:
+    """Scores (`retrieval_scores`) of the test records by model, from star, planet and spectrum; NaN without."""
+    found = {}
+    models = {
+        "spread of the train records": None,
+        "linear regression": make_pipeline(_imputer(), StandardScaler(), Ridge(10.0)),
+        "gradient boosting": HistGradientBoostingRegressor(
+            learning_rate=0.05, max_iter=200, min_samples_leaf=10, random_state=0
+        ),
+    }
+    for name, model in models.items():
+        mean = np.full((len(test), len(RETRIEVAL_COLUMNS)), np.nan)
+        sigma = np.full(len(RETRIEVAL_COLUMNS), np.nan)
+        for i in range(len(RETRIEVAL_COLUMNS)):
+            use = train.present["spectrum"] & np.isfinite(train.retrieval[:, i])
+            target, groups = train.retrieval[use, i], train.planet_key[use]
+            if model is None:
+                mean[:, i], sigma[i] = target.mean(), target.std()
+                continue
+            # The residuals of held-out planets are the width of its Gaussian.
+            held_out = cross_val_predict(model, train.observable[use], target, groups=groups, cv=GroupKFold(FOLDS))
+            sigma[i] = np.sqrt(np.mean((held_out - target) ** 2))
+            mean[:, i] = clone(model).fit(train.observable[use], target).predict(test.observable)
+        found[name] = retrieval_scores(mean, sigma, test.retrieval)
+    return found
+
+
+def retrieval_scores(mean: np.ndarray, sigma: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
+    """Of Gaussians ``mean`` [N, R] and ``sigma`` [R] or [N, R]: each column's ``crps``, and whether its central 50%
+    and 90% hold the truth; NaN where there is none."""
+    table = {}
+    for i, column in enumerate(RETRIEVAL_COLUMNS):
+        width = np.broadcast_to(sigma, mean.shape)[:, i]
+        table[f"retrieval crps {column.name}"] = gaussian_crps(mean[:, i], width, truth[:, i])
+        for share in INTERVALS:
+            table[f"retrieval inside {share:.0%} {column.name}"] = inside(mean[:, i], width, truth[:, i], share)
+    return pd.DataFrame(table)

@@ -1,0 +1,127 @@
+"""What a stack says of each record of a split: one row a record, to be scored, paired with others and kept."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from astrobio.batch import Batch
+from astrobio.mixture import mixture
+from torch import Tensor
+
+from astrobio.dataset import AstrobioDataset
+from astrobio.metrics import probability
+from astrobio.schema import MODALITIES, RETRIEVAL_COLUMNS
+from astrobio.stack import StackOutput
+from launch.evaluation.scores import INTERVALS, emulation_scores
+
+#: A batch, and which of its records count: the others fill it up.
+Counted = tuple[Batch, Tensor]
+
+
+def masks(modalities: list[str]) -> dict[str, tuple[str, ...]]:
+    """What is hidden from the stack, by the name of the figure. The text repeats the numbers of the planet table and
+    goes with it."""
+    parts = [*modalities, "text"]
+    hidden = {f"without {part}": (part,) for part in parts}
+    if "planet" in modalities:
+        hidden["without planet"] = ("planet", "text")
+    return hidden | {f"only {part}": tuple(other for other in parts if other != part) for part in parts}
+
+
+@torch.no_grad()
+def predict(
+    model: Callable[[Batch], StackOutput], dataset: AstrobioDataset, batches: Iterable[Counted]
+) -> pd.DataFrame:
+    """One row for each record that counts.
+
+    ``habitable`` is the probability of the whole record, ``habitable without climate`` and so on that of a part of it
+    (`masks`); ``weight …`` what the fusion gives a part. Other tasks: ``observables`` is a probability, the scores of
+    ``emulation`` and ``retrieval`` are those of `launch.evaluation.scores`, NaN where the record has no truth.
+    """
+    return pd.concat([_rows(model, batch, counted, mean_field) for batch, counted in batches], ignore_index=True)
+
+
+def batches(dataset: AstrobioDataset, size: int, rank: int = 0, ranks: int = 1) -> Iterator[Counted]:
+    """The batches of one of ``ranks``: all run equally many, as ZeRO-3 needs it."""
+    for start in range(0, len(dataset), size * ranks):
+        wanted = [start + rank * size + i for i in range(size)]
+        items = [dataset[i] for i in wanted if i < len(dataset)]
+        counted = torch.tensor([i < len(dataset) for i in wanted])
+        items += [items[0] if items else dataset[0]] * (size - len(items))
+        yield dataset.collate(items), counted
+
+
+def mean_climate(dataset: AstrobioDataset) -> np.ndarray:
+    """Mean field [F, Y, X] of the records with a climate, normalised."""
+    total, count = np.zeros(1), 0
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if item["present"]["climate"]:
+            levels, surface = item["climate_levels"].mean(1), item["climate_surface"].mean(1)
+            total = total + np.concatenate([levels.reshape(-1, *levels.shape[-2:]), surface])
+            count += 1
+    return (total / max(count, 1)).astype(np.float32)
+
+
+def _rows(model, batch: Batch, counted: Tensor, mean_field: np.ndarray | None) -> pd.DataFrame:
+    out: StackOutput = model(batch)
+    modalities = [name for name in MODALITIES if name in batch.present]
+    columns: dict[str, np.ndarray | list[str]] = {
+        "run_id": batch.run_ids,
+        "planet_key": [run_id.rpartition("/")[0] for run_id in batch.run_ids],
+        "observed": _numpy(batch.observed),
+        "label": _numpy(batch.label),
+        "labelled": _numpy(batch.label_present),
+        "label_probability": np.where(_numpy(batch.label_probability_known), _numpy(batch.label_probability), np.nan),
+        **{f"with {name}": _numpy(batch.present[name]) for name in modalities},
+    }
+    if out.logits is not None and out.weights is not None:
+        columns["habitable"] = _numpy(probability(out.logits))
+        for name, weight in zip([*modalities, "text"], out.weights.unbind(1), strict=True):
+            columns[f"weight {name}"] = _numpy(weight)
+        for name, hidden in masks(modalities).items():
+            masked = batch
+            for part in hidden:
+                masked = masked.without(part)
+            columns[f"habitable {name}"] = _numpy(probability(model(masked).logits))
+    columns |= _tasks(out, batch, mean_field)
+    return pd.DataFrame(columns)[_numpy(counted)]
+
+
+def _tasks(out: StackOutput, batch: Batch, mean_field: np.ndarray | None) -> dict[str, np.ndarray]:
+    observables, climate, posterior = out.tasks
+    columns: dict[str, np.ndarray] = {}
+    if observables is not None:
+        columns["observables"] = _numpy(probability(observables))
+    if climate is not None and mean_field is not None:
+        scores = emulation_scores(
+            _numpy(torch.cat([climate.levels.flatten(1, 2), climate.surface], 1)),
+            _numpy(torch.cat([batch.climate_levels.mean(2).flatten(1, 2), batch.climate_surface.mean(2)], 1)),
+            mean_field,
+        )
+        present = _numpy(batch.present["climate"])
+        columns |= {f"emulation {name}": np.where(present, values, np.nan) for name, values in scores.items()}
+    if posterior is not None:
+        columns |= _retrieval(posterior, batch)
+    return columns
+
+
+def _retrieval(posterior: Tensor, batch: Batch) -> dict[str, np.ndarray]:
+    found = mixture(posterior, len(RETRIEVAL_COLUMNS))
+    known = _numpy(batch.retrieval_known & batch.present["spectrum"][:, None])
+    crps = _numpy(found.crps(batch.retrieval))
+    columns = {}
+    for i, column in enumerate(RETRIEVAL_COLUMNS):
+        columns[f"retrieval crps {column.name}"] = np.where(known[:, i], crps[:, i], np.nan)
+    position = _numpy(found.cdf(batch.retrieval))
+    for share in INTERVALS:
+        for i, column in enumerate(RETRIEVAL_COLUMNS):
+            held = np.abs(position[:, i] - 0.5) <= share / 2
+            columns[f"retrieval inside {share:.0%} {column.name}"] = np.where(known[:, i], held, np.nan)
+    return columns
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
