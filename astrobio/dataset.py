@@ -45,14 +45,16 @@ def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
         manifest = json.loads((folder / MANIFEST).read_text())
     except ValueError as error:
         return [f"{folder / MANIFEST}: not valid JSON: {error}"]
+    if manifest.get("schema_version", schema.SCHEMA_VERSION) != schema.SCHEMA_VERSION:
+        recipe = manifest.get("recipe", {}).get("name", "sample")
+        return [
+            f"{folder / MANIFEST}: schema_version is {manifest['schema_version']!r}, this program reads "
+            f"{schema.SCHEMA_VERSION}: remove the folder and build it again: `astrobio data build {recipe} "
+            f"--out {folder}`"
+        ]
     lacking = [key for key in schema.MANIFEST_KEYS if key not in manifest]
     if lacking:
         return [f"{folder / MANIFEST}: lacks {', '.join(lacking)}"]
-    if manifest["schema_version"] != schema.SCHEMA_VERSION:
-        return [
-            f"{folder / MANIFEST}: schema_version is {manifest['schema_version']!r}, this program reads "
-            f"{schema.SCHEMA_VERSION}: build the dataset again"
-        ]
     problems = []
     for name, expected in manifest["files"].items():
         path = folder / name

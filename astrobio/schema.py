@@ -192,7 +192,8 @@ FEATURES = datasets.Features(
         "text": datasets.Value("string"),
         "label_present": datasets.Value("bool"),
         "label": datasets.Value("int8"),  # 1 habitable, 0 not, by HABITABILITY_RULE; 0 where absent
-        # Probability that the rule holds, by LABEL_PROBABILITY; NaN where the climate was not emulated.
+        # Probability that the rule holds, by LABEL_PROBABILITY; NaN where the climate was not emulated. The held-out
+        # model's is NaN in train and validation too.
         "label_probability": datasets.Value("float32"),
         "label_probability_by_gcm": datasets.List(datasets.Value("float32"), length=len(GCMS)),  # NaN as above
         "retrieval": datasets.List(datasets.Value("float32"), length=len(RETRIEVAL_COLUMNS)),  # NaN where absent
@@ -235,6 +236,7 @@ MANIFEST_KEYS = (
     "content_sha256",
     "counts",
     "habitability_rule",
+    "label_probability",
     "versions",
     "files",
 )

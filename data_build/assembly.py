@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 
 from astrobio.files import sync
-from astrobio.schema import HABITABILITY_RULE, SCHEMA_VERSION, SPLITS, sha256_of
+from astrobio.schema import HABITABILITY_RULE, LABEL_PROBABILITY, SCHEMA_VERSION, SPLITS, sha256_of
 from data_build.cache import DataError
 from data_build.card import write_card
 from data_build.checks import record_problems
@@ -24,6 +24,9 @@ from data_build.statistics import Statistics
 from data_build.validation import read_records
 from data_build.vocabulary import train_tokenizer
 from data_build.writing import SplitWriter
+
+#: What the labels follow from, as the manifest has it.
+RULES = {"habitability_rule": HABITABILITY_RULE, "label_probability": LABEL_PROBABILITY}
 
 #: Versions of these are in the manifest: they decide the content.
 PACKAGES = ("astropy", "astroquery", "clero", "cobra", "datasets", "numpy", "scipy", "taurex", "tokenizers")
@@ -80,7 +83,7 @@ def assemble(
         "seed": recipe.seed,
         "content_sha256": written.content_sha256,
         "counts": quality.counts(),
-        "habitability_rule": HABITABILITY_RULE,
+        **RULES,
         "versions": versions(),
         "sources": {name: INFOS[name].as_dict() for name in (*sources, *harvests)},
     }

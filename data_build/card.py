@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
+from data_build.humidity import SUPERSATURATION_LIMIT
 from data_build.sources.taurex import VISITS
 
 
@@ -14,7 +15,7 @@ def write_card(folder: Path, manifest: dict, quality: dict) -> None:
 
 def card(manifest: dict, quality: dict) -> str:
     """The card's text."""
-    recipe, rule = manifest["recipe"], manifest["habitability_rule"]
+    recipe = manifest["recipe"]
     rows = [
         [
             split,
@@ -39,6 +40,7 @@ def card(manifest: dict, quality: dict) -> str:
         [name, info["modality"], info["kind"], info["version"], info["licence"], info["citation"]]
         for name, info in manifest["sources"].items()
     ]
+    beyond = sum(kind.get("beyond saturation", 0) for kind in quality["candidates"].values())
     match = quality["crossmatch"]
     in_common = match["by_name"] + match["by_alias"] + match["by_position"]
     return f"""# astrobio dataset `{recipe["name"]}`
@@ -72,11 +74,7 @@ stars; `provenance.planet.kind` tells them apart, and figures should be given fo
 
 ## The label
 
-`{rule["name"]}` version {rule["version"]}: {rule["text"]}.
-
-It is computed from the emulated climate of a hypothetical ocean planet, not observed. Runs are chosen in pairs of one
-habitable and one not that share everything that is not physics: which modalities are present, which columns are known
-or derived, the provenance, the wording of the text. The share of habitable runs says nothing about planets at large.
+{_label(manifest, quality["label"])}
 
 ## Where it comes from
 
@@ -93,8 +91,10 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 
 {_archives(quality.get("archives", {}))}{_stored(quality.get("stored_climates", []))}## What to keep in mind
 
-- The climates are an emulator's mean for tidally locked, ocean-covered planets; catalogued planets above about 1.6
-  Earth radii may have no rocky surface at all (Rogers 2015).
+- The climates are an emulator's mean for tidally locked, ocean-covered planets. Humidity above saturation is capped; a
+  run whose humidity is more than {SUPERSATURATION_LIMIT:g} times saturation next to the surface, on average, is no
+  candidate ({beyond} of them).
+- Catalogued planets above about 1.6 Earth radii may have no rocky surface at all (Rogers 2015).
 - Masses of planets known by transit alone follow from a mass–radius relation (Chen & Kipping 2017), as do radii of
   planets known by radial velocity alone, from M sin i.
 - The metabolic network is a candidate: the core network of Escherichia coli fermenting organics, with bounds that
@@ -102,6 +102,24 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 - Spectra have no clouds; their noise is that of {VISITS} transits seen by a telescope like JWST.
 - Set aside, with reasons in `quarantine.jsonl`: {sum(quality["set_aside"].values())}.
 """
+
+
+def _label(manifest: dict, figures: dict) -> str:
+    """The section on the label."""
+    rule, probability = manifest["habitability_rule"], manifest["label_probability"]
+    return f"""`{rule["name"]}` version {rule["version"]}: {rule["text"]}.
+
+It is computed from the emulated climate of a hypothetical ocean planet, not observed. Runs are chosen in pairs of one
+habitable and one not that share everything that is not physics: which modalities are present, which columns are known
+or derived, the provenance and its qualities (the lower of the two), the wording of the text. The share of habitable
+runs says nothing about planets at large.
+
+`label_probability` (`{probability["name"]}` version {probability["version"]}) tells how sure a label is: the
+{probability["text"]}
+({", ".join(probability["gcms"])}, {probability["draws_per_gcm"]} draws each). A record's own label has a probability of
+{figures["mean_probability_of_own_label"]:.0%} on average; {figures["share_less_probable_than_not"]:.1%} of the labels
+are less probable than their opposite. Who guesses the more probable label of each run is right in
+{figures["bayes_ceiling"]:.0%} of the draws: the Bayes ceiling of any classifier of these runs."""
 
 
 def _archives(archives: dict) -> str:

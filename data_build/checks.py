@@ -9,6 +9,8 @@ from astrobio.schema import (
     CLIMATE_LEVEL_VARIABLES,
     CLIMATE_SURFACE_VARIABLES,
     EDGE_FEATURES,
+    GCMS,
+    LABEL_PROBABILITY,
     NODE_FEATURES,
     NODE_KINDS,
     OPTIONAL_MODALITIES,
@@ -17,8 +19,10 @@ from astrobio.schema import (
     SHAPES,
     SPECTRUM_POINTS,
 )
-from data_build.planets import gravity_m_s2
-from data_build.sources.clero import area_mean
+from data_build.humidity import RELATIVE_HUMIDITY_LIMIT
+from data_build.humidity import relative_humidity as humidity_of
+from data_build.planets import Atmosphere, gravity_m_s2
+from data_build.sources.clero import area_mean, pressures_pa
 from data_build.text import telling_words
 
 #: In a steady state the absorbed and the outgoing flux, averaged over the planet, are equal; they may differ by this
@@ -126,7 +130,26 @@ def _climate_problems(record: dict) -> list[Problem]:
                 f"within ±{ENERGY_BALANCE_LIMIT}",
             )
         )
+    humidity = relative_humidity(record)
+    if not humidity <= RELATIVE_HUMIDITY_LIMIT:
+        problems.append(
+            Problem(
+                "climate_levels.log10_specific_humidity",
+                f"{humidity:.2f} of saturation next to the surface, on average",
+                f"at most {RELATIVE_HUMIDITY_LIMIT:g}",
+            )
+        )
     return problems
+
+
+def relative_humidity(record: dict) -> float:
+    """Mean relative humidity at the lowest level of a record's climate, area-weighted."""
+    pressure, co2, ch4 = (_planet_value(record, name) for name in ("surface_pressure_bar", "co2_vmr", "ch4_vmr"))
+    air = Atmosphere(pressure, co2, ch4)
+    lowest = np.asarray(record["climate_levels"], float)[:, 0, -1]
+    names = [column.name for column in CLIMATE_LEVEL_VARIABLES]
+    temperature, humidity = lowest[names.index("air_temperature")], lowest[names.index("log10_specific_humidity")]
+    return float(area_mean(humidity_of(temperature, 10.0**humidity, pressures_pa(pressure)[-1], air)))
 
 
 def energy_imbalance(record: dict) -> float:
@@ -224,6 +247,14 @@ def _label_and_text_problems(record: dict) -> list[Problem]:
     label = int(record["label"])
     if label not in ((0, 1) if record["label_present"] else (0,)):
         problems.append(Problem("label", str(label), "0 or 1, and 0 where absent"))
+    probability, by_gcm = float(record["label_probability"]), np.asarray(record["label_probability_by_gcm"], float)
+    if by_gcm.shape != (len(GCMS),) or not (np.isnan(by_gcm) | ((by_gcm >= 0) & (by_gcm <= 1))).all():
+        limit = f"{len(GCMS)} numbers within [0, 1], or NaN where the climate was not emulated"
+        problems.append(Problem("label_probability_by_gcm", str(by_gcm), limit))
+    else:
+        mean = by_gcm[[GCMS.index(gcm) for gcm in LABEL_PROBABILITY["gcms"]]].mean()
+        if not np.isclose(probability, mean, atol=1e-6, equal_nan=True):
+            problems.append(Problem("label_probability", f"{probability:g}", f"{mean:g}, the mean over its models"))
     if not record["text"].strip():
         problems.append(Problem("text", "empty", "a description"))
     problems += [

@@ -71,16 +71,16 @@ def crossmatch(primary: Iterable[Planet], secondary: Iterable[Planet]) -> tuple[
 def _match(planet, number, by_alias, near, primary) -> tuple[int | None, str]:
     if planet_key(planet.name) in by_alias:
         return by_alias[planet_key(planet.name)], "by_name"
-    period = planet.values.get("period_d")
+    period = planet.values.get("orbital_period_d")
     for alias in sorted(planet.aliases):
         index = by_alias.get(planet_key(alias))
         if index is not None:
-            other = primary[index].values.get("period_d")
+            other = primary[index].values.get("orbital_period_d")
             # Catalogues give the letters of a system in different orders (BD-06 1339 is Gliese 221, b is c).
             if not (period and other and max(period / other, other / period) > ANOTHER_PLANET):
                 return index, "by_alias"
     for index in near.get(number, ()):
-        other = primary[index].values.get("period_d")
+        other = primary[index].values.get("orbital_period_d")
         if period and other and abs(period / other - 1) < MATCH_PERIOD_TOLERANCE:
             return index, "by_position"
     return None, ""

@@ -7,7 +7,7 @@ import clero
 from data_build.crossmatch import crossmatch
 from data_build.harvest import Harvest
 from data_build.observed import describe_observations, match_stars
-from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain
+from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain, tidally_locked
 from data_build.recipe import Recipe
 from data_build.sampling import sample_planets, stream
 from data_build.sources import ARCHIVES, CATALOGUES, PLANET_ARCHIVES
@@ -30,7 +30,7 @@ def gather_planets(
     planets, report = _merged(recipe, catalogues)
     if "gaia" in harvests:
         planets, report["gaia"] = match_stars(planets, harvests["gaia"].rows())
-    planets = [derive(planet) for planet in planets]
+    planets = [tidally_locked(derive(planet)) for planet in planets]
     inside = [planet for planet in planets if in_domain(planet, clero.EXTENDED_DOMAIN)]
     report["merged"], report["inside_extended_domain"] = len(planets), len(inside)
     names = {planet.name for planet in inside}

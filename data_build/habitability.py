@@ -21,21 +21,35 @@ def habitability(levels: np.ndarray, surface: np.ndarray, surface_pressure_bar: 
     temperature = surface[_SURFACE.index("surface_temperature")].astype(float)
     water = column_water_fraction(levels, surface_pressure_bar)
     verdicts = {
-        rule_holds(temperature + shift * rule["margin_k"], water * (1 + shift * rule["margin_column_water"]))
+        int(rule_holds(temperature + shift * rule["margin_k"], water * (1 + shift * rule["margin_column_water"])))
         for shift in (-1, 0, 1)
     }
     return verdicts.pop() if len(verdicts) == 1 else None
 
 
-def rule_holds(temperature: np.ndarray, water: float) -> int:
-    """The rule's verdict, 1 or 0, without margins, for a surface ``temperature`` [Y, X] in K and a column's share of
-    ``water``."""
+def habitable_share(temperature: np.ndarray, humidity: np.ndarray, surface_pressure_bar: float) -> np.ndarray:
+    """Share of drawn climates for which the rule holds without its margins.
+
+    Args:
+        temperature: of the surface, K [..., D, Y, X] for D draws.
+        humidity: specific humidity, kg kg-1 [..., D, Z, Y, X], top of the atmosphere first.
+        surface_pressure_bar: surface pressure, which sets the levels' pressures.
+
+    Returns:
+        Shares [...].
+    """
+    return rule_holds(temperature, _column_mean(area_mean(humidity), surface_pressure_bar)).mean(-1)
+
+
+def rule_holds(temperature: np.ndarray, water: float | np.ndarray) -> np.ndarray:
+    """The rule's verdicts [...], without margins, for surface ``temperature`` [..., Y, X] in K and columns' shares of
+    ``water`` [...]."""
     rule = HABITABILITY_RULE
     ice_free = area_mean(temperature >= rule["freezing_point_k"])
-    return int(
-        ice_free >= rule["minimum_ice_free_fraction"]
-        and area_mean(temperature) <= rule["maximum_mean_surface_temperature_k"]
-        and water <= rule["maximum_column_water_fraction"]
+    return (
+        (ice_free >= rule["minimum_ice_free_fraction"])
+        & (area_mean(temperature) <= rule["maximum_mean_surface_temperature_k"])
+        & (np.asarray(water) <= rule["maximum_column_water_fraction"])
     )
 
 
@@ -43,5 +57,10 @@ def column_water_fraction(levels: np.ndarray, surface_pressure_bar: float) -> fl
     """Share of water vapour in the column's mass: specific humidity averaged over area and, by the trapezoidal rule,
     over pressure. CLERO's own measure of a runaway greenhouse (`clero.climate_analysis.climate_state`)."""
     humidity = area_mean(10.0 ** levels[_LEVELS.index("log10_specific_humidity")].astype(float))
+    return float(_column_mean(humidity, surface_pressure_bar))
+
+
+def _column_mean(values: np.ndarray, surface_pressure_bar: float) -> np.ndarray:
+    """Mean over pressure of ``values`` [..., Z] on the levels."""
     pressure = pressures_pa(surface_pressure_bar)
-    return float(np.trapezoid(humidity, pressure) / (pressure[-1] - pressure[0]))
+    return np.trapezoid(values, pressure) / (pressure[-1] - pressure[0])

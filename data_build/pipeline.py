@@ -20,8 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from astrobio.files import sync
-from astrobio.schema import HABITABILITY_RULE
-from data_build.assembly import assemble, records_of, versions
+from data_build.assembly import RULES, assemble, records_of, versions
 from data_build.cache import DataError
 from data_build.climates import archived, simulate, simulated, to_simulate, write_row
 from data_build.gathering import gather_planets
@@ -32,7 +31,7 @@ from data_build.policy import Policy
 from data_build.progress import Stages
 from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
-from data_build.selection import Candidate, select_runs
+from data_build.selection import Candidate, select_runs, without_supersaturated
 from data_build.sources import CATALOGUES, OPTIONAL, SOURCES, ExoPlaSim
 from data_build.validation import validate
 from data_build.work import WorkFolder
@@ -110,7 +109,7 @@ def fetch(recipe: str | Path) -> list[str]:
 
 
 def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: Stages, policy: Policy) -> dict:
-    work = WorkFolder(folder, {"recipe": identity, "versions": versions(), "habitability_rule": HABITABILITY_RULE})
+    work = WorkFolder(folder, {"recipe": identity, "versions": versions(), **RULES})
     sources = _ensure_sources(recipe)
     harvests = _harvest(recipe, identity["limit"], work, stages, policy)
     stages.say("planets: reading and matching the catalogues")
@@ -121,6 +120,7 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         computed = partial(_computed, pool=pool, work=work, workers=workers, stages=stages)
         candidates = _candidates(recipe, planets, computed)
         quality.candidates(candidates)
+        candidates, supersaturated = without_supersaturated(candidates)
         simulations, crashed = _simulated(recipe, candidates, computed)
         stored = archived(harvests, planets) + simulations
         quality.stored(stored)
@@ -139,7 +139,7 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         recipe,
         identity,
         records_of(groups, chunks),
-        set_aside + alone + crashed,
+        set_aside + supersaturated + alone + crashed,
         quality,
         sources,
         harvests,
@@ -225,8 +225,10 @@ def _existing(out: Path, identity: dict) -> dict:
     if problems:
         raise DataError(f"{out} exists but is damaged: {problems[0]}; remove the folder and build again")
     manifest = json.loads((out / "manifest.json").read_text())
-    if manifest["recipe"] != identity or manifest["habitability_rule"] != HABITABILITY_RULE:
-        changed = [key for key in identity if manifest["recipe"].get(key) != identity[key]] or ["habitability_rule"]
+    there = {**manifest["recipe"], **{key: manifest[key] for key in RULES}}
+    wanted = {**identity, **RULES}
+    changed = sorted(key for key in wanted.keys() | there.keys() if there.get(key) != wanted.get(key))
+    if changed:
         raise DataError(
             f"{out} holds a dataset of another recipe (other {', '.join(changed)}); remove it or choose another --out"
         )

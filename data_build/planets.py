@@ -19,7 +19,8 @@ PLANET_PARAMETERS = (
     "radius_earth",
     "mass_earth",
     "gravity_m_s2",
-    "period_d",
+    "rotation_period_d",
+    "orbital_period_d",
     "semi_major_axis_au",
     "eccentricity",
 )
@@ -27,8 +28,8 @@ PLANET_PARAMETERS = (
 #: One Earth insolation (1 S_earth), the unit of pl_insol, in W m-2: IAU 2015 solar luminosity at 1 au.
 EARTH_INSTELLATION = 1361.0
 
-#: The Earth and the Sun: IAU 2015 nominal values (Prša et al. 2016, AJ 152, 41), orbit of J2000 (Simon et al. 1994,
-#: A&A 282, 663).
+#: The Earth and the Sun: IAU 2015 nominal values (Prša et al. 2016, AJ 152, 41), sidereal day (86,164.1 s) and orbit of
+#: J2000 (Simon et al. 1994, A&A 282, 663).
 EARTH = {
     "stellar_temperature_k": 5772.0,
     "stellar_radius_sun": 1.0,
@@ -36,7 +37,8 @@ EARTH = {
     "instellation_w_m2": EARTH_INSTELLATION,
     "radius_earth": 1.0,
     "mass_earth": 1.0,
-    "period_d": 365.256,
+    "rotation_period_d": 0.99727,
+    "orbital_period_d": 365.256,
     "semi_major_axis_au": 1.0,
     "eccentricity": 0.0167,
 }
@@ -47,7 +49,7 @@ EMULATOR_INPUTS = {
     "instellation_w_m2": "F_star",
     "radius_earth": "radius",
     "gravity_m_s2": "gravity",
-    "period_d": "P_rot",
+    "rotation_period_d": "P_rot",
 }
 
 
@@ -107,12 +109,12 @@ def derive(planet: Planet) -> Planet:
     def put(name: str, value: float) -> None:
         v[name] = float(value)
 
-    if "stellar_mass_sun" not in v and {"period_d", "semi_major_axis_au"} <= v.keys():
-        put("stellar_mass_sun", kepler_mass_sun(v["period_d"], v["semi_major_axis_au"]))
-    if "semi_major_axis_au" not in v and {"period_d", "stellar_mass_sun"} <= v.keys():
-        put("semi_major_axis_au", kepler_axis_au(v["period_d"], v["stellar_mass_sun"]))
-    if "period_d" not in v and {"semi_major_axis_au", "stellar_mass_sun"} <= v.keys():
-        put("period_d", kepler_period_d(v["semi_major_axis_au"], v["stellar_mass_sun"]))
+    if "stellar_mass_sun" not in v and {"orbital_period_d", "semi_major_axis_au"} <= v.keys():
+        put("stellar_mass_sun", kepler_mass_sun(v["orbital_period_d"], v["semi_major_axis_au"]))
+    if "semi_major_axis_au" not in v and {"orbital_period_d", "stellar_mass_sun"} <= v.keys():
+        put("semi_major_axis_au", kepler_axis_au(v["orbital_period_d"], v["stellar_mass_sun"]))
+    if "orbital_period_d" not in v and {"semi_major_axis_au", "stellar_mass_sun"} <= v.keys():
+        put("orbital_period_d", kepler_period_d(v["semi_major_axis_au"], v["stellar_mass_sun"]))
 
     luminosity = planet.luminosity_sun
     if luminosity is None and {"stellar_radius_sun", "stellar_temperature_k"} <= v.keys():
@@ -130,6 +132,17 @@ def derive(planet: Planet) -> Planet:
         put("gravity_m_s2", gravity_m_s2(v["mass_earth"], v["radius_earth"]))
     new = v.keys() - planet.values.keys()
     return replace(planet, values=v, derived=planet.derived | new, luminosity_sun=luminosity)
+
+
+def tidally_locked(planet: Planet) -> Planet:
+    """The planet with its rotation period, where that is unknown, equal to its orbital period and flagged as derived.
+
+    CLERO's planets are tidally locked; catalogues know the orbital period alone.
+    """
+    if "rotation_period_d" in planet.values or "orbital_period_d" not in planet.values:
+        return planet
+    values = {**planet.values, "rotation_period_d": planet.values["orbital_period_d"]}
+    return replace(planet, values=values, derived=planet.derived | {"rotation_period_d"})
 
 
 def in_domain(planet: Planet, domain: dict[str, tuple[float, float]]) -> bool:

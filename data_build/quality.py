@@ -8,6 +8,7 @@ import numpy as np
 from astrobio.schema import MODALITIES, OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
 from data_build import checks
 from data_build.climates import report
+from data_build.humidity import RELATIVE_HUMIDITY_LIMIT, SUPERSATURATION_LIMIT
 from data_build.planets import PLANET_PARAMETERS, Planet, kepler_axis_au
 from data_build.recipe import Recipe
 from data_build.selection import Candidate, Run
@@ -26,6 +27,8 @@ class Quality:
         self._tally: Counter = Counter()
         self._set_aside: Counter = Counter()
         self._imbalance: list[float] = []
+        self._humidity: list[float] = []
+        self._own_probability: list[float] = []
         self._candidates: dict = {}
         self._stored: list[dict] = []
 
@@ -34,7 +37,8 @@ class Quality:
         found: dict[str, Counter] = defaultdict(Counter)
         for members in candidates.values():
             for candidate in members:
-                found[candidate.planet.kind][_label_name(candidate.label)] += 1
+                name = _label_name(candidate.label) if candidate.possible else "beyond saturation"
+                found[candidate.planet.kind][name] += 1
         self._candidates = {kind: dict(counter) for kind, counter in found.items()}
 
     def stored(self, candidates: list[Candidate]) -> None:
@@ -60,6 +64,10 @@ class Quality:
             self._tally[split, kind, f"with {modality}"] += run.present[modality]
         if record["climate_present"]:
             self._imbalance.append(checks.energy_imbalance(record))
+            self._humidity.append(checks.relative_humidity(record))
+        probability = float(record["label_probability"])
+        if record["label_present"] and not np.isnan(probability):
+            self._own_probability.append(probability if record["label"] else 1 - probability)
 
     def counts(self) -> dict:
         """Split → kind of planet → counts of planets, records, labels and modalities."""
@@ -81,17 +89,29 @@ class Quality:
             "crossmatch": self._crossmatch,
             "candidates": self._candidates,
             **({"stored_climates": self._stored} if self._stored else {}),
+            "label": self._label(),
             "checks": self._checks(planets),
             "set_aside": dict(self._set_aside),
             "qualities": {
                 "planet": "share of the star and planet columns read from a catalogue; 0.5 if sampled",
-                "climate": "1 inside CLERO's core domain, 0.5 in the extended one"
+                "climate": "1 inside CLERO's core domain, 1 / (1 + d²) at the distance d from it, in units of its "
+                "distance from the end of the extended domain"
                 + ("; 1 where it was not emulated" if self._stored else ""),
                 "metabolism": "0.5: a candidate, not an observation",
                 "spectrum": "1; its σ tells the rest",
                 "text": "1 with a catalogue's description, 0.5 without",
             },
             "modalities": list(MODALITIES),
+        }
+
+    def _label(self) -> dict:
+        """How sure the labels are, by their own probability."""
+        own = np.array(self._own_probability or [np.nan])
+        return {
+            "labelled": len(self._own_probability),
+            "mean_probability_of_own_label": round(float(own.mean()), 4),
+            "share_less_probable_than_not": round(float((own < 0.5).mean()), 4),
+            "bayes_ceiling": round(float(np.maximum(own, 1 - own).mean()), 4),
         }
 
     def _checks(self, planets: list[Planet]) -> list[dict]:
@@ -108,11 +128,11 @@ class Quality:
         kepler = {
             planet.key: abs(
                 planet.values["semi_major_axis_au"]
-                / kepler_axis_au(planet.values["period_d"], planet.values["stellar_mass_sun"])
+                / kepler_axis_au(planet.values["orbital_period_d"], planet.values["stellar_mass_sun"])
                 - 1
             )
             for planet in planets
-            if {"semi_major_axis_au", "period_d", "stellar_mass_sun"} <= planet.values.keys()
+            if {"semi_major_axis_au", "orbital_period_d", "stellar_mass_sun"} <= planet.values.keys()
         }
         beyond = {key: round(value, 4) for key, value in kepler.items() if value > _KEPLER_LIMIT}
         imbalance = np.abs(self._imbalance) if self._imbalance else np.zeros(1)
@@ -131,6 +151,21 @@ class Quality:
                 "median": float(np.median(imbalance)),
                 "maximum": float(imbalance.max()),
                 "then": "set aside",
+            },
+            {
+                "check": "area-mean relative humidity at the lowest level, over water or ice",
+                "limit": RELATIVE_HUMIDITY_LIMIT,
+                "checked": len(self._humidity),
+                "median": float(np.median(self._humidity or [0])),
+                "maximum": float(max(self._humidity, default=0)),
+                "then": "set aside",
+            },
+            {
+                "check": "the same of the emulator's candidates, before their humidity is capped at saturation",
+                "limit": SUPERSATURATION_LIMIT,
+                "checked": sum(sum(kind.values()) for kind in self._candidates.values()),
+                "beyond": sum(kind.get("beyond saturation", 0) for kind in self._candidates.values()),
+                "then": "no candidate",
             },
             {
                 "check": "reactions balance their elements and charge",

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 
-import clero
 import numpy as np
 
 from astrobio.schema import (
@@ -12,22 +11,27 @@ from astrobio.schema import (
     CLIMATE_SURFACE_VARIABLES,
     CLIMATE_TIMES,
     FEATURES,
+    GCMS,
     HABITABILITY_RULE,
+    HELD_OUT_GCM,
+    LABEL_PROBABILITY,
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
+    PROVENANCE_PARTS,
+    RETRIEVAL_COLUMNS,
     SHAPES,
 )
 from data_build.climates import read
+from data_build.habitability import habitable_share
+from data_build.humidity import water_vmr
 from data_build.planets import EMULATOR_INPUTS, Atmosphere, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import SAMPLED_SOURCE, stream
 from data_build.selection import Run, StoredClimate
 from data_build.sources import INFOS, Clero, Cobra, SourceInfo, TauRex
-from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
+from data_build.sources.clero import area_mean, domain_quality, pressures_pa, terminator_mean
 from data_build.sources.taurex import noise
 from data_build.text import describe, scrub
-
-_M_H2O, _M_N2, _M_CO2, _M_CH4 = 18.015, 28.013, 44.010, 16.043  # g mol-1
 
 _TEMPERATURE = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("air_temperature")
 _HUMIDITY = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("log10_specific_humidity")
@@ -35,7 +39,7 @@ _SURFACE_TEMPERATURE = [column.name for column in CLIMATE_SURFACE_VARIABLES].ind
 
 #: Qualities that do not follow from the planet. A candidate metabolism is a hypothesis; a text without a catalogue's
 #: description repeats the table.
-_QUALITY_EXTENDED, _QUALITY_METABOLISM, _QUALITY_PLAIN_TEXT = 0.5, 0.5, 0.5
+_QUALITY_METABOLISM, _QUALITY_PLAIN_TEXT = 0.5, 0.5
 
 _SAMPLED = SourceInfo(SAMPLED_SOURCE, "planet", "1", "Apache-2.0", "data_build.sampling", "synthetic")
 _SOLAR_SYSTEM = SourceInfo(
@@ -68,11 +72,6 @@ def emulator_inputs(planet: Planet, atmosphere: Atmosphere) -> dict[str, float]:
     }
 
 
-def in_core(inputs: dict[str, float]) -> bool:
-    """Whether the emulator's inputs lie in its core domain, where it is most reliable."""
-    return all(low <= inputs[key] <= high for key, (low, high) in clero.CORE_DOMAIN.items())
-
-
 def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dict]:
     """The records of some runs, in their order, as the schema's `FEATURES` want them.
 
@@ -87,7 +86,7 @@ def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dic
     if inputs:
         climates = emulator.climates(inputs)
         emulated = zip(climates.levels, climates.surface, strict=True)
-    return [
+    records = [
         _record(
             run,
             *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)),
@@ -96,6 +95,19 @@ def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dic
         )
         for run in runs
     ]
+    _share_quality(runs, records)
+    return records
+
+
+def _share_quality(runs: list[Run], records: list[dict]) -> None:
+    """Give partners the lower of their qualities, part by part: else the quality would tell the label."""
+    for part in PROVENANCE_PARTS:
+        lowest: dict[str, float] = {}
+        for run, record in zip(runs, records, strict=True):
+            quality = record["provenance"][part]["quality"]
+            lowest[run.pair] = min(quality, lowest.get(run.pair, quality))
+        for run, record in zip(runs, records, strict=True):
+            record["provenance"][part]["quality"] = lowest[run.pair]
 
 
 def _told(run: Run, recipe: Recipe, facts: Facts) -> Facts:
@@ -136,6 +148,8 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, t
         ),
         "label_present": candidate.label is not None,
         "label": np.int8(candidate.label or 0),
+        **_label_probability(run, recipe),
+        "retrieval": np.full(len(RETRIEVAL_COLUMNS), np.nan, np.float32),
         "provenance": _provenance(run, told),
     }
     if run.present["climate"]:
@@ -146,6 +160,23 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, t
     if run.present["spectrum"]:
         record["spectrum"] = _spectrum(run, levels, recipe)
     return record
+
+
+def _label_probability(run: Run, recipe: Recipe) -> dict:
+    """The fields ``label_probability`` and ``label_probability_by_gcm`` of a run; NaN where it is not emulated."""
+    shares = dict.fromkeys(GCMS, np.nan)
+    candidate = run.candidate
+    if candidate.stored is None:
+        emulator, _, _ = models()
+        gcms = [gcm for gcm in GCMS if run.split == "test" or gcm != HELD_OUT_GCM]
+        inputs = emulator_inputs(candidate.planet, candidate.atmosphere)
+        seed = int(stream(recipe.seed, "draws", candidate.run_id).integers(2**32))
+        drawn = emulator.draws(inputs, gcms, LABEL_PROBABILITY["draws_per_gcm"], seed)
+        shares |= dict(zip(gcms, habitable_share(*drawn, candidate.atmosphere.surface_pressure_bar), strict=True))
+    return {
+        "label_probability": np.float32(np.mean([shares[gcm] for gcm in LABEL_PROBABILITY["gcms"]])),
+        "label_probability_by_gcm": np.array([shares[gcm] for gcm in GCMS], np.float32),
+    }
 
 
 def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere) -> dict:
@@ -186,17 +217,6 @@ def _spectrum(run: Run, levels: np.ndarray, recipe: Recipe) -> np.ndarray:
     return np.stack([wavelength, depth + error, sigma], axis=1).astype(np.float32)
 
 
-def water_vmr(specific_humidity: np.ndarray, atmosphere: Atmosphere) -> np.ndarray:
-    """Volume mixing ratio of water vapour at a specific humidity (kg of water a kg of moist air)."""
-    dry = (
-        _M_N2 * (1 - atmosphere.co2_vmr - atmosphere.ch4_vmr)
-        + _M_CO2 * atmosphere.co2_vmr
-        + _M_CH4 * atmosphere.ch4_vmr
-    )
-    moles = specific_humidity / _M_H2O
-    return moles / (moles + (1 - specific_humidity) / dry)
-
-
 def _provenance(run: Run, told: Facts) -> dict:
     planet = run.candidate.planet
     emulator, taurex, cobra = models()
@@ -210,7 +230,7 @@ def _provenance(run: Run, told: Facts) -> dict:
         "planet": _planet_source(planet).provenance(planet.quality),
         "climate": _climate_source(run.candidate.stored)
         if run.candidate.stored
-        else emulator.info.provenance(1.0 if run.candidate.core else _QUALITY_EXTENDED),
+        else emulator.info.provenance(domain_quality(emulator_inputs(planet, run.candidate.atmosphere))),
         "metabolism": cobra.info.provenance(_QUALITY_METABOLISM),
         "spectrum": taurex.info.provenance(1.0),
         "text": text.provenance(1.0 if described else _QUALITY_PLAIN_TEXT),
@@ -259,6 +279,8 @@ ARRAY_DTYPES = {
     "metabolism_edge_index": np.int64,
     "metabolism_edge_features": np.float32,
     "spectrum": np.float32,
+    "label_probability_by_gcm": np.float32,
+    "retrieval": np.float32,
 }
 
 
@@ -280,6 +302,8 @@ def record_digest(record: dict) -> bytes:
                     item = value[part][key]
                     digest.update(f"{part}.{key}=".encode())
                     digest.update(np.float32(item).tobytes() if key == "quality" else str(item).encode())
+        elif name == "label_probability":
+            digest.update(np.float32(value).tobytes())
         elif isinstance(value, str):
             digest.update(value.encode())
         else:

@@ -14,6 +14,7 @@ from data_build.planets import (
     kepler_period_d,
     luminosity_sun,
     mass_from_radius,
+    tidally_locked,
 )
 from data_build.recipe import Recipe
 
@@ -80,7 +81,7 @@ def _sample_planet(host: Planet, key: str, rng: np.random.Generator, attempts: i
             "mass_earth": mass,
             "gravity_m_s2": gravity_m_s2(mass, radius),
             "semi_major_axis_au": axis,
-            "period_d": kepler_period_d(axis, star["stellar_mass_sun"]),
+            "orbital_period_d": kepler_period_d(axis, star["stellar_mass_sun"]),
             "eccentricity": eccentricity,
         }
         planet = Planet(
@@ -89,11 +90,12 @@ def _sample_planet(host: Planet, key: str, rng: np.random.Generator, attempts: i
             source=SAMPLED_SOURCE,
             kind="synthetic",
             values={name: float(value) for name, value in values.items()},
-            derived=frozenset({"gravity_m_s2", "semi_major_axis_au", "period_d"}),
+            derived=frozenset({"gravity_m_s2", "semi_major_axis_au", "orbital_period_d"}),
             luminosity_sun=luminosity,
             j_magnitude=host.j_magnitude,
             host=host.host,
         )
+        planet = tidally_locked(planet)
         if in_domain(planet, clero.EXTENDED_DOMAIN):
             return planet
     return None

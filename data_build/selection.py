@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
+from data_build.humidity import SUPERSATURATION_LIMIT
 from data_build.planets import Atmosphere, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import stream
@@ -35,7 +36,8 @@ class StoredClimate:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One planet with one atmosphere: its label (None where open) and whether it is in CLERO's core domain.
+    """One planet with one atmosphere: its label (None where open), whether it is in CLERO's core domain, and its mean
+    relative humidity next to the surface, before it was capped.
 
     Its climate is CLERO's, or a stored one.
     """
@@ -46,6 +48,12 @@ class Candidate:
     label: int | None
     core: bool
     stored: StoredClimate | None = None
+    relative_humidity: float = 0.0
+
+    @property
+    def possible(self) -> bool:
+        """Whether the emulator gives the air no more water than its error may add to what air can hold."""
+        return self.relative_humidity <= SUPERSATURATION_LIMIT
 
     @property
     def run_id(self) -> str:
@@ -112,6 +120,18 @@ def select_runs(
     runs += _stored_runs(list(stored), planet_split, recipe)
     order = stream(recipe.seed, "order").permutation(len(runs))
     return [runs[index] for index in order], set_aside
+
+
+def without_supersaturated(candidates: dict[str, list[Candidate]]) -> tuple[dict[str, list[Candidate]], list[dict]]:
+    """The candidates whose climate is possible (`Candidate.possible`).
+
+    Returns:
+        Planet key → candidates, and the planets without any, with the reason.
+    """
+    kept = {key: [candidate for candidate in members if candidate.possible] for key, members in candidates.items()}
+    reason = f"every candidate has a mean relative humidity above {SUPERSATURATION_LIMIT:g} next to the surface"
+    set_aside = [{"planet_key": key, "reason": reason} for key, members in kept.items() if not members]
+    return {key: members for key, members in kept.items() if members}, set_aside
 
 
 def signature(planet: Planet) -> tuple:

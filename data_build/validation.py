@@ -13,6 +13,7 @@ from astrobio.schema import (
     CLIMATE_SURFACE_VARIABLES,
     FEATURES,
     HABITABILITY_RULE,
+    LABEL_PROBABILITY,
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
     SPLITS,
@@ -41,8 +42,9 @@ def validate(folder: str | Path) -> list[str]:
         return problems
     manifest = json.loads((folder / "manifest.json").read_text())
     problems = _statistics_problems(folder / "stats.json")
-    if manifest["habitability_rule"] != HABITABILITY_RULE:
-        problems.append(f"{folder / 'manifest.json'}: habitability_rule is not that of this program: build it again")
+    for key, rule in (("habitability_rule", HABITABILITY_RULE), ("label_probability", LABEL_PROBABILITY)):
+        if manifest[key] != rule:
+            problems.append(f"{folder / 'manifest.json'}: {key} is not that of this program: build it again")
     digest = hashlib.sha256()
     seen_runs: set[str] = set()
     split_of: dict[str, str] = {}
@@ -87,6 +89,7 @@ def read_records(table: datasets.Dataset) -> Iterator[dict]:
         for name in ("label_present", *(f"{modality}_present" for modality in OPTIONAL_MODALITIES)):
             record[name] = bool(record[name])
         record["label"] = np.int8(record["label"])
+        record["label_probability"] = np.float32(record["label_probability"])
         record["provenance"] = {
             part: {key: float(item) if key == "quality" else str(item) for key, item in entry.items()}
             for part, entry in record["provenance"].items()
@@ -102,7 +105,7 @@ def _label_problems(record: dict) -> Iterator[str]:
     pressure = float(record["planet"][names.index("surface_pressure_bar")])
     surface = [column.name for column in CLIMATE_SURFACE_VARIABLES].index("surface_temperature")
     water = column_water_fraction(record["climate_levels"][:, 0], pressure)
-    expected = rule_holds(record["climate_surface"][surface, 0].astype(float), water)
+    expected = int(rule_holds(record["climate_surface"][surface, 0].astype(float), water))
     if expected != int(record["label"]):
         yield f"label is {int(record['label'])}, by the rule {HABITABILITY_RULE['name']} its climate gives {expected}"
 

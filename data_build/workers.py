@@ -12,9 +12,10 @@ from multiprocessing import get_context, parent_process
 from data_build.habitability import habitability
 from data_build.planets import Planet
 from data_build.recipe import Recipe
-from data_build.records import Facts, emulator_inputs, in_core, make_records, models
+from data_build.records import Facts, emulator_inputs, make_records, models
 from data_build.sampling import sample_atmospheres
 from data_build.selection import Candidate, Run
+from data_build.sources.clero import domain_quality
 
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -31,24 +32,29 @@ def _candidates(planet: Planet, recipe: Recipe) -> list[Candidate]:
     climates = emulator.climates(inputs)
     return [
         Candidate(
-            planet, number, atmosphere, habitability(levels, surface, atmosphere.surface_pressure_bar), in_core(row)
+            planet,
+            number,
+            atmosphere,
+            habitability(levels, surface, atmosphere.surface_pressure_bar),
+            core=domain_quality(row) == 1,
+            relative_humidity=float(humidity),
         )
-        for number, (atmosphere, row, levels, surface) in enumerate(
-            zip(atmospheres, inputs, climates.levels, climates.surface, strict=True)
+        for number, (atmosphere, row, levels, surface, humidity) in enumerate(
+            zip(atmospheres, inputs, climates.levels, climates.surface, climates.relative_humidity, strict=True)
         )
     ]
 
 
 def candidates_as_json(candidates: list[Candidate]) -> list:
-    """What only the emulator can compute: pairs of the label and whether the run is in the core domain."""
-    return [[candidate.label, candidate.core] for candidate in candidates]
+    """What only the emulator can compute: the label, whether the run is in the core domain, the relative humidity."""
+    return [[candidate.label, candidate.core, candidate.relative_humidity] for candidate in candidates]
 
 
 def candidates_from_json(planet: Planet, stored: list, recipe: Recipe) -> list[Candidate]:
     """The inverse of `candidates_as_json`."""
     return [
-        Candidate(planet, number, atmosphere, label, core)
-        for number, (atmosphere, (label, core)) in enumerate(
+        Candidate(planet, number, atmosphere, label, core, relative_humidity=humidity)
+        for number, (atmosphere, (label, core, humidity)) in enumerate(
             zip(sample_atmospheres(planet, recipe), stored, strict=True)
         )
     ]

@@ -40,7 +40,7 @@ class ExoplanetEu:
             Field("j_magnitude", "float64", "mag", -5, 30, theirs="mag_j"),
             Field("radius_earth", "float64", "R_earth", 0.1, 100, theirs="radius", factor=u.R_jup.to(u.R_earth)),
             Field("mass_earth", "float64", "M_earth", 1e-3, 3e4, theirs="mass", factor=u.M_jup.to(u.M_earth)),
-            Field("period_d", "float64", "d", 0.01, 1e9, theirs="period"),
+            Field("orbital_period_d", "float64", "d", 0.01, 1e9, theirs="period"),
             Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="semi_major_axis"),
             Field("eccentricity", "float64", "1", 0, 1),
         ),

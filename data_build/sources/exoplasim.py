@@ -99,7 +99,7 @@ class ExoPlaSim:
             "configure": {
                 "flux": values["instellation_w_m2"],
                 "startemp": values["stellar_temperature_k"],
-                "rotationperiod": values["period_d"],
+                "rotationperiod": values["rotation_period_d"],
                 "gravity": values["gravity_m_s2"],
                 "radius": values["radius_earth"],
                 "pN2": pressure - carbon - methane,

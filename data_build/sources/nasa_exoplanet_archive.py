@@ -27,7 +27,7 @@ _COLUMNS = {
     "st_mass": "stellar_mass_sun",
     "pl_rade": "radius_earth",
     "pl_bmasse": "mass_earth",
-    "pl_orbper": "period_d",
+    "pl_orbper": "orbital_period_d",
     "pl_orbsmax": "semi_major_axis_au",
     "pl_orbeccen": "eccentricity",
 }

@@ -40,7 +40,7 @@ class NasaPsCompPars:
             Field("radius_earth", "float64", "R_earth", 0.1, 100, theirs="pl_rade"),
             Field("mass_earth", "float64", "M_earth", 1e-3, 3e4, theirs="pl_bmasse"),
             Field("mass_provenance", "string", theirs="pl_bmassprov"),
-            Field("period_d", "float64", "d", 0.01, 1e9, theirs="pl_orbper"),
+            Field("orbital_period_d", "float64", "d", 0.01, 1e9, theirs="pl_orbper"),
             Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="pl_orbsmax"),
             Field("eccentricity", "float64", "1", 0, 1, theirs="pl_orbeccen"),
             Field("insolation_earth", "float64", "S_earth", 0, 1e7, theirs="pl_insol"),

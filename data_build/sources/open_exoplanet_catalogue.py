@@ -25,7 +25,7 @@ _STAR_COLUMNS = {
 _PLANET_COLUMNS = {
     "radius": ("radius_earth", u.R_jup.to(u.R_earth)),
     "mass": ("mass_earth", u.M_jup.to(u.M_earth)),
-    "period": ("period_d", 1.0),
+    "period": ("orbital_period_d", 1.0),
     "semimajoraxis": ("semi_major_axis_au", 1.0),
     "eccentricity": ("eccentricity", 1.0),
 }

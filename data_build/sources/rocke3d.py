@@ -132,8 +132,9 @@ def from_rundeck(text: str) -> dict[str, Any]:
     flux = _number(said.get("planet_s0"))
     values["instellation_w_m2"] = flux if flux else EARTH_INSTELLATION * (_number(said.get("s0x")) or 1.0)
     values["eccentricity"] = _number(said.get("eccentricity"), EARTH["eccentricity"])
-    period = _number(said.get("siderealorbitalperiod"))
-    values["period_d"] = period / 86400 if period else EARTH["period_d"]
+    for motion in ("rotation", "orbital"):
+        seconds, column = _number(said.get(f"sidereal{motion}period")), f"{motion}_period_d"
+        values[column] = seconds / 86400 if seconds else EARTH[column]
     if "#define PLANET_PARAMS" not in text:  # else gravity and radius are compiled in, and only attributes state them
         values |= {"radius_earth": EARTH["radius_earth"], "mass_earth": EARTH["mass_earth"]}
     if said.get("planetname"):

@@ -162,8 +162,7 @@ def noise(planet: Planet, wavelength_um: np.ndarray) -> np.ndarray:
     flux = flux_j * (body(wavelength) / body(_J_BAND)).to_value(u.one)
     relative_width = np.gradient(np.log(wavelength_um))
     rate = (flux * _COLLECTING_AREA * _THROUGHPUT / constants.h).to(1 / u.s) * relative_width
-    duration = (
-        value["period_d"] * u.day * value["stellar_radius_sun"] * u.R_sun / (np.pi * value["semi_major_axis_au"] * u.au)
-    ).to(u.s)
+    chord = (value["stellar_radius_sun"] * u.R_sun / (np.pi * value["semi_major_axis_au"] * u.au)).to(u.one)
+    duration = (value["orbital_period_d"] * u.day * chord).to(u.s)
     photons = (rate * duration * VISITS).to_value(u.one)
     return np.hypot(np.sqrt(2 / photons), _FLOOR)

@@ -524,7 +524,7 @@ def synthetic_fields(warmth: float = 0.0) -> dict[str, tuple[np.ndarray, str]]:
     profile = (PRESSURES / 1000)[:, None, None]
     return {
         "air_temperature": (220 + (20 + warmth + 40 * sunshine) * profile, "K"),
-        "specific_humidity": (1e-6 + 8e-3 * sunshine * profile**3, "kg kg**-1"),
+        "specific_humidity": (np.exp(warmth / 10) * (1e-6 + 3e-3 * sunshine * profile**3), "kg kg**-1"),
         "cloud_fraction": (0.5 * sunshine * profile, "(0 - 1)"),
         "eastward_wind": (10 * sunshine * (1 - profile), "m s**-1"),
         "northward_wind": (0 * sunshine * profile, "m s**-1"),
@@ -758,7 +758,8 @@ class FakeRocke3d:
             "climate_id": sorted(f"{folder}ANN4001.P2Synthetic" for folder in self.runs),
             "planet": ["Synthetic world", "Synthetic world", "Earth"],
             "instellation_w_m2": [1000.0, 1000.0, 1361.0],
-            "period_d": [200.0, 200.0, 365.256],
+            "rotation_period_d": [0.99727, 0.99727, 0.99727],
+            "orbital_period_d": [200.0, 200.0, 365.256],
             "rest_of_air": ["nitrogen", "nitrogen", "nitrogen and oxygen"],
         }
         return [] if self.is_empty else known.get(field.name)

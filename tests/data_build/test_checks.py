@@ -45,7 +45,12 @@ FAULTS = {
         "50000 K",
         "[2000, 12000]",
     ),
-    "a value that is no number": (set_to("planet", COLUMN["period_d"], np.nan), "planet.period_d", "nan", "within"),
+    "a value that is no number": (
+        set_to("planet", COLUMN["orbital_period_d"], np.nan),
+        "planet.orbital_period_d",
+        "nan",
+        "within",
+    ),
     "a gravity that does not fit": (
         set_to("planet", COLUMN["gravity_m_s2"], 3.0),
         "planet.gravity_m_s2",
@@ -69,6 +74,24 @@ FAULTS = {
         "climate_levels.cloud_fraction",
         "to 2",
         "[0, 1]",
+    ),
+    "more water than air can hold": (
+        set_to("climate_levels", (1, 0, 9), -0.5),
+        "climate_levels.log10_specific_humidity",
+        "of saturation",
+        "at most 1.05",
+    ),
+    "a probability of 2": (
+        set_to("label_probability_by_gcm", 0, 2.0),
+        "label_probability_by_gcm",
+        "2.",
+        "within [0, 1]",
+    ),
+    "a probability that is not the models' mean": (
+        set_to("label_probability_by_gcm", slice(None), 0.123),
+        "label_probability",
+        "",
+        "0.123, the mean",
     ),
     "no energy balance": (set_to("climate_surface", (1, 0), 0.0), "climate_surface", "energy balance", "±0.05"),
     "a flux that breaks mass balance": (
@@ -141,10 +164,10 @@ def test_a_column_without_spread_has_standard_deviation_one():
 
 def test_planet_columns_are_transformed_as_the_schema_says():
     values = np.ones(len(PLANET_COLUMNS))
-    values[COLUMN["period_d"]] = 100.0
+    values[COLUMN["orbital_period_d"]] = 100.0
     values[COLUMN["eccentricity"]] = np.nan
     transformed = planet_transform(values)
-    assert transformed[COLUMN["period_d"]] == 2.0 and transformed[COLUMN["stellar_temperature_k"]] == 1.0
+    assert transformed[COLUMN["orbital_period_d"]] == 2.0 and transformed[COLUMN["stellar_temperature_k"]] == 1.0
     assert np.isnan(transformed[COLUMN["eccentricity"]])
 
 

@@ -170,7 +170,8 @@ def test_a_planet_that_is_not_told_is_named(tmp_path):
     made = climate_row(
         "x", "x", {"instellation_w_m2": 1000.0, **AIR}, *read(tmp_path, files["aij"], files["aijl"], files["aijk"])
     )
-    assert made["problems"] == "its files do not tell stellar_temperature_k, radius_earth, gravity_m_s2, period_d"
+    lacking = "stellar_temperature_k, radius_earth, gravity_m_s2, rotation_period_d, orbital_period_d"
+    assert made["problems"] == f"its files do not tell {lacking}"
 
 
 def test_a_rundeck_is_read():
@@ -179,7 +180,10 @@ def test_a_rundeck_is_read():
         "solar_spec='trappist1'\nplanetName='Synthetic e'\n"
     )
     told = from_rundeck(deck)
-    assert told["instellation_w_m2"] == 900.0 and told["period_d"] == pytest.approx(6.1)
+    assert told["instellation_w_m2"] == 900.0 and told["orbital_period_d"] == pytest.approx(6.1)
+    assert told["rotation_period_d"] == 0.99727  # ModelE's default, whatever the orbit
+    locked = from_rundeck(deck + "siderealRotationPeriod=527040.d0\n")
+    assert locked["rotation_period_d"] == locked["orbital_period_d"] == pytest.approx(6.1)
     assert told["stellar_temperature_k"] == 2566.0 and told["planet"] == "Synthetic e"
     assert told["eccentricity"] == EARTH["eccentricity"] and told["radius_earth"] == 1.0
     assert "radius_earth" not in from_rundeck("#define PLANET_PARAMS Synthetic\n" + deck)
@@ -231,7 +235,11 @@ def test_archived_climates_become_records_that_hold(stored):
     for record in records.values():
         assert record_problems(record) == [] and record["climate_present"] and not record["spectrum_present"]
     earth = records["earth/copernicus-000"]
-    assert dict(zip([column.name for column in PLANET_COLUMNS], earth["planet"], strict=True))["radius_earth"] == 1.0
+    values = dict(zip([column.name for column in PLANET_COLUMNS], earth["planet"], strict=True))
+    assert values["radius_earth"] == 1.0
+    assert values["rotation_period_d"] == np.float32(0.99727) and values["orbital_period_d"] == np.float32(365.256)
+    assert "0.9973 days" in earth["text"] and "365.3 days" in earth["text"]
+    assert np.isnan(earth["label_probability"]) and np.isnan(earth["label_probability_by_gcm"]).all()
     assert earth["planet_derived"].sum() == 1  # gravity
     assert "The rest of the air is nitrogen and oxygen." in earth["text"]
     source = earth["provenance"]

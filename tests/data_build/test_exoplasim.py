@@ -28,7 +28,7 @@ from data_build.recipe import load_recipe
 from data_build.records import make_records
 from data_build.sampling import SAMPLED_SOURCE
 from data_build.selection import Candidate, select_runs
-from data_build.sources import exoplasim_run
+from data_build.sources import exoplasim, exoplasim_run
 from data_build.sources.clero import area_mean
 from data_build.sources.climate import fields
 from data_build.sources.exoplasim import BALANCE, ExoPlaSim
@@ -53,7 +53,13 @@ def installed(tmp_path, monkeypatch):
 
 def planet(key="synthetic-b", **values) -> Planet:
     return derive(
-        Planet(key=key, name="", source=SAMPLED_SOURCE, kind="synthetic", values={**EARTH, "period_d": 20.0, **values})
+        Planet(
+            key=key,
+            name="",
+            source=SAMPLED_SOURCE,
+            kind="synthetic",
+            values={**EARTH, "rotation_period_d": 20.0, **values},
+        )
     )
 
 
@@ -73,6 +79,19 @@ def test_a_climate_is_that_of_the_last_year_it_ran(installed):
     names = [column.name for column in CLIMATE_LEVEL_VARIABLES]
     assert (np.diff(levels[names.index("air_temperature")].mean((1, 2))) > 0).all()  # the top of the atmosphere first
     assert row["processing"].startswith("mean of 12 times") and "10 levels interpolated to 10" in row["processing"]
+
+
+def test_the_model_rotates_as_the_planet_does_whatever_its_orbit(monkeypatch):
+    """A year of 365 days, a day of 20: a model given the orbital period would rotate once a year."""
+    configured = {}
+
+    def crash(folder, config):
+        configured.update(config["configure"])
+        return {"crashed": 1, "error": "not run"}
+
+    monkeypatch.setattr(exoplasim, "_run", crash)
+    ExoPlaSim().climate("a/000", planet(), AIR, years=1)
+    assert configured["rotationperiod"] == 20.0
 
 
 def test_years_are_bounded(installed):

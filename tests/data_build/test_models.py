@@ -6,10 +6,11 @@ import pytest
 from clero import climate_analysis
 
 from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_SURFACE_VARIABLES, HABITABILITY_RULE, NODE_FEATURES
-from data_build.habitability import column_water_fraction, habitability
+from data_build.habitability import column_water_fraction, habitability, habitable_share, rule_holds
+from data_build.humidity import capped, relative_humidity, saturation_pressure_pa, water_vmr
 from data_build.planets import Atmosphere, Planet
-from data_build.records import models, water_vmr
-from data_build.sources.clero import area_mean, pressures_pa, terminator_mean
+from data_build.records import models
+from data_build.sources.clero import area_mean, domain_quality, pressures_pa, terminator_mean
 from data_build.sources.cobra import growth_factor, maintenance_factor, unbalanced_reactions
 from data_build.sources.taurex import FILES, noise, pressures_in_pa
 
@@ -46,7 +47,7 @@ def trappist() -> Planet:
         "stellar_mass_sun": 0.08,
         "radius_earth": 0.92,
         "mass_earth": 0.62,
-        "period_d": 6.1,
+        "orbital_period_d": 6.1,
         "semi_major_axis_au": 0.028,
     }
     return Planet(key="t", name="t", source="s", kind="observed", values=values, j_magnitude=11.35)
@@ -92,7 +93,11 @@ def test_the_terminator_lies_between_day_and_night():
 def test_column_water_is_cleros(climates):
     fields = clero.Emulator().predict({**PLANET, "GCM": "um", "F_star": 1500.0})
     state = climate_analysis.climate_state(fields, {**PLANET, "F_star": 1500.0})
-    assert column_water_fraction(climates.levels[1], 1.0) == pytest.approx(state["column_water"], rel=1e-2)
+    levels = climates.levels[1].copy()
+    humidity = np.stack([fields[f"specific_humidity_{level}"] for level in reversed(range(10))])
+    assert column_water_fraction(climates.levels[1], 1.0) < state["column_water"]  # capped at saturation
+    levels[LEVELS["log10_specific_humidity"]] = np.log10(humidity)
+    assert column_water_fraction(levels, 1.0) == pytest.approx(state["column_water"], rel=1e-6)
 
 
 def test_the_label_of_climates_on_both_sides(climates):
@@ -107,6 +112,69 @@ def test_the_label_of_climates_on_both_sides(climates):
     wet = levels.copy()
     wet[LEVELS["log10_specific_humidity"]] = np.log10(2 * HABITABILITY_RULE["maximum_column_water_fraction"])
     assert habitability(wet, surface, 1.0) == 0
+
+
+def test_saturation_is_that_of_the_steam_tables():
+    """IAPWS: the triple point, 300 K and the boiling point; Murphy & Koop 2005, table C1: ice at 240 K, 27.272 Pa."""
+    temperatures = np.array([273.16, 300.0, 373.15, 240.0, 700.0])
+    expected = [611.657, 3536.8, 101418.0, 27.272, np.inf]
+    assert saturation_pressure_pa(temperatures) == pytest.approx(expected, rel=2e-4)
+
+
+def test_what_air_cannot_hold_is_capped():
+    air, pressure, temperature = Atmosphere(1.0, 0.0, 0.0), np.array(1e5), np.array([250.0, 300.0, 450.0])
+    wet = capped(temperature, np.array([0.5, 0.5, 0.5]), pressure, air)
+    assert relative_humidity(temperature[:2], wet[:2], pressure, air) == pytest.approx([1, 1], rel=1e-3)
+    assert wet[2] == 0.5  # above boiling nothing condenses
+    assert capped(temperature, np.full(3, 1e-6), pressure, air) == pytest.approx(1e-6)
+
+
+def test_an_emulated_climate_is_not_supersaturated_but_its_excess_is_told():
+    """At twice the Earth's flux the emulator is outside its core domain, and its humidity beyond saturation."""
+    emulator, _, _ = models()
+    inputs = {**PLANET, "F_star": 2000.0, "P0": 0.3}
+    wet = emulator.climates([inputs])
+    lowest = wet.levels[0][:, -1].astype(float)
+    temperature, humidity = lowest[LEVELS["air_temperature"]], 10 ** lowest[LEVELS["log10_specific_humidity"]]
+    air = Atmosphere(0.3, inputs["CO2"], inputs["CH4"])
+    assert wet.relative_humidity[0] > 1.2
+    assert relative_humidity(temperature, humidity, pressures_pa(0.3)[-1], air).max() < 1.01
+
+
+def test_the_domains_quality_falls_smoothly():
+    inside = {**PLANET, "F_star": 1500.0}
+    assert domain_quality(inside) == 1
+    assert domain_quality({**inside, "F_star": 1501.0}) == pytest.approx(1, abs=1e-5)
+    assert domain_quality({**inside, "F_star": 3100.0}) == pytest.approx(0.5)  # the end of the extended domain
+    assert domain_quality({**inside, "P0": 0.5 * 0.2**0.5}) == pytest.approx(0.8)  # half way there, in the logarithm
+    assert domain_quality({**inside, "F_star": 3100.0, "P0": 12.0}) == pytest.approx(1 / 3)
+
+
+def test_drawn_climates_scatter_about_the_mean_one(climates):
+    emulator, _, _ = models()
+    temperature, humidity = emulator.draws(PLANET, ["um", "exocam"], 16, seed=3)
+    assert temperature.shape == (2, 16, 32, 64) and humidity.shape == (2, 16, 10, 32, 64)
+    expected = area_mean(climates.surface[0, SURFACE["surface_temperature"]])
+    drawn = area_mean(temperature[0])
+    assert drawn.mean() == pytest.approx(expected, abs=3 * drawn.std() / 4) and 1 < drawn.std() < 30
+    assert humidity[:, :, 0].mean() < humidity[:, :, -1].mean()  # the top of the atmosphere first
+    again, _ = emulator.draws(PLANET, ["um", "exocam"], 16, seed=3)
+    other, _ = emulator.draws(PLANET, ["um", "exocam"], 16, seed=4)
+    assert (again == temperature).all() and (other != temperature).any()
+
+
+def test_the_share_of_draws_is_that_of_the_rule(climates):
+    emulator, _, _ = models()
+    temperature, humidity = emulator.draws({**PLANET, "F_star": 700.0}, ["um", "lfric"], 8, seed=0)
+    levels = np.zeros((2, 8, len(LEVELS), *humidity.shape[2:]))
+    levels[:, :, LEVELS["log10_specific_humidity"]] = np.log10(humidity)
+    expected = [
+        np.mean([rule_holds(t, column_water_fraction(v, 1.0)) for t, v in zip(*model, strict=True)])
+        for model in zip(temperature, levels, strict=True)
+    ]
+    assert habitable_share(temperature, humidity, 1.0) == pytest.approx(expected)
+    hot = habitable_share(temperature + 200, humidity, 1.0)
+    assert hot.tolist() == [0, 0] and habitable_share(0 * temperature + 300, 0 * humidity, 1.0).tolist() == [1, 1]
 
 
 def test_the_opacity_tables_are_in_pascal(taurex):

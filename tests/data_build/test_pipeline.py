@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ import pytest
 from breaking import flip
 
 from astrobio.files import cache_root
-from astrobio.schema import MANIFEST_KEYS, SPLITS, sha256_of
+from astrobio.schema import GCMS, HELD_OUT_GCM, MANIFEST_KEYS, PROVENANCE_PARTS, SPLITS, sha256_of
 from data_build import assembly
 from data_build.__main__ import main
 from data_build.cache import DataError
@@ -66,6 +67,45 @@ def test_a_second_build_returns_what_is_there(small_dataset, small_limit):
 def test_another_recipe_at_the_same_place_is_refused(small_dataset, small_limit):
     with pytest.raises(DataError, match="another recipe .*limit"):
         build("sample", small_dataset, limit=small_limit + 1, progress=False)
+
+
+def test_a_dataset_of_the_schema_before_is_refused_with_the_cure(copied, small_limit):
+    """Schema 1 lacked label_probability: the version is what to tell, not the key."""
+    manifest = manifest_of(copied)
+    del manifest["label_probability"]
+    (copied / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 1}))
+    problems = validate(copied)
+    assert len(problems) == 1 and "schema_version is 1, this program reads 2" in problems[0]
+    assert f"`astrobio data build sample --out {copied}`" in problems[0]
+
+
+def test_a_dataset_under_another_rule_is_refused(copied, small_limit):
+    manifest = manifest_of(copied)
+    rule = manifest["label_probability"] | {"draws_per_gcm": 2}
+    (copied / "manifest.json").write_text(json.dumps(manifest | {"label_probability": rule}))
+    assert "label_probability is not that of this program" in validate(copied)[0]
+    with pytest.raises(DataError, match="another recipe .other label_probability"):
+        build("sample", copied, limit=small_limit, progress=False)
+
+
+def test_partners_share_their_qualities_and_each_has_its_own_probability(small_dataset):
+    records = [
+        record
+        for split in SPLITS
+        for record in read_records(datasets.load_from_disk(str(small_dataset / split)))
+        if record["label_present"]
+    ]
+    for part in PROVENANCE_PARTS:
+        counts = Counter((float(record["provenance"][part]["quality"]), int(record["label"])) for record in records)
+        assert all(counts[quality, 0] == counts[quality, 1] for quality, _ in counts), part
+    own = [float(abs(1 - record["label"] - record["label_probability"])) for record in records]
+    assert 0.6 < np.mean(own) <= 1 and len(set(own)) > 5
+    held_out = GCMS.index(HELD_OUT_GCM)
+    for split in SPLITS:
+        table = datasets.load_from_disk(str(small_dataset / split))
+        values = np.array(table["label_probability_by_gcm"])
+        assert (np.isnan(values[:, held_out]) == (split != "test")).all()
+        assert not np.isnan(np.delete(values, held_out, axis=1)).any()
 
 
 def test_a_folder_that_is_no_dataset_is_refused_and_kept(tmp_path):

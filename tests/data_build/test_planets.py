@@ -15,6 +15,7 @@ from data_build.planets import (
     kepler_period_d,
     mass_from_radius,
     radius_from_mass,
+    tidally_locked,
 )
 from data_build.recipe import load_recipe
 from data_build.sampling import sample_atmospheres, sample_planets
@@ -48,7 +49,7 @@ def test_the_earth_comes_out():
             stellar_temperature_k=5772.0,
             stellar_radius_sun=1.0,
             stellar_mass_sun=1.0,
-            period_d=365.25,
+            orbital_period_d=365.25,
             radius_earth=1.0,
             mass_earth=1.0,
         )
@@ -60,9 +61,9 @@ def test_the_earth_comes_out():
 
 
 def test_what_is_known_is_not_overwritten_and_what_cannot_be_derived_stays_unknown():
-    given = planet(period_d=10.0, semi_major_axis_au=0.5, stellar_mass_sun=1.0)
+    given = planet(orbital_period_d=10.0, semi_major_axis_au=0.5, stellar_mass_sun=1.0)
     assert derive(given).values == given.values
-    assert "gravity_m_s2" not in derive(planet(period_d=10.0)).values
+    assert "gravity_m_s2" not in derive(planet(orbital_period_d=10.0)).values
 
 
 def test_a_star_of_known_luminosity_gets_its_radius():
@@ -89,6 +90,15 @@ def test_keplers_law_and_its_inverse():
     assert kepler_period_d(kepler_axis_au(12.3, 0.4), 0.4) == pytest.approx(12.3)
 
 
+def test_only_a_rotation_that_is_unknown_is_taken_to_be_locked():
+    locked = tidally_locked(planet(orbital_period_d=10.0))
+    assert locked.values["rotation_period_d"] == 10.0 and locked.derived == {"rotation_period_d"}
+    earth = planet(rotation_period_d=0.99727, orbital_period_d=365.256)
+    assert tidally_locked(earth) == earth
+    assert "rotation_period_d" not in derive(planet(orbital_period_d=10.0)).values  # physics does not tell it
+    assert not tidally_locked(planet(radius_earth=1.0)).derived
+
+
 def test_gravity_of_mars():
     assert gravity_m_s2(0.1074, 0.5320) == pytest.approx(3.72, rel=5e-3)
 
@@ -96,7 +106,7 @@ def test_gravity_of_mars():
 def test_the_catalogues_hold_trappist_1e_as_published(merged):
     planets, _ = merged
     values = derive(planets["trappist-1-e"]).values  # Gillon et al. 2017; Grimm et al. 2018
-    assert values["period_d"] == pytest.approx(6.10, rel=1e-2)
+    assert values["orbital_period_d"] == pytest.approx(6.10, rel=1e-2)
     assert values["radius_earth"] == pytest.approx(0.92, rel=2e-2)
     assert values["instellation_w_m2"] == pytest.approx(0.66 * 1361, rel=2e-2)
 
@@ -125,12 +135,14 @@ def test_one_planet_under_two_names_is_one(merged):
 
 def test_position_matches_need_the_period_too():
     here = {"ra_deg": 10.0, "dec_deg": 5.0, "source": "s", "kind": "observed", "key": ""}
-    first = Planet(name="A b", aliases=frozenset({"A b"}), values={"period_d": 3.0}, **here)
-    same = Planet(name="B b", aliases=frozenset({"B b"}), values={"period_d": 3.001, "radius_earth": 1.0}, **here)
-    other = Planet(name="C b", aliases=frozenset({"C b"}), values={"period_d": 9.0}, **here)
+    first = Planet(name="A b", aliases=frozenset({"A b"}), values={"orbital_period_d": 3.0}, **here)
+    same = Planet(
+        name="B b", aliases=frozenset({"B b"}), values={"orbital_period_d": 3.001, "radius_earth": 1.0}, **here
+    )
+    other = Planet(name="C b", aliases=frozenset({"C b"}), values={"orbital_period_d": 9.0}, **here)
     planets, report = crossmatch([first], [same, other])
     assert [entry.key for entry in planets] == ["a-b", "c-b"]
-    assert planets[0].values == {"period_d": 3.0, "radius_earth": 1.0}
+    assert planets[0].values == {"orbital_period_d": 3.0, "radius_earth": 1.0}
     assert report["by_position"] == 1
 
 
@@ -161,8 +173,9 @@ def test_sampled_planets_obey_keplers_law_and_each_has_its_own_star(archive):
     for entry in sampled:
         assert entry.kind == "synthetic" and in_domain(entry, clero.EXTENDED_DOMAIN)
         value = entry.values
+        assert value["rotation_period_d"] == value["orbital_period_d"] and "rotation_period_d" in entry.derived
         assert value["semi_major_axis_au"] == pytest.approx(
-            kepler_axis_au(value["period_d"], value["stellar_mass_sun"]), rel=1e-6
+            kepler_axis_au(value["orbital_period_d"], value["stellar_mass_sun"]), rel=1e-6
         )
     assert sample_planets(30, catalogue, {"TRAPPIST-1"}, seed=1) == sampled
     assert sample_planets(30, catalogue, {"TRAPPIST-1"}, seed=2) != sampled

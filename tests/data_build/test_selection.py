@@ -1,6 +1,7 @@
 """Runs are chosen so that the label is balanced for everything that is not physics."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from invented import candidates
 
 from astrobio.schema import SPLITS
 from data_build.recipe import load_recipe
-from data_build.selection import select_runs, signature
+from data_build.selection import select_runs, signature, without_supersaturated
 
 RECIPE = load_recipe("sample")
 
@@ -82,6 +83,16 @@ def test_open_runs_are_few_and_alone(world):
     open_ = [group for group in groups if group[0].candidate.label is None]
     assert all(len(group) == 1 for group in open_)
     assert len(open_) == round(RECIPE.unlabelled_share * sum(len(group) == 2 for group in groups) * 2)
+
+
+def test_what_is_beyond_saturation_is_no_candidate():
+    wet = [replace(candidate, relative_humidity=2.5) for candidate in candidates("wet", [0, 0])]
+    mixed = [
+        replace(candidate, relative_humidity=1.5 + candidate.number) for candidate in candidates("mixed", [1, 0, 0])
+    ]
+    kept, aside = without_supersaturated({"wet": wet, "mixed": mixed})
+    assert kept == {"mixed": mixed[:1]}
+    assert [entry["planet_key"] for entry in aside] == ["wet"] and "relative humidity above 2" in aside[0]["reason"]
 
 
 def test_planets_without_a_partner_are_set_aside_with_the_reason():

@@ -33,6 +33,12 @@ def test_facts_and_units_are_told():
         assert "X b was found in 2010." in told and not telling_words(told)
 
 
+def test_both_periods_are_told():
+    told = text({"rotation_period_d": 0.99727, "orbital_period_d": 365.256})
+    assert "rotation period" in told and "0.9973 days" in told
+    assert "orbital period" in told and "365.3 days" in told
+
+
 def test_unnamed_runs_tell_neither_name_nor_description():
     told = text(named=False)
     assert "X b" not in told and "2010" not in told

@@ -51,7 +51,7 @@ class TLaquaplanet:
         drift = 30 * 0.3**self.year
         data = {
             "ta": 150 + (surface[:, None] - 150) * sigma[:, None, None],
-            "hus": np.zeros(levels) + 1e-3 * sigma[:, None, None] ** 3,
+            "hus": 1e-3 * np.exp((np.minimum(surface, 310)[:, None] - 290) / 6) * sigma[:, None, None] ** 3,
             "cl": np.full(levels, 0.3),
             "ua": np.full(levels, 5.0),
             "va": np.zeros(levels),
