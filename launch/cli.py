@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from astrobio.config import ConfigError
-from launch.commands import acceptance, carry, check, checkpoint, compare, data, explain, params, plan
+from launch.commands import acceptance, carry, check, checkpoint, compare, data, evaluate, explain, params, plan
 
-COMMANDS = (data, check, compare, acceptance, carry, explain, params, plan, checkpoint)
+COMMANDS = (data, check, compare, acceptance, evaluate, carry, explain, params, plan, checkpoint)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,6 @@ splits the train records by planet, as the dataset itself is split.
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,8 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, WhiteKernel
 from sklearn.impute import SimpleImputer
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
@@ -162,9 +159,9 @@ def emulators(
     def fields(predicted: np.ndarray) -> np.ndarray:
         return basis.inverse_transform(predicted).reshape(-1, *shape).astype(np.float32)
 
-    def tuned(model, grid: dict) -> Pipeline:
+    def tuned(model, grid: dict, target: np.ndarray = coefficients) -> Pipeline:
         search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=GroupKFold(FOLDS))
-        return search.fit(x, coefficients, groups=groups).best_estimator_
+        return search.fit(x, target, groups=groups).best_estimator_
 
     nearest = tuned(
         make_pipeline(_imputer(), StandardScaler(), KNeighborsRegressor(weights="distance")),
@@ -174,22 +171,13 @@ def emulators(
     linear = tuned(make_pipeline(_imputer(), StandardScaler(), Ridge()), {"ridge__alpha": [0.1, 1, 10, 100]})
     yield "linear regression", fields(linear.predict(x_test))
 
-    # The same for all outputs of a process: what they depend on, and how smoothly.
-    known = make_pipeline(_imputer(), StandardScaler()).fit(x)
-    x, x_test = known.transform(x), known.transform(x_test)
-    kernel = ConstantKernel() * RBF(np.ones(x.shape[1]), (1e-1, 1e3)) + WhiteKernel(1e-2)
     means = area_mean(train_fields.values)
     pattern = mean - means.mean(0)[:, None, None]
-    predicted = _process(kernel, x, means).predict(x_test)
-    yield "Gaussian process on global means", (predicted[:, :, None, None] + pattern).astype(np.float32)
-    predicted = _process(kernel, x, coefficients).predict(x_test)
-    yield "Gaussian process on principal components", fields(predicted)
-
-
-def _process(kernel: Kernel, x: np.ndarray, y: np.ndarray) -> GaussianProcessRegressor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: the column does not matter
-        return GaussianProcessRegressor(kernel, normalize_y=True).fit(x, y)
+    smooth = make_pipeline(_imputer(), StandardScaler(), KernelRidge(kernel="rbf"))
+    grid = {"kernelridge__alpha": [1e-3, 1e-2, 1e-1], "kernelridge__gamma": [0.003, 0.01, 0.03, 0.1]}
+    predicted = tuned(smooth, grid, means).predict(x_test)
+    yield "kernel regression of global means", (predicted[:, :, None, None] + pattern).astype(np.float32)
+    yield "kernel regression", fields(tuned(smooth, grid).predict(x_test))
 
 
 def retrievers(train: Features, test: Features) -> dict[str, pd.DataFrame]:
@@ -208,6 +196,8 @@ def retrievers(train: Features, test: Features) -> dict[str, pd.DataFrame]:
         for i in range(len(RETRIEVAL_COLUMNS)):
             use = train.present["spectrum"] & np.isfinite(train.retrieval[:, i])
             target, groups = train.retrieval[use, i], train.planet_key[use]
+            if not use.any():
+                continue
             if model is None:
                 mean[:, i], sigma[i] = target.mean(), target.std()
                 continue

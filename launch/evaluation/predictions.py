@@ -31,13 +31,18 @@ def masks(modalities: list[str]) -> dict[str, tuple[str, ...]]:
 
 @torch.no_grad()
 def predict(
-    model: Callable[[Batch], StackOutput], dataset: AstrobioDataset, batches: Iterable[Counted]
+    model: Callable[[Batch], StackOutput], batches: Iterable[Counted], mean_field: np.ndarray | None = None
 ) -> pd.DataFrame:
     """One row for each record that counts.
 
-    ``habitable`` is the probability of the whole record, ``habitable without climate`` and so on that of a part of it
-    (`masks`); ``weight …`` what the fusion gives a part. Other tasks: ``observables`` is a probability, the scores of
-    ``emulation`` and ``retrieval`` are those of `launch.evaluation.scores`, NaN where the record has no truth.
+    Args:
+        mean_field: the train records' mean climate [F, Y, X], normalised (`mean_climate`), for the emulation's scores.
+
+    Returns:
+        ``habitable`` is the probability by the whole record, ``habitable without climate`` and so on that by a part of
+        it (`masks`); ``weight …`` what the fusion gives a part. Of other tasks, ``observables`` is a probability, and
+        ``emulation …`` and ``retrieval …`` are the scores of `launch.evaluation.scores`, NaN where the record has no
+        truth.
     """
     return pd.concat([_rows(model, batch, counted, mean_field) for batch, counted in batches], ignore_index=True)
 

@@ -1,0 +1,40 @@
+"""`astrobio evaluate`: how good a trained stack is, beside simple models."""
+
+import argparse
+import json
+from pathlib import Path
+
+from launch.commands import new_parser
+
+
+def add_parser(commands) -> None:
+    parser = new_parser(
+        commands,
+        "evaluate",
+        run,
+        "figures of a trained stack with intervals, beside tuned simple models; of several runs, mean and spread",
+        "astrobio evaluate runs/science/*",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|EXPORT", help="a run's folder, or an exported stack")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="default: the run's dataset")
+    parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
+    parser.add_argument("--again", action="store_true", help="compute anew what is kept in the run's folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0, or 2 where a run cannot be evaluated."""
+    # torch and scikit-learn take seconds to import
+    from launch.evaluation.assessment import as_json, as_text, compare
+    from launch.evaluation.baselines import simple_models
+    from launch.evaluation.stacks import Trained, predictions
+    from launch.preflight import DEFAULT_DATA
+
+    trained = [Trained(folder) for folder in args.runs]
+    data = args.data or next((found for run in trained if (found := run.data()) is not None), DEFAULT_DATA)
+    tables = [predictions(run, data, args.split, args.again or args.data is not None) for run in trained]
+    comparisons = []
+    if tables[0]["labelled"].any():
+        comparisons = compare(tables, simple_models(data, args.split))
+    print(json.dumps(as_json(tables, comparisons)) if args.json else as_text(tables, comparisons))
+    return 0
