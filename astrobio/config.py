@@ -106,20 +106,69 @@ class FusionConfig:
     dropout: float = Share
 
 
+@dataclass(config=_strict, kw_only=True)
+class ObservablesConfig:
+    """Habitability from star, bulk parameters and spectrum; the atmosphere's own columns are hidden."""
+
+    hidden_size: int = Positive
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+@dataclass(config=_strict, kw_only=True)
+class EmulationConfig:
+    """The climate from planet and atmosphere: ``rank`` numbers give the coefficients of (degree + 1)² patterns."""
+
+    hidden_size: int = Positive
+    rank: int = Positive
+    degree: int = Field(ge=0, le=31)
+
+
+@dataclass(config=_strict, kw_only=True)
+class RetrievalConfig:
+    """The posterior of `RETRIEVAL_COLUMNS` given star, bulk parameters and spectrum: a mixture of Gaussians."""
+
+    hidden_size: int = Positive
+    components: int = Positive
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+@dataclass(config=_strict, kw_only=True)
+class TasksConfig:
+    """Tasks beside the label, each with a head of its own; see `astrobio.heads`."""
+
+    observables: ObservablesConfig | None = None
+    emulation: EmulationConfig | None = None
+    retrieval: RetrievalConfig | None = None
+
+
 PARTS = ("language", "planet", "climate", "metabolism", "spectrum", "fusion")
+
+
+#: The encoders whose tokens a task reads.
+TASKS = {"observables": ("planet", "spectrum"), "emulation": ("planet",), "retrieval": ("planet", "spectrum")}
 
 
 @dataclass(config=_strict, kw_only=True)
 class LossConfig:
-    """Weights of the parts of the loss; see `astrobio.losses` for what each part is."""
+    """Weights of the parts of the loss; see `astrobio.losses` for what each part is.
+
+    A part whose name has a dot, as ``reconstruction.climate_hidden``, has the weight of what stands before it.
+    """
 
     classification: float = Field(default=1.0, ge=0)
     language: float = Field(default=1.0, ge=0)
     reconstruction: float = Field(default=0.1, ge=0)
     kl: float = Field(default=0.1, ge=0)
-    physics: float = Field(default=0.2, ge=0)
+    energy: float = Field(default=0.2, ge=0)
+    mass_balance: float = Field(default=0.2, ge=0)
     consistency: float = Field(default=0.15, ge=0)
     balance: float = Field(default=1.0, ge=0)
+    observables: float = Field(default=1.0, ge=0)
+    emulation: float = Field(default=1.0, ge=0)
+    retrieval: float = Field(default=0.2, ge=0)
+
+    def weight(self, part: str) -> float:
+        return getattr(self, part.partition(".")[0])
 
 
 @dataclass(config=_strict, kw_only=True)
@@ -138,6 +187,7 @@ class StackConfig:
     metabolism: GraphVAEConfig | None = None
     spectrum: SpectrumConfig | None = None
     fusion: FusionConfig | None = None
+    tasks: TasksConfig | None = None
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
     freeze: list[str] = dataclasses.field(default_factory=list)
@@ -160,6 +210,11 @@ class StackConfig:
                 "fusion has no modality to fuse: add planet, climate, metabolism or spectrum, or leave "
                 "fusion out for a plain causal language model"
             )
+
+        for task, needed in TASKS.items():
+            missing = [name for name in needed if getattr(self, name) is None]
+            if self.tasks is not None and getattr(self.tasks, task) is not None and missing:
+                raise ValueError(f"tasks.{task} reads {' and '.join(missing)}, which this stack has not: leave it out")
 
     @property
     def prefix_tokens(self) -> int:

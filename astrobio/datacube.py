@@ -1,6 +1,7 @@
 """The climate datacube's encoder: 3-D convolution stem, vision transformer, masked reconstruction."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from astrobio.blocks import Block, Checkpointed, Mlp, Queries, dtype_of, sample_mask, sinusoids
 from astrobio.config import DatacubeConfig
-from astrobio.losses import latitude_weights
+from astrobio.losses import area_mean
 from astrobio.schema import (
     CLIMATE_LATITUDES,
     CLIMATE_LEVEL_VARIABLES,
@@ -69,6 +70,17 @@ class ResidualConv(nn.Module):
         return x + self.body(x)
 
 
+class CubeOutput(NamedTuple):
+    """``tokens`` [B, tokens, out_size]; the mean squared error [B] of the reconstruction over ``hidden`` patches (0
+    where none is) and over ``visible`` ones, for the surface over the columns with such a patch; the reconstructed
+    ``surface`` [B, S, T, Y, X], normalised. In float32."""
+
+    tokens: Tensor
+    hidden: Tensor
+    visible: Tensor
+    surface: Tensor
+
+
 class DatacubeEncoder(nn.Module):
     """Climate cubes to tokens, with a masked reconstruction of the fields (He et al. 2022).
 
@@ -101,20 +113,19 @@ class DatacubeEncoder(nn.Module):
         self.reconstruct_surface = nn.Linear(size, len(CLIMATE_SURFACE_VARIABLES) * height * width)
         self.queries = Queries(config.tokens, size, config.heads, out_size)
 
-    def forward(self, levels: Tensor, surface: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised ``levels`` [B, V, T, Z, Y, X] and ``surface`` [B, S, T, Y, X].
+    @property
+    def hides(self) -> bool:
+        """Whether a forward pass hides patches."""
+        return self.training and self.mask_share > 0
 
-        Returns:
-            tokens [B, tokens, out_size]; the reconstruction error of each sample [B] in float32, over the hidden
-            patches (over all where nothing is hidden); and the reconstructed surface fields [B, S, T, Y, X] in
-            float32, still normalised, for the energy balance.
-        """
+    def forward(self, levels: Tensor, surface: Tensor) -> CubeOutput:
+        """Normalised ``levels`` [B, V, T, Z, Y, X] and ``surface`` [B, S, T, Y, X]."""
         batch, times = levels.shape[0], levels.shape[2]
         levels, surface = levels.transpose(1, 2).flatten(0, 1), surface.transpose(1, 2).flatten(0, 1)  # [B T, V, …]
-        hidden = sample_mask(len(levels), len(self.position), self.mask_share if self.training else 0.0, levels.device)
+        hidden = sample_mask(len(levels), len(self.position), self.mask_share if self.hides else 0.0, levels.device)
         cells = self._to_grid(hidden)
         fields = torch.cat([levels, surface[:, :, None].expand(-1, -1, levels.shape[2], -1, -1)], dim=1)
-        pattern = fields - _globe_mean(fields)[..., None, None]
+        pattern = fields - area_mean(fields)[..., None, None]
         inputs = torch.cat([pattern.masked_fill(cells, 0.0), cells.to(fields.dtype)], dim=1)
 
         x = self.stem(self.inlet(inputs.to(dtype_of(self))))
@@ -129,14 +140,14 @@ class DatacubeEncoder(nn.Module):
         per_time = x.unflatten(1, (times, -1)).flatten(0, 1)[:, :-1]
         level_fields = self._unpatch(self.reconstruct_levels(per_time).float(), len(CLIMATE_LEVEL_VARIABLES))
         surface_fields = self._unpatch_surface(self.reconstruct_surface(per_time).float())
-        counted = cells if self.training and self.mask_share else torch.ones_like(cells)
-        error = _mean_over((level_fields - levels) ** 2, counted)
-        error = error + _mean_over((surface_fields - surface) ** 2, counted.any(dim=2))
-        return (
-            self.queries(x),
-            error.unflatten(0, (batch, times)).mean(1) / 2,
-            surface_fields.unflatten(0, (batch, times)).transpose(1, 2),
+        errors = (level_fields - levels) ** 2, (surface_fields - surface) ** 2
+        hidden, visible = (
+            ((_mean_over(errors[0], kept) + _mean_over(errors[1], kept.any(dim=2))) / 2)
+            .unflatten(0, (batch, times))
+            .mean(1)
+            for kept in (cells, ~cells)
         )
+        return CubeOutput(self.queries(x), hidden, visible, surface_fields.unflatten(0, (batch, times)).transpose(1, 2))
 
     def _to_grid(self, hidden: Tensor) -> Tensor:
         """Hidden patches [B, N] as hidden cells [B, 1, Z, Y, X]."""
@@ -159,14 +170,9 @@ class DatacubeEncoder(nn.Module):
 def _globe_moments(levels: Tensor, surface: Tensor) -> Tensor:
     """Area-weighted mean and standard deviation of each field: [B, V, Z, Y, X] and [B, S, Y, X] to [B, 2 (V Z + S)]."""
     fields = torch.cat([levels.flatten(1, 2), surface], dim=1)
-    mean = _globe_mean(fields)
-    variance = _globe_mean((fields - mean[..., None, None]) ** 2)
+    mean = area_mean(fields)
+    variance = area_mean((fields - mean[..., None, None]) ** 2)
     return torch.cat([mean, variance.sqrt()], dim=1)
-
-
-def _globe_mean(fields: Tensor) -> Tensor:
-    """Area-weighted mean [...] of fields [..., Y, X]."""
-    return (latitude_weights(fields.shape[-2], fields.device) * fields.mean(-1)).sum(-1)
 
 
 def _mean_over(values: Tensor, counted: Tensor) -> Tensor:

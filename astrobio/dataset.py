@@ -1,8 +1,6 @@
 """Opens a built dataset, normalises its records and collates them into a `Batch`."""
 
-import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +8,14 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch as GraphBatch
 from torch_geometric.data import Data
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from astrobio import schema
-from astrobio.config import ConfigError
+from astrobio.batch import Batch, Moments, graph_batch
+from astrobio.config import ConfigError, suggestion
+from astrobio.normalisation import normalised_spectrum, squashed, transformed
 from astrobio.reading import RecordReader, local_copy
-from astrobio.transfer import packed, unpacked
 
 MANIFEST = "manifest.json"
 NEEDED = (
@@ -28,6 +26,21 @@ NEEDED = (
     "tokenizer/tokenizer.json",
     *(f"{split}/dataset_info.json" for split in schema.SPLITS),
 )
+
+#: What the retrieved columns are normalised with: the moments of the quantity they are taken from, so that stats.json
+#: needs none of their own.
+RETRIEVED_FROM = {
+    "terminator_temperature_k": ("climate_levels", "air_temperature"),
+    "terminator_h2o_vmr": ("climate_levels", "log10_specific_humidity"),
+    "retrieved_co2_vmr": ("planet", "co2_vmr"),
+    "retrieved_ch4_vmr": ("planet", "ch4_vmr"),
+    "terminator_cloud_fraction": ("climate_levels", "cloud_fraction"),
+}
+#: Where a column stands in its group of stats.json.
+_PLACES = {
+    "planet": [column.name for column in schema.PLANET_COLUMNS],
+    "climate_levels": [column.name for column in schema.CLIMATE_LEVEL_VARIABLES],
+}
 
 
 def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
@@ -67,97 +80,6 @@ def dataset_problems(folder: str | Path, hash_files: bool = True) -> list[str]:
     return problems
 
 
-@dataclass
-class Moments:
-    """Tensors of stats.json that the losses need to go back to physical units."""
-
-    surface_mean: Tensor  # [S]
-    surface_std: Tensor  # [S]
-
-    def to(self, device) -> "Moments":
-        return Moments(self.surface_mean.to(device), self.surface_std.to(device))
-
-
-@dataclass
-class Batch:
-    """What the stack reads: normalised, float32, zeros where something is absent.
-
-    Attributes:
-        run_ids: the records' keys.
-        planet: [B, P]; planet_known: [B, P] bool.
-        climate_levels: [B, V, T, Z, Y, X]; climate_surface: [B, S, T, Y, X].
-        graphs: PyG batch of the metabolic networks, see `GraphVAE.forward`.
-        spectrum: [B, W, 3]: µm, depth, σ; depth and σ relative to the spectrum's own mean and spread.
-        tokens, real: [B, L] token ids and whether they are text, not padding.
-        label, label_present: [B].
-        present, quality: for each modality [B] bool, and [B] in 0 to 1.
-        observed: [B] bool: a planet somebody has seen, not one that was drawn.
-    """
-
-    run_ids: list[str]
-    planet: Tensor
-    planet_known: Tensor
-    climate_levels: Tensor
-    climate_surface: Tensor
-    graphs: GraphBatch
-    spectrum: Tensor
-    tokens: Tensor
-    real: Tensor
-    label: Tensor
-    label_present: Tensor
-    present: dict[str, Tensor]
-    quality: dict[str, Tensor]
-    observed: Tensor
-    moments: Moments
-
-    def __len__(self) -> int:
-        return len(self.run_ids)
-
-    def __reduce__(self):
-        """From a loader's process in one piece (`astrobio.transfer`)."""
-        return _batch, packed(self._fields())
-
-    def _fields(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def to(self, device) -> "Batch":
-        """From the host to a card in one copy, which the host does not wait for."""
-        if torch.device(device).type != "cpu" and self.tokens.device.type == "cpu" and type(self.tokens) is Tensor:
-            skeleton, layout, content = packed(self._fields(), pinned=torch.cuda.is_available())
-            return _batch(skeleton, layout, content.to(device, non_blocking=True))
-        moved: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                moved[field.name] = {key: tensor.to(device) for key, tensor in value.items()}
-            else:
-                moved[field.name] = value.to(device) if hasattr(value, "to") else value
-        return Batch(**moved)
-
-    def without(self, part: str, rows: Tensor | None = None) -> "Batch":
-        """A copy in which ``part`` (a modality or ``text``) is absent, in all ``rows`` [B] bool or in those."""
-        rows = torch.ones_like(self.label_present) if rows is None else rows
-        if part == "text":  # the first token stays: something has to be read
-            real = self.real & ~(rows[:, None] & (torch.arange(self.real.shape[1], device=rows.device) > 0))
-            return dataclasses.replace(self, real=real)
-        changes: dict[str, Any] = {"present": {**self.present, part: self.present[part] & ~rows}}
-        if part == "planet":
-            changes["planet_known"] = self.planet_known & ~rows[:, None]
-        elif part == "metabolism":
-            graphs = self.graphs.clone()
-            kept = ~rows
-            graphs.x = graphs.x * kept[graphs.batch, None]
-            owner = graphs.batch[graphs.edge_index[0]]
-            graphs.edge_attr = graphs.edge_attr * kept[owner, None]
-            changes["graphs"] = graphs
-        else:
-            names = {"climate": ("climate_levels", "climate_surface"), "spectrum": ("spectrum",)}[part]
-            for name in names:
-                value = getattr(self, name)
-                changes[name] = value * ~rows.view(-1, *[1] * (value.dim() - 1))
-        return dataclasses.replace(self, **changes)
-
-
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in ``folder``.
 
@@ -179,15 +101,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def graph_batch(graphs: list[Data]) -> GraphBatch:
-    """A PyG batch that knows the nodes of its largest graph, ``longest``: on a card the host would wait for it."""
-    batch = GraphBatch.from_data_list(graphs)
-    batch.longest = max(graph.num_nodes for graph in graphs)
-    return batch
-
-
-def _batch(*state) -> Batch:
-    return Batch(**unpacked(*state))
+def test_sets(folder: str | Path) -> list[str]:
+    """The further test sets (`astrobio.schema.TEST_SETS`) that a dataset's folder holds."""
+    return [name for name in schema.TEST_SETS if (Path(folder) / name / "dataset_info.json").is_file()]
 
 
 class AstrobioDataset(torch.utils.data.Dataset):
@@ -195,11 +111,11 @@ class AstrobioDataset(torch.utils.data.Dataset):
 
     Args:
         folder: the dataset's folder, or an fsspec URL of one, which is copied to this machine first.
-        split: ``train``, ``validation`` or ``test``.
+        split: ``train``, ``validation``, ``test``, or one of `astrobio.schema.TEST_SETS`, where the dataset has it.
         max_text_tokens: longer texts are cut.
 
     Raises:
-        ConfigError: the folder holds no dataset of this schema.
+        ConfigError: the folder holds no dataset of this schema, or not this split.
     """
 
     def __init__(self, folder: str | Path, split: str, max_text_tokens: int, tokenizer: str | Path | None = None):
@@ -207,6 +123,9 @@ class AstrobioDataset(torch.utils.data.Dataset):
         problems = dataset_problems(folder, hash_files=False)
         if problems:
             raise ConfigError("\n".join(problems))
+        known = (*schema.SPLITS, *test_sets(folder))
+        if split not in known:
+            raise ConfigError(f"{folder}: the dataset has no split {split!r}{suggestion(split, known)}")
         self.folder, self.split, self.max_text_tokens = folder, split, max_text_tokens
         self.records = datasets.load_from_disk(str(self.folder / split)).with_format("numpy")
         self.tokenizer = load_tokenizer(tokenizer or self.folder / "tokenizer")
@@ -215,6 +134,11 @@ class AstrobioDataset(torch.utils.data.Dataset):
             for name, value in json.loads((self.folder / "stats.json").read_text()).items()
         }
         self.moments = Moments(*map(torch.from_numpy, self.stats["climate_surface"]))
+        sources = [RETRIEVED_FROM[column.name] for column in schema.RETRIEVAL_COLUMNS]
+        mean, std = (
+            np.array([self.stats[group][i][_PLACES[group].index(name)] for group, name in sources]) for i in range(2)
+        )
+        self.stats["retrieval"] = mean, std
 
     @property
     def records(self) -> datasets.Dataset:
@@ -259,14 +183,20 @@ class AstrobioDataset(torch.utils.data.Dataset):
             item["climate_levels"] = np.zeros(schema.SHAPES["climate_levels"], np.float32)
             item["climate_surface"] = np.zeros(schema.SHAPES["climate_surface"], np.float32)
         item["graph"] = self._graph(record) if record["metabolism_present"] else self._empty_graph()
-        item["spectrum"] = (
-            self._spectrum(record["spectrum"])
+        item["spectrum"], item["spectrum_spread"] = (
+            normalised_spectrum(record["spectrum"])
             if record["spectrum_present"]
-            else np.zeros(schema.SHAPES["spectrum"], np.float32)
+            else (np.zeros(schema.SHAPES["spectrum"], np.float32), 0.0)
         )
+        retrieval = np.asarray(record["retrieval"], np.float32)
+        item["retrieval_known"] = np.isfinite(retrieval)
+        item["retrieval"] = self.retrieval(retrieval, item["retrieval_known"])
         tokens = self.tokenizer(str(record["text"]), add_special_tokens=False)["input_ids"][: self.max_text_tokens - 2]
         item["tokens"] = [self.tokenizer.bos_token_id, *tokens, self.tokenizer.eos_token_id]
         item["label"], item["label_present"] = int(record["label"]), bool(record["label_present"])
+        chance = float(record["label_probability"])
+        item["label_probability_known"] = bool(np.isfinite(chance)) or item["label_present"]
+        item["label_probability"] = chance if np.isfinite(chance) else float(item["label"])
         provenance = record["provenance"]
         item["present"] = {
             "planet": True,
@@ -276,14 +206,19 @@ class AstrobioDataset(torch.utils.data.Dataset):
             name: float(provenance[name]["quality"]) if item["present"][name] else 0.0 for name in schema.MODALITIES
         }
         item["observed"] = str(provenance["planet"]["kind"]) == "observed"
-        for name in ("planet", "climate_levels", "climate_surface", "spectrum"):
+        for name in ("planet", "climate_levels", "climate_surface", "spectrum", "retrieval"):
             if not np.isfinite(item[name]).all():
                 raise ValueError(f"{name} holds a value that is not finite")
         return item
 
     def planet(self, values: np.ndarray, known: np.ndarray) -> np.ndarray:
         """The planet table [P], normalised; 0, the mean, where it is not known."""
-        return self._scale("planet", planet_transform(values, known), axis=0) * known
+        return self._scale("planet", transformed("planet", schema.PLANET_COLUMNS, values, known), axis=0) * known
+
+    def retrieval(self, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """What a retrieval looks for [R], normalised; 0 where it is not known."""
+        values = transformed("retrieval", schema.RETRIEVAL_COLUMNS, values, known)
+        return self._scale("retrieval", values, axis=0) * known
 
     def _scale(self, name: str, values: np.ndarray, axis: int) -> np.ndarray:
         mean, std = self.stats[name]
@@ -293,16 +228,6 @@ class AstrobioDataset(torch.utils.data.Dataset):
         shape = [1] * values.ndim
         shape[axis] = -1
         return (values - mean.reshape(shape)) / std.reshape(shape)
-
-    def _spectrum(self, spectrum: np.ndarray) -> np.ndarray:
-        """Depth and σ relative to the spectrum's own mean and spread.
-
-        The mean depth is the ratio of the radii, which the planet table has; the atmosphere is in the variation around
-        it, a thousandth of the spread between planets.
-        """
-        wavelength, depth, sigma = np.asarray(spectrum, np.float32).T
-        spread = max(float(depth.std()), 1e-9)
-        return np.stack([wavelength, (depth - depth.mean()) / spread, sigma / spread], axis=1)
 
     def _graph(self, record: dict[str, Any]) -> Data:
         kind = torch.as_tensor(np.asarray(record["metabolism_node_kind"], np.int64))
@@ -319,9 +244,9 @@ class AstrobioDataset(torch.utils.data.Dataset):
         )
         return self._data(
             kind,
-            self._scale("node_features", _squash(nodes), axis=1),
+            self._scale("node_features", squashed(nodes), axis=1),
             index,
-            self._scale("edge_features", _squash(edges), axis=1),
+            self._scale("edge_features", squashed(edges), axis=1),
             torch.from_numpy(edges[:, schema.EDGE_FEATURES.index("stoichiometry")].copy()),
             inside,
         )
@@ -369,28 +294,17 @@ class AstrobioDataset(torch.utils.data.Dataset):
             climate_surface=stack("climate_surface"),
             graphs=graph_batch([item["graph"] for item in items]),
             spectrum=stack("spectrum"),
+            spectrum_spread=stack("spectrum_spread", torch.float32),
+            retrieval=stack("retrieval", torch.float32),
+            retrieval_known=stack("retrieval_known"),
             tokens=tokens,
             real=real,
             label=stack("label", torch.long),
             label_present=stack("label_present"),
+            label_probability=stack("label_probability", torch.float32),
+            label_probability_known=stack("label_probability_known"),
             present={name: torch.tensor([item["present"][name] for item in items]) for name in schema.MODALITIES},
             quality={name: torch.tensor([item["quality"][name] for item in items]) for name in schema.MODALITIES},
             observed=stack("observed"),
             moments=self.moments,
         )
-
-
-def planet_transform(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The planet table's own transform (`Column.log`), where known; 0 elsewhere."""
-    out = np.where(known, values, 1.0).astype(np.float32)
-    for i, column in enumerate(schema.PLANET_COLUMNS):
-        if column.log and known[i]:
-            if not values[i] + column.offset > 0:
-                raise ValueError(f"planet: {column.name} = {values[i]} {column.unit} has no logarithm")
-            out[i] = np.log10(values[i] + column.offset)
-    return out
-
-
-def _squash(values: np.ndarray) -> np.ndarray:
-    """``sign(x) log1p(|x|)``: fluxes and counts span decades."""
-    return np.sign(values) * np.log1p(np.abs(values))

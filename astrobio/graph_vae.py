@@ -27,7 +27,7 @@ class GraphOutput(NamedTuple):
 
 
 def places(graphs) -> tuple[Tensor, Tensor]:
-    """Where the nodes of a `astrobio.dataset.graph_batch` stand when each graph is a row as long as the largest one:
+    """Where the nodes of a `astrobio.batch.graph_batch` stand when each graph is a row as long as the largest one:
     ``place`` [N] of each node among all B × longest, and ``real`` [B, longest], True where there is a node."""
     sizes = graphs.ptr.diff()
     columns = torch.arange(graphs.longest, device=sizes.device)
@@ -99,7 +99,7 @@ class GraphVAE(nn.Module):
         self.queries = Queries(config.tokens, size, config.heads, out_size)
 
     def forward(self, graphs) -> GraphOutput:
-        """``graphs``: a `astrobio.dataset.graph_batch` with normalised ``x`` [N, F] and ``edge_attr`` [E, 2], ``kind``
+        """``graphs``: a `astrobio.batch.graph_batch` with normalised ``x`` [N, F] and ``edge_attr`` [E, 2], ``kind``
         [N], ``edge_index`` [2, E], the raw ``stoichiometry`` [E] and the flux's own ``flux_mean`` and ``flux_std``."""
         dtype = dtype_of(self)
         graph, count, (source, target) = graphs.batch, graphs.num_graphs, graphs.edge_index

@@ -7,6 +7,18 @@ from astrobio.blocks import Mlp, dtype_of
 from astrobio.config import PlanetConfig
 from astrobio.schema import PLANET_COLUMNS
 
+#: The columns that tell of the atmosphere, which nobody knows before a spectrum is read.
+ATMOSPHERE_COLUMNS = ("surface_pressure_bar", "co2_vmr", "ch4_vmr")
+_ATMOSPHERE = [i for i, column in enumerate(PLANET_COLUMNS) if column.name in ATMOSPHERE_COLUMNS]
+
+
+def bulk(known: Tensor) -> Tensor:
+    """``known`` [..., P] without the columns of the atmosphere: what an observer knows of star and planet."""
+    known = known.clone()
+    for column in _ATMOSPHERE:  # one by one: a list of them would be copied to a card, and the host would wait
+        known[..., column] = False
+    return known
+
 
 class PlanetEncoder(nn.Module):
     """Star and planet parameters, some of them unknown, to a few tokens: residual MLPs over values and mask."""

@@ -12,16 +12,18 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from astrobio import losses
+from astrobio.batch import Batch
 from astrobio.blocks import Absent, Checkpoint, Checkpointed
 from astrobio.config import ConfigError, StackConfig, parse
 from astrobio.datacube import DatacubeEncoder
-from astrobio.dataset import Batch
 from astrobio.fusion import Fusion
 from astrobio.graph_vae import GraphVAE
+from astrobio.heads import Climate, TaskOutput, Tasks
 from astrobio.language import Language, language_config
-from astrobio.planet import PlanetEncoder
+from astrobio.mixture import mixture
+from astrobio.planet import PlanetEncoder, bulk
 from astrobio.pretrained import CONFIG
-from astrobio.schema import CLIMATE_SURFACE_VARIABLES, MODALITIES
+from astrobio.schema import CLIMATE_SURFACE_VARIABLES, MODALITIES, RETRIEVAL_COLUMNS
 from astrobio.spectrum import SpectrumEncoder
 
 _SURFACE = [column.name for column in CLIMATE_SURFACE_VARIABLES]
@@ -33,12 +35,14 @@ class StackOutput(NamedTuple):
     tuples, lists and dicts only; otherwise it would attribute a micro-step's gradients to the one before.
 
     ``loss``, a scalar; ``parts``: its unweighted parts, detached, float32; ``logits`` [B, 2], or None for a plain
-    language model; ``weights`` [B, M + 1]: the fusion's weight of each modality, and last of the text."""
+    language model; ``weights`` [B, M + 1]: the fusion's weight of each modality, and last of the text; ``tasks``: what
+    the heads of the other tasks say, detached."""
 
     loss: Tensor
     parts: dict[str, Tensor]
     logits: Tensor | None = None
     weights: Tensor | None = None
+    tasks: TaskOutput = TaskOutput()
 
 
 class AstrobioStack(nn.Module):
@@ -67,6 +71,9 @@ class AstrobioStack(nn.Module):
         self.absent = nn.ModuleDict({name: Absent(getattr(config, name).tokens, width) for name in self.modalities})
         if config.fusion is not None:
             self.fusion = Fusion(config.fusion, width, [getattr(config, name).tokens for name in self.modalities])
+        if config.tasks is not None:
+            lengths = [0 if part is None else part.tokens for part in (config.planet, config.spectrum)]
+            self.tasks = Tasks(config.tasks, width, *lengths)
         self._freeze()
         self.train()
 
@@ -138,8 +145,8 @@ class AstrobioStack(nn.Module):
 
     def forward(self, batch: Batch) -> StackOutput:
         parts: dict[str, Tensor] = {}
-        batch = self._drop_modalities(batch)
-        tokens = self._encode(batch, parts)
+        whole, batch = batch, self._drop_modalities(batch)
+        tokens, tasks = self._encode(batch, whole, parts)
         states, text_logits, balance = self.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)
         parts["language"] = losses.language(text_logits, batch.tokens[:, 1:], batch.real[:, 1:])
         if balance is not None:
@@ -150,10 +157,12 @@ class AstrobioStack(nn.Module):
             quality = torch.stack([batch.quality[name] for name in self.modalities], dim=1)
             text_states = states[:, -batch.tokens.shape[1] :]
             logits, single, weights = self.fusion(tokens, text_states, present, quality, batch.real)
-            parts["classification"] = losses.classification(logits, batch.label, batch.label_present)
+            parts["classification"] = losses.classification(
+                logits, batch.label_probability, batch.label_probability_known
+            )
             parts["consistency"] = losses.consistency(logits, single, present)
-        loss = sum(getattr(self.config.loss, name) * part for name, part in parts.items())
-        return StackOutput(loss, {name: part.detach() for name, part in parts.items()}, logits, weights)
+        loss = reduce(torch.add, (self.config.loss.weight(name) * part for name, part in parts.items()))
+        return StackOutput(loss, {name: part.detach() for name, part in parts.items()}, logits, weights, tasks)
 
     def _drop_modalities(self, batch: Batch) -> Batch:
         """In training, a share of the samples loses a modality, so that the model does not rely on a single one."""
@@ -164,34 +173,67 @@ class AstrobioStack(nn.Module):
             batch = batch.without(name, ~kept)
         return batch
 
-    def _encode(self, batch: Batch, parts: dict[str, Tensor]) -> list[Tensor]:
-        """Tokens [B, n, width] of each modality; the encoders' losses go into ``parts``."""
-        tokens, reconstruction, physics = {}, [], []
-        present = batch.present
+    def _encode(self, batch: Batch, whole: Batch, parts: dict[str, Tensor]) -> tuple[list[Tensor], TaskOutput]:
+        """Tokens [B, n, width] of each modality, and what the tasks' heads make of them; the losses of both go into
+        ``parts``. ``whole`` is the batch that has lost no modality."""
+        tokens, present = {}, batch.present
         if "planet" in self.modalities:
-            tokens["planet"] = self._read("planet", batch.planet, batch.planet_known)
-        if "climate" in self.modalities:
-            tokens["climate"], error, surface = self._read("climate", batch.climate_levels, batch.climate_surface)
-            reconstruction.append(losses.mean_present(error, present["climate"]))
-            surface = (
-                surface.mean(2) * batch.moments.surface_std[:, None, None] + batch.moments.surface_mean[:, None, None]
+            tables = [(batch.planet, batch.planet_known)]
+            if self.config.tasks is not None:
+                tables += [(whole.planet, whole.planet_known), (whole.planet, bulk(whole.planet_known))]
+            # One pass for all tables: ZeRO-3 fetches the weights once.
+            tokens["planet"], *for_tasks = self._read("planet", *map(torch.cat, zip(*tables, strict=True))).chunk(
+                len(tables)
             )
+        if "climate" in self.modalities:
+            cube = self._read("climate", batch.climate_levels, batch.climate_surface)
+            tokens["climate"] = cube.tokens
+            self._add_reconstruction("climate", cube, present, parts)
+            surface = cube.surface.mean(2)
+            surface = surface * batch.moments.surface_std[:, None, None] + batch.moments.surface_mean[:, None, None]
             imbalance = losses.energy_imbalance(surface[:, ABSORBED], surface[:, OUTGOING])
-            physics.append(losses.mean_present(imbalance, present["climate"]))
+            parts["energy"] = losses.mean_present(imbalance, present["climate"])
         if "metabolism" in self.modalities:
             graph = self._read("metabolism", batch.graphs)
             tokens["metabolism"] = graph.tokens
-            reconstruction.append(losses.mean_present(graph.reconstruction, present["metabolism"]))
-            physics.append(losses.mean_present(graph.imbalance, present["metabolism"]))
+            parts["reconstruction.metabolism"] = losses.mean_present(graph.reconstruction, present["metabolism"])
+            parts["mass_balance"] = losses.mean_present(graph.imbalance, present["metabolism"])
             parts["kl"] = losses.mean_present(graph.kl, present["metabolism"])
         if "spectrum" in self.modalities:
-            tokens["spectrum"], error = self._read("spectrum", batch.spectrum)
-            reconstruction.append(losses.mean_present(error, present["spectrum"]))
-        if reconstruction:
-            parts["reconstruction"] = reduce(torch.add, reconstruction)
-        if physics:
-            parts["physics"] = reduce(torch.add, physics)
-        return [self.absent[name](tokens[name], present[name]) for name in self.modalities]
+            spectrum = self._read("spectrum", batch.spectrum, batch.spectrum_spread)
+            tokens["spectrum"] = spectrum.tokens
+            self._add_reconstruction("spectrum", spectrum, present, parts)
+        read = {name: self.absent[name](tokens[name], present[name]) for name in self.modalities}
+        tasks = TaskOutput()
+        if self.config.tasks is not None:
+            tasks = self._tasks(self.tasks(*for_tasks, read.get("spectrum")), batch, whole, parts)
+        return list(read.values()), tasks
+
+    def _add_reconstruction(self, name: str, output: Any, present: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+        """The reconstruction's losses of one encoder; where it hides nothing, nothing is said of hidden patches."""
+        if getattr(self, name).hides:
+            parts[f"reconstruction.{name}_hidden"] = losses.mean_present(output.hidden, present[name])
+        parts[f"reconstruction.{name}_visible"] = losses.mean_present(output.visible, present[name])
+
+    @staticmethod
+    def _tasks(tasks: TaskOutput, batch: Batch, whole: Batch, parts: dict[str, Tensor]) -> TaskOutput:
+        """``tasks``, detached; their losses go into ``parts``."""
+        observables, climate, posterior = tasks
+        if observables is not None:
+            parts["observables"] = losses.classification(
+                observables, batch.label_probability, batch.label_probability_known
+            )
+            observables = observables.detach()
+        if climate is not None:
+            error = losses.emulation(*climate, whole.climate_levels.mean(2), whole.climate_surface.mean(2))
+            parts["emulation"] = losses.mean_present(error, whole.present["climate"] & whole.present["planet"])
+            climate = Climate(*(fields.detach() for fields in climate))
+        if posterior is not None:
+            known = batch.retrieval_known & batch.present["spectrum"][:, None]
+            nll = mixture(posterior, len(RETRIEVAL_COLUMNS)).nll(batch.retrieval, known)
+            parts["retrieval"] = losses.mean_present(nll, known.any(dim=1))
+            posterior = posterior.detach()
+        return TaskOutput(observables, climate, posterior)
 
     def _read(self, name: str, *inputs):
         """The output of a modality's encoder; a frozen one records no graph for the backward pass."""

@@ -57,6 +57,7 @@ def trained_engine(args, ds_config: dict):
             "climate": None,
             "metabolism": None,
             "spectrum": None,
+            "tasks": None,
             "fusion": None,
         },
     )

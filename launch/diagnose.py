@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from astrobio.dataset import Batch
+from astrobio.batch import Batch
 
 
 def nonfinite_forward(engine, batches: list[Batch]) -> str | None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import deepspeed.comm as dist
 import torch
 
-from astrobio.dataset import AstrobioDataset, Batch
+from astrobio.batch import Batch
+from astrobio.dataset import AstrobioDataset
 from astrobio.metrics import habitability_metrics, loss_error, probability
 from astrobio.schema import MODALITIES
 from launch.zero.accelerator import same_randomness_after
@@ -13,31 +14,37 @@ from launch.zero.engine import device
 
 
 @torch.no_grad()
-def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | None = None) -> dict:
-    """Loss and figures of merit over a split, with one modality (or ``text``) masked if wanted.
+def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: tuple[str, ...] = ()) -> dict:
+    """Loss and figures of merit over a split, with some modalities (or ``text``) masked if wanted.
 
     Returns, on every rank:
         ``loss``, ``loss_parts`` (means over records), ``loss_error`` (the standard error of the classification loss),
-        ``records``, ``accuracy``, ``roc_auc``, ``ece``, and under
-        ``observed`` and ``synthetic`` the same three figures for real and for drawn planets apart, with their number.
+        ``records``, ``accuracy``, ``roc_auc``, ``ece``, ``brier``, ``nll``, and under
+        ``observed`` and ``synthetic`` the same figures for real and for drawn planets apart, with their number.
     """
     engine.eval()
     rows: list[tuple[float, ...]] = []
+    learned: list[tuple[float, float]] = []
     sums: dict[str, float] = {}
     weight = 0.0
     # The random masks of a training step must not depend on when validations fall.
     with same_randomness_after():
         for batch, counted in _batches(dataset, micro_batch):
-            out = engine(batch if without is None else batch.without(without))
+            for part in without:
+                batch = batch.without(part)
+            out = engine(batch)
             kept = counted.sum().item()
             weight += kept
             for name, part in (("loss", out.loss), *out.parts.items()):
                 sums[name] = sums.get(name, 0.0) + part.item() * kept
             if out.logits is not None:
+                chances = probability(out.logits).cpu()
+                use = counted & batch.label_probability_known.cpu()
+                learned += zip(chances[use].tolist(), batch.label_probability.cpu()[use].tolist(), strict=True)
                 use = counted & batch.label_present.cpu()
                 rows += list(
                     zip(
-                        probability(out.logits).cpu()[use].tolist(),
+                        chances[use].tolist(),
                         batch.label.cpu()[use].tolist(),
                         batch.observed.cpu()[use].tolist(),
                         strict=True,
@@ -45,10 +52,11 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
                 )
     engine.train()
     gathered: list = [None] * dist.get_world_size()
-    torch.distributed.all_gather_object(gathered, (rows, sums, weight))
-    rows = [row for part, _, _ in gathered for row in part]
-    total = sum(part for _, _, part in gathered)
-    means = {name: sum(part[name] for _, part, _ in gathered) / total for name in sums}
+    torch.distributed.all_gather_object(gathered, (rows, learned, sums, weight))
+    rows = [row for part, *_ in gathered for row in part]
+    learned = [row for _, part, *_ in gathered for row in part]
+    total = sum(part for *_, part in gathered)
+    means = {name: sum(part[name] for *_, part, _ in gathered) / total for name in sums}
     chance, label, observed = (
         (torch.tensor([row[i] for row in rows]) for i in range(3))
         if rows
@@ -57,7 +65,7 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: str | 
     result = {
         "loss": means.pop("loss"),
         "loss_parts": means,
-        "loss_error": loss_error(chance, label),
+        "loss_error": loss_error(*torch.tensor(learned).reshape(-1, 2).T),
         "records": int(total),
         **habitability_metrics(chance, label),
     }
@@ -79,6 +87,11 @@ def _batches(dataset: AstrobioDataset, micro_batch: int) -> Iterator[tuple[Batch
 
 
 def masked_figures(engine, dataset: AstrobioDataset, micro_batch: int) -> dict[str, dict]:
-    """`evaluate` once for each modality of the stack, and the text, with that one masked."""
-    parts = [name for name in MODALITIES if name in engine.module.modalities] + ["text"]
-    return {name: evaluate(engine, dataset, micro_batch, without=name) for name in parts}
+    """`evaluate` once for each modality of the stack, and the text, with that one masked; and without the planet
+    table and the text, which repeats its numbers."""
+    parts: list[tuple[str, ...]] = [
+        (name,) for name in (*MODALITIES, "text") if name in (*engine.module.modalities, "text")
+    ]
+    if "planet" in engine.module.modalities:
+        parts.insert(1, ("planet", "text"))
+    return {" and ".join(names): evaluate(engine, dataset, micro_batch, without=names) for names in parts}

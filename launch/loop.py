@@ -11,7 +11,8 @@ import deepspeed.comm as dist
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from astrobio.dataset import AstrobioDataset, Batch
+from astrobio.batch import Batch
+from astrobio.dataset import AstrobioDataset
 from astrobio.metrics import baselines
 from astrobio.sampler import SampleOrder
 from launch.checkpoints.compatibility import dataset_hash

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from astrobio.dataset import AstrobioDataset, Batch
+from astrobio.batch import Batch
+from astrobio.dataset import AstrobioDataset
 from launch.stopping import ignore_stop_signals
 
 

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from astrobio.batch import Batch
 from astrobio.config import load_preset
-from astrobio.dataset import AstrobioDataset, Batch
+from astrobio.dataset import AstrobioDataset
 from astrobio.stack import AstrobioStack
 from launch import ROOT
 from launch.checkpoints.random_state import random_state, set_random_state

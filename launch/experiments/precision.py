@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from astrobio.batch import Batch
 from astrobio.config import PARTS, StackConfig, load_preset
-from astrobio.dataset import Batch
 from astrobio.stack import AstrobioStack
 
 ENCODERS = ("planet", "climate", "metabolism", "spectrum")
@@ -38,9 +38,9 @@ def deviation(config: StackConfig, part: str, batch: Batch, dtype: torch.dtype) 
 
     The weights are those that ``dtype`` can hold in both, so that only the arithmetic differs; compare with `ALLOWED`.
     """
-    if part in ENCODERS:  # the other encoders only take memory
+    if part in ENCODERS:  # the other encoders, and the heads that read them, only take memory
         others: dict[str, Any] = {name: None for name in ENCODERS if name != part}
-        config = dataclasses.replace(config, **others)
+        config = dataclasses.replace(config, tasks=None, **others)
     torch.manual_seed(0)
     stack = AstrobioStack(config).eval().to(batch.tokens.device, dtype)
     found = _outputs_and_gradients(stack, part, batch, dtype)
@@ -82,7 +82,7 @@ def _calls(stack: AstrobioStack, batch: Batch, dtype: torch.dtype) -> dict:
         "planet": lambda: parts["planet"](batch.planet, batch.planet_known),
         "climate": lambda: parts["climate"](batch.climate_levels, batch.climate_surface),
         "metabolism": lambda: parts["metabolism"](batch.graphs),
-        "spectrum": lambda: parts["spectrum"](batch.spectrum),
+        "spectrum": lambda: parts["spectrum"](batch.spectrum, batch.spectrum_spread),
         "language": lambda: stack.language(torch.cat(tokens, dim=1) if tokens else None, batch.tokens)[:2],
         "fusion": fusion,
     }

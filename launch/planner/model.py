@@ -10,10 +10,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.data import Data
 
+from astrobio.batch import Batch, Moments, graph_batch
 from astrobio.config import ConfigError, LanguageConfig, StackConfig, load_preset, told
-from astrobio.dataset import Batch, Moments, graph_batch
 from astrobio.language import no_causal_model, reads
-from astrobio.schema import EDGE_FEATURES, MODALITIES, NODE_FEATURES, NODE_KINDS, PLANET_COLUMNS, SHAPES
+from astrobio.schema import (
+    EDGE_FEATURES,
+    MODALITIES,
+    NODE_FEATURES,
+    NODE_KINDS,
+    PLANET_COLUMNS,
+    RETRIEVAL_COLUMNS,
+    SHAPES,
+)
 from astrobio.stack import AstrobioStack
 from launch.planner.simulation.experts import GROUPED_MM, grouped_mm
 
@@ -135,10 +143,15 @@ def nominal_batch(config: StackConfig, size: int = 1, length: int | None = None,
         climate_surface=floats(size, *surface),
         graphs=graph_batch(graphs),
         spectrum=floats(size, *SHAPES["spectrum"]),
+        spectrum_spread=floats(size),
+        retrieval=floats(size, len(RETRIEVAL_COLUMNS)),
+        retrieval_known=torch.ones(size, len(RETRIEVAL_COLUMNS), dtype=torch.bool),
         tokens=torch.zeros(size, tokens, dtype=torch.long),
         real=torch.ones(size, tokens, dtype=torch.bool),
         label=torch.zeros(size, dtype=torch.long),
         label_present=there,
+        label_probability=floats(size),
+        label_probability_known=there,
         present={name: there for name in MODALITIES},
         quality={name: floats(size) for name in MODALITIES},
         observed=there,

@@ -110,6 +110,7 @@ def test_activation_checkpointing_loses_no_gradient(kind, adapters, batch):
                 "climate": None,
                 "metabolism": None,
                 "spectrum": None,
+                "tasks": None,
                 "fusion": None,
                 **changes,
             },

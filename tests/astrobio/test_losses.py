@@ -7,7 +7,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from astrobio import losses
-from astrobio.dataset import graph_batch
+from astrobio.batch import graph_batch
 from astrobio.graph_vae import GraphVAE
 
 
@@ -24,11 +24,41 @@ def test_energy_balance_weighs_latitudes_by_area():
 
 def test_classification_counts_labelled_samples_only():
     logits = torch.tensor([[0.0, 0.0], [9.0, -9.0]], requires_grad=True)
-    loss = losses.classification(logits, torch.tensor([1, 1]), torch.tensor([True, False]))
+    loss = losses.classification(logits, torch.tensor([1.0, 1.0]), torch.tensor([True, False]))
     assert loss.item() == pytest.approx(math.log(2))
-    none = losses.classification(logits, torch.tensor([1, 1]), torch.tensor([False, False]))
+    none = losses.classification(logits, torch.tensor([1.0, 1.0]), torch.tensor([False, False]))
     none.backward()
     assert none.item() == 0 and not logits.grad.any()
+
+
+def test_classification_is_least_at_the_probability_that_is_given():
+    chance, there = torch.tensor([0.3]), torch.tensor([True])
+    tried = torch.linspace(0.05, 0.95, 19)
+    found = [losses.classification(torch.log(torch.tensor([[1 - q, q]])), chance, there).item() for q in tried]
+    assert tried[found.index(min(found))].item() == pytest.approx(0.3)
+    assert min(found) == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
+
+
+def test_energy_is_free_within_what_is_tolerated_and_linear_beyond():
+    def penalty(absorbed, outgoing):
+        return float(losses.energy_imbalance(*(torch.full((1, 32, 64), flux) for flux in (absorbed, outgoing))))
+
+    assert penalty(240.5, 239.5) < 0.03  # 0.2%
+    assert penalty(242.4, 237.6) == pytest.approx(0.5, abs=0.01)  # 1%
+    assert penalty(288.0, 192.0) == pytest.approx(19.5, abs=0.2)  # 20%
+    assert penalty(192.0, 288.0) == penalty(288.0, 192.0)
+
+
+def test_emulation_weighs_area_and_both_kinds_of_fields():
+    levels, surface = torch.zeros(2, 5, 10, 32, 64), torch.zeros(2, 3, 32, 64)
+    wrong = surface.clone()
+    wrong[0, 1] = 2.0
+    error = losses.emulation(levels, surface, levels, wrong)
+    torch.testing.assert_close(error, torch.tensor([4 / 3 / 2, 0.0]))
+    polar = levels.clone()
+    polar[0, :, :, 0] = 1.0
+    share = float(losses.latitude_weights(32, levels.device)[0])
+    torch.testing.assert_close(losses.emulation(levels, surface, polar, surface), torch.tensor([share / 2, 0.0]))
 
 
 def test_values_that_do_not_count_may_be_broken():

@@ -67,10 +67,16 @@ def test_what_comes_along_edges_is_summed_in_fp32(dtype):
 def test_a_batch_gives_a_loss_its_parts_and_logits(stack, dataset):
     out = stack(batch_of(dataset, range(4)))
     weights = stack.config.loss
-    assert set(out.parts) == {field.name for field in dataclasses.fields(weights)} - {"balance"}  # of mixtures
+    weighted = {name.partition(".")[0] for name in out.parts}
+    assert weighted == {field.name for field in dataclasses.fields(weights)} - {"balance"}  # of mixtures
     assert out.loss.item() == pytest.approx(
-        sum(getattr(weights, name) * float(part) for name, part in out.parts.items()), rel=1e-5
+        sum(weights.weight(name) * float(part) for name, part in out.parts.items()), rel=1e-5
     )
+    reconstruction = {name.partition(".")[2] for name in out.parts if name.startswith("reconstruction")}
+    always = {"climate_visible", "spectrum_visible", "metabolism"}
+    assert reconstruction == always | {"climate_hidden", "spectrum_hidden"}
+    evaluated = stack.eval()(batch_of(dataset, range(4)))
+    assert {name.partition(".")[2] for name in evaluated.parts if name.startswith("reconstruction")} == always
     assert out.logits.shape == (4, 2) and out.weights.shape == (4, 5)
     torch.testing.assert_close(out.weights.sum(1), torch.ones(4))
 
@@ -94,11 +100,14 @@ def test_what_an_absent_modality_holds_does_not_matter(stack, dataset, name):
         climate_levels=batch.climate_levels + 3 * ~batch.present["climate"].view(-1, 1, 1, 1, 1, 1),
         climate_surface=batch.climate_surface + 3 * ~batch.present["climate"].view(-1, 1, 1, 1, 1),
         planet=batch.planet + 3 * ~batch.planet_known,
-        spectrum=batch.spectrum + 3 * ~batch.present["spectrum"].view(-1, 1, 1),
+        spectrum=batch.spectrum + 0.3 * ~batch.present["spectrum"].view(-1, 1, 1),
+        spectrum_spread=batch.spectrum_spread + 3 * ~batch.present["spectrum"],
+        retrieval=batch.retrieval + 3 * ~batch.retrieval_known,
     )
     one, two = stack(batch), stack(other)
     torch.testing.assert_close(one.logits, two.logits)
     torch.testing.assert_close(one.loss, two.loss)
+    torch.testing.assert_close(one.tasks.observables, two.tasks.observables)
     assert not one.weights[:, stack.modalities.index(name)].any()
 
 

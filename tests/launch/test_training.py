@@ -84,14 +84,19 @@ def test_metrics_hold_what_the_design_promises(uninterrupted):
         assert set(line["loss_parts"]) == {
             "classification",
             "language",
-            "reconstruction",
+            *(f"reconstruction.{name}_{which}" for name in ("climate", "spectrum") for which in ("hidden", "visible")),
+            "reconstruction.metabolism",
             "kl",
-            "physics",
+            "energy",
+            "mass_balance",
+            "observables",
+            "emulation",
+            "retrieval",
             "consistency",
         }
     validation, test = uninterrupted.metrics("eval")
     assert (validation["split"], test["split"]) == ("validation", "test")
-    assert set(test["masked"]) == {"planet", "climate", "metabolism", "spectrum", "text"}
+    assert set(test["masked"]) == {"planet", "planet and text", "climate", "metabolism", "spectrum", "text"}
     assert test["observed"]["records"] + test["synthetic"]["records"] <= test["records"] == 16
 
 

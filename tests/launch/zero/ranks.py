@@ -267,6 +267,7 @@ def language_models() -> dict:
                 "climate": None,
                 "metabolism": None,
                 "spectrum": None,
+                "tasks": None,
             },
         )
         engine = make_engine("zero3_offload_bf16", {"gradient_accumulation_steps": 1}, stack=stack)
@@ -310,6 +311,7 @@ def pretrained() -> dict:
             "climate": None,
             "metabolism": None,
             "spectrum": None,
+            "tasks": None,
             "fusion": None,
         },
     )
