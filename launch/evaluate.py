@@ -1,21 +1,24 @@
-"""Validation and test: every rank computes its share, rank 0 gets the figures."""
+"""Validation and test: every rank computes its share and gets all figures."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import deepspeed.comm as dist
+import pandas as pd
 import torch
 
 from astrobio.batch import Batch
 from astrobio.dataset import AstrobioDataset
 from astrobio.metrics import habitability_metrics, loss_error, probability
-from astrobio.schema import MODALITIES
+from launch.checkpoints.together import gathered
+from launch.evaluation.predictions import batches, mean_climate, predict
 from launch.zero.accelerator import same_randomness_after
 from launch.zero.engine import device
 
 
 @torch.no_grad()
-def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: tuple[str, ...] = ()) -> dict:
-    """Loss and figures of merit over a split, with some modalities (or ``text``) masked if wanted.
+def evaluate(engine, dataset: AstrobioDataset, micro_batch: int) -> dict:
+    """Loss and figures of merit over a split.
 
     Returns, on every rank:
         ``loss``, ``loss_parts`` (means over records), ``loss_error`` (the standard error of the classification loss),
@@ -30,8 +33,6 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: tuple[
     # The random masks of a training step must not depend on when validations fall.
     with same_randomness_after():
         for batch, counted in _batches(dataset, micro_batch):
-            for part in without:
-                batch = batch.without(part)
             out = engine(batch)
             kept = counted.sum().item()
             weight += kept
@@ -51,18 +52,17 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: tuple[
                     )
                 )
     engine.train()
-    gathered: list = [None] * dist.get_world_size()
-    torch.distributed.all_gather_object(gathered, (rows, learned, sums, weight))
-    rows = [row for part, *_ in gathered for row in part]
-    learned = [row for _, part, *_ in gathered for row in part]
-    total = sum(part for *_, part in gathered)
-    means = {name: sum(part[name] for *_, part, _ in gathered) / total for name in sums}
+    shares = gathered((rows, learned, sums, weight))
+    rows = [row for part, *_ in shares for row in part]
+    learned = [row for _, part, *_ in shares for row in part]
+    total = sum(part for *_, part in shares)
+    means = {name: sum(part[name] for *_, part, _ in shares) / total for name in sums}
     chance, label, observed = (
         (torch.tensor([row[i] for row in rows]) for i in range(3))
         if rows
         else (torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool))
     )
-    result = {
+    result: dict[str, Any] = {
         "loss": means.pop("loss"),
         "loss_parts": means,
         "loss_error": loss_error(*torch.tensor(learned).reshape(-1, 2).T),
@@ -74,24 +74,16 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int, without: tuple[
     return result
 
 
+def test_predictions(engine, splits: dict[str, AstrobioDataset], micro_batch: int, masked: bool = True) -> pd.DataFrame:
+    """`launch.evaluation.predictions.predict` of the test split, shared by all ranks; on every rank, all of it."""
+    engine.eval()
+    with same_randomness_after():
+        own = predict(engine, _batches(splits["test"], micro_batch), mean_climate(splits["train"]), masked)
+    engine.train()
+    return pd.concat(gathered(own), ignore_index=True)
+
+
 def _batches(dataset: AstrobioDataset, micro_batch: int) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """This rank's batches and which of their records count: all ranks must run equally many, so that the last ones
-    are filled up with records that do not."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    for start in range(0, len(dataset), micro_batch * ranks):
-        wanted = [start + rank * micro_batch + i for i in range(micro_batch)]
-        items = [dataset[i] for i in wanted if i < len(dataset)]
-        counted = torch.tensor([i < len(dataset) for i in wanted])
-        items += [items[0] if items else dataset[0]] * (micro_batch - len(items))
-        yield dataset.collate(items).to(device()), counted
-
-
-def masked_figures(engine, dataset: AstrobioDataset, micro_batch: int) -> dict[str, dict]:
-    """`evaluate` once for each modality of the stack, and the text, with that one masked; and without the planet
-    table and the text, which repeats its numbers."""
-    parts: list[tuple[str, ...]] = [
-        (name,) for name in (*MODALITIES, "text") if name in (*engine.module.modalities, "text")
-    ]
-    if "planet" in engine.module.modalities:
-        parts.insert(1, ("planet", "text"))
-    return {" and ".join(names): evaluate(engine, dataset, micro_batch, without=names) for names in parts}
+    """This rank's share, on its device."""
+    for batch, counted in batches(dataset, micro_batch, dist.get_rank(), dist.get_world_size()):
+        yield batch.to(device()), counted

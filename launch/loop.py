@@ -13,14 +13,16 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.batch import Batch
 from astrobio.dataset import AstrobioDataset
-from astrobio.metrics import baselines
 from astrobio.sampler import SampleOrder
 from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.save import SaveFailed
 from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.ds_config.strategy import strategy
-from launch.evaluate import evaluate, masked_figures
+from launch.evaluate import evaluate, test_predictions
+from launch.evaluation.assessment import as_json, compare
+from launch.evaluation.baselines import simple_models
+from launch.evaluation.stacks import Trained, keep
 from launch.monitor import Monitor, usage
 from launch.postmortem import blackbox
 from launch.readers import Readers
@@ -329,7 +331,8 @@ class Trainer:
         return f"time limit of {self.time_limit.limit_h:g} h" if over else None
 
     def test(self) -> dict:
-        """Test the best model: figures for real and drawn planets, with each modality masked, beside baselines."""
+        """Test the best model. Rank 0 keeps its predictions in the run's folder and compares them with simple
+        models'."""
         blackbox.phase("test")
         which = f"the weights of step {self.step}"
         best = self.checkpoints.load_best()
@@ -344,7 +347,9 @@ class Trainer:
             **evaluate(self.engine, test, size),
         }
         if self.engine.module.modalities:
-            result["masked"] = masked_figures(self.engine, test, size)
-            result["baselines"] = baselines(self.splits["train"], test)
+            table = test_predictions(self.engine, self.splits, size, self.plan.train.masked_test)
+            if self.rank == 0:
+                keep(table, Trained(self.plan.run).kept("test"))
+                result |= as_json([table], compare([table], simple_models(self.plan.data)))
         self.monitor.evaluation(result)
         return result

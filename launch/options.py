@@ -28,6 +28,7 @@ class TrainConfig:
     keep_last: int = Field(default=2, ge=1)  # checkpoints, beside the best one
     keep_every_h: float | None = Field(default=None, gt=0)  # and the first of every so many hours
     eval_micro_batch: int = Field(default=8, ge=1)
+    masked_test: bool = True  # the last test also reads each record with parts of it hidden, in 11 more passes
     data_workers: int = Field(default=1, ge=0)  # processes that read ahead, for each rank
     report_overflows_after: int = Field(default=3, ge=1)  # skipped steps in a row
     wandb_project: str = "astrobio"

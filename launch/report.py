@@ -1,6 +1,11 @@
 """What a run prints at its beginning and its end."""
 
+import pandas as pd
+
 from launch.ds_config.strategy import strategy
+from launch.evaluation.assessment import as_text, compare
+from launch.evaluation.baselines import simple_models
+from launch.evaluation.stacks import Trained
 from launch.monitor import duration
 from launch.run_plan import RunPlan
 
@@ -32,24 +37,10 @@ def _place(name: str) -> str:
 
 
 def print_test(plan: RunPlan, result: dict) -> None:
-    """The test figures: real and drawn planets apart, each modality masked, and the baselines."""
-
-    def line(name: str, figures: dict) -> str:
-        numbers = ("-" if figures[key] is None else f"{figures[key]:.4f}" for key in ("accuracy", "roc_auc", "ece"))
-        return f"{name:28s} {figures['records']:7d}   " + "   ".join(f"{number:>8s}" for number in numbers)
-
-    rows = [
-        f"\ntest of {result['weights']}, on planets that training never saw",
-        f"{'':28s} {'records':>7s}   {'accuracy':>8s}   {'ROC-AUC':>8s}   {'ECE':>8s}",
-    ]
-    if result["accuracy"] is None:
-        rows = [f"\ntest of {result['weights']}: loss {result['loss']:.4f} on {result['records']} records"]
-    else:
-        rows += [
-            line("all", result),
-            line("observed planets", result["observed"]),
-            line("synthetic planets", result["synthetic"]),
-        ]
-        rows += [line(f"without {name}", figures) for name, figures in result["masked"].items()]
-        rows += [f"{name.replace('_', ' '):36s}   {value:8.4f}" for name, value in result["baselines"].items()]
-    print("\n".join([*rows, f"\nrun        {plan.run}"]), flush=True)
+    """The test figures, and each task beside the best simple model."""
+    print(f"\ntest of {result['weights']}, on planets that training never saw: loss {result['loss']:.4f}", flush=True)
+    path = Trained(plan.run).kept("test")
+    if path.is_file():
+        table = pd.read_parquet(path)
+        print(f"\n{as_text([table], compare([table], simple_models(plan.data)))}\n\npredictions {path}")
+    print(f"run         {plan.run}", flush=True)

@@ -81,6 +81,8 @@ def compare(tables: list[pd.DataFrame], simple: pd.DataFrame) -> list[Comparison
             continue
         planets = first["planet_key"].to_numpy()
         scores = np.stack([task.score(table) for table in tables])
+        if not np.isfinite(scores).any():
+            continue
         others = {
             model: task.score(simple[model].reindex(first.index).join(first[known]))
             for model in simple.columns.get_level_values(0).unique()
@@ -184,10 +186,10 @@ def as_text(tables: list[pd.DataFrame], comparisons: list[Comparison]) -> str:
         lines += [f"{name:52s} {scores[name]!s:22s}" for name in inside]
     if comparisons:
         lines += ["", f"{'task':30s} {'measure':12s} {'stack':22s} {'best simple model':22s}        p"]
-        for row in comparisons:
-            spread = f" ± {np.std(row.runs):.3f} over {len(row.runs)} runs" if len(row.runs) > 1 else ""
+        for task in comparisons:
+            spread = f" ± {np.std(task.runs):.3f} over {len(task.runs)} runs" if len(task.runs) > 1 else ""
             lines.append(
-                f"{row.task:30s} {row.measure:12s} {row.stack!s:22s} {row.simple!s:22s} {row.p:8.4f}  {row.verdict} "
-                f"({row.best}){spread}"
+                f"{task.task:30s} {task.measure:12s} {task.stack!s:22s} {task.simple!s:22s} {task.p:8.4f}  "
+                f"{task.verdict} ({task.best}){spread}"
             )
     return "\n".join(lines)

@@ -115,12 +115,14 @@ def classifiers(train: Features, test: Features) -> dict[str, np.ndarray]:
     """Probabilities [N] of the test records by model; each is trained on the labelled records."""
     use = train.labelled
     label, groups = train.label[use], train.planet_key[use]
+    majority = {"majority class": np.full(len(test), label.mean())}
+    if not _enough(groups, label):
+        return majority
 
     def probability(model: Tuned, numbers: np.ndarray, test_numbers: np.ndarray) -> np.ndarray:
         return model.fitted(numbers[use], label, groups).predict_proba(test_numbers)[:, 1]
 
-    found = {
-        "majority class": np.full(len(test), label.mean()),
+    found = majority | {
         "logistic regression on the planet table": probability(LOGISTIC, train.planet, test.planet),
         "SVM on the planet table": probability(SUPPORT_VECTORS, train.planet, test.planet),
         "gradient boosting on all modalities": probability(BOOSTING, train.every, test.every),
@@ -131,11 +133,18 @@ def classifiers(train: Features, test: Features) -> dict[str, np.ndarray]:
     return found
 
 
+def _enough(groups: np.ndarray, label: np.ndarray) -> bool:
+    """Whether there are planets to tune on, of both labels in every fold."""
+    return all(len(np.unique(groups[label == value])) >= 2 * FOLDS for value in (0, 1))
+
+
 def observers(train: Features, test: Features) -> dict[str, np.ndarray]:
     """`classifiers` that know the star, the planet and the spectrum, but no atmosphere and no climate."""
     use = train.labelled
     label, groups = train.label[use], train.planet_key[use]
     found = {"majority class": np.full(len(test), label.mean())}
+    if not _enough(groups, label):
+        return found
     for name, model in (("SVM", SUPPORT_VECTORS), ("gradient boosting", BOOSTING)):
         fitted = model.fitted(train.observable[use], label, groups)
         found[f"{name} on star, planet and spectrum"] = fitted.predict_proba(test.observable)[:, 1]
@@ -152,6 +161,8 @@ def emulators(
     flat = train_fields.values.reshape(len(train_fields.values), -1)
     mean = train_fields.values.mean(0)
     yield "mean field", np.broadcast_to(mean, (len(x_test), *shape))
+    if len(np.unique(groups)) < 2 * FOLDS:
+        return
 
     basis = PCA(min(COMPONENTS, len(flat) - 1), svd_solver="randomized", random_state=0)
     coefficients = basis.fit_transform(flat)
@@ -165,7 +176,7 @@ def emulators(
 
     nearest = tuned(
         make_pipeline(_imputer(), StandardScaler(), KNeighborsRegressor(weights="distance")),
-        {"kneighborsregressor__n_neighbors": [1, 2, 4, 8]},
+        {"kneighborsregressor__n_neighbors": [1, 2, 4]},
     )
     yield "nearest neighbours", fields(nearest.predict(x_test))
     linear = tuned(make_pipeline(_imputer(), StandardScaler(), Ridge()), {"ridge__alpha": [0.1, 1, 10, 100]})
@@ -198,7 +209,7 @@ def retrievers(train: Features, test: Features) -> dict[str, pd.DataFrame]:
             target, groups = train.retrieval[use, i], train.planet_key[use]
             if not use.any():
                 continue
-            if model is None:
+            if model is None or len(np.unique(groups)) < 2 * FOLDS:
                 mean[:, i], sigma[i] = target.mean(), target.std()
                 continue
             # The residuals of held-out planets are the width of its Gaussian.

@@ -1,16 +1,17 @@
 """What a stack says of each record of a split: one row a record, to be scored, paired with others and kept."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 
 import numpy as np
 import pandas as pd
 import torch
-from astrobio.batch import Batch
-from astrobio.mixture import mixture
 from torch import Tensor
 
+from astrobio.batch import Batch
 from astrobio.dataset import AstrobioDataset
 from astrobio.metrics import probability
+from astrobio.mixture import mixture
 from astrobio.schema import MODALITIES, RETRIEVAL_COLUMNS
 from astrobio.stack import StackOutput
 from launch.evaluation.scores import INTERVALS, emulation_scores
@@ -20,22 +21,26 @@ Counted = tuple[Batch, Tensor]
 
 
 def masks(modalities: list[str]) -> dict[str, tuple[str, ...]]:
-    """What is hidden from the stack, by the name of the figure. The text repeats the numbers of the planet table and
-    goes with it."""
+    """What is hidden from the stack, by the name of the figure. The text repeats the planet table's numbers, so that
+    the two are also hidden together."""
     parts = [*modalities, "text"]
-    hidden = {f"without {part}": (part,) for part in parts}
+    hidden: dict[str, tuple[str, ...]] = {f"without {part}": (part,) for part in parts}
     if "planet" in modalities:
-        hidden["without planet"] = ("planet", "text")
+        hidden["without planet and text"] = ("planet", "text")
     return hidden | {f"only {part}": tuple(other for other in parts if other != part) for part in parts}
 
 
 @torch.no_grad()
 def predict(
-    model: Callable[[Batch], StackOutput], batches: Iterable[Counted], mean_field: np.ndarray | None = None
+    model: Callable[[Batch], StackOutput],
+    batches: Iterable[Counted],
+    mean_field: np.ndarray | None = None,
+    masked: bool = True,
 ) -> pd.DataFrame:
     """One row for each record that counts.
 
     Args:
+        masked: also read each record with parts of it hidden, which takes a pass for each of `masks`.
         mean_field: the train records' mean climate [F, Y, X], normalised (`mean_climate`), for the emulation's scores.
 
     Returns:
@@ -44,7 +49,9 @@ def predict(
         ``emulation …`` and ``retrieval …`` are the scores of `launch.evaluation.scores`, NaN where the record has no
         truth.
     """
-    return pd.concat([_rows(model, batch, counted, mean_field) for batch, counted in batches], ignore_index=True)
+    return pd.concat(
+        [_rows(model, batch, counted, mean_field, masked) for batch, counted in batches], ignore_index=True
+    )
 
 
 def batches(dataset: AstrobioDataset, size: int, rank: int = 0, ranks: int = 1) -> Iterator[Counted]:
@@ -69,7 +76,7 @@ def mean_climate(dataset: AstrobioDataset) -> np.ndarray:
     return (total / max(count, 1)).astype(np.float32)
 
 
-def _rows(model, batch: Batch, counted: Tensor, mean_field: np.ndarray | None) -> pd.DataFrame:
+def _rows(model, batch: Batch, counted: Tensor, mean_field: np.ndarray | None, masked: bool) -> pd.DataFrame:
     out: StackOutput = model(batch)
     modalities = [name for name in MODALITIES if name in batch.present]
     columns: dict[str, np.ndarray | list[str]] = {
@@ -85,11 +92,8 @@ def _rows(model, batch: Batch, counted: Tensor, mean_field: np.ndarray | None) -
         columns["habitable"] = _numpy(probability(out.logits))
         for name, weight in zip([*modalities, "text"], out.weights.unbind(1), strict=True):
             columns[f"weight {name}"] = _numpy(weight)
-        for name, hidden in masks(modalities).items():
-            masked = batch
-            for part in hidden:
-                masked = masked.without(part)
-            columns[f"habitable {name}"] = _numpy(probability(model(masked).logits))
+        for name, hidden in masks(modalities).items() if masked else ():
+            columns[f"habitable {name}"] = _numpy(probability(model(reduce(Batch.without, hidden, batch)).logits))
     columns |= _tasks(out, batch, mean_field)
     return pd.DataFrame(columns)[_numpy(counted)]
 
