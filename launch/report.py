@@ -1,18 +1,17 @@
 """What a run prints at its beginning and its end."""
 
-from launch.ds_config.strategy import strategy
 from launch.monitor import duration
 from launch.run_plan import RunPlan
 
 
 def print_plan(plan: RunPlan) -> None:
     """What is about to run, in a few lines."""
-    where = strategy(plan.ds_config)
+    where = plan.ds_config
     print(
         f"model      {plan.model_reason}\n"
         f"attention  {plan.attention}\n"
-        f"strategy   ZeRO-{where.stage}, {where.precision}, optimizer on {_place(where.optimizer_device)}, "
-        f"parameters on {_place(where.param_device)}\n"
+        f"strategy   ZeRO-{where.stage}, {where.precision}, optimizer on "
+        f"{_place(where.optimizer_offload.device)}, parameters on {_place(where.parameter_offload.device)}\n"
         f"batch      {plan.global_batch} = {plan.micro_batch} × {plan.accumulation} accumulated × "
         f"{plan.world_size} ranks\n"
         f"steps      {plan.total_steps} = {plan.train.epochs} epochs of {plan.steps_per_epoch:.1f}"

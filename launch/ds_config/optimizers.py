@@ -14,8 +14,8 @@ from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
 from astrobio.config import suggestion, told
+from launch.ds_config.config import AUTO, DsConfig, value_of
 from launch.ds_config.finding import ABSENT, Finding, remark
-from launch.ds_config.strategy import AUTO, strategy, value_of
 
 #: Taken out of the parameters before the class sees them: runtime/engine.py:2377, 2486.
 ADAM_SWITCHES = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
@@ -53,8 +53,8 @@ def optimizer_findings(config: dict) -> list[Finding]:
         return [Finding("optimizer.type", block.get("type", ABSENT), "the optimizer has no type", "give one, as AdamW")]
     if kind.lower() in ONE_BIT:
         return [Finding("optimizer.type", kind, "removed from DeepSpeed", "take AdamW")]
-    params = block.get("params")
-    known, left_out = _arguments(kind, params if isinstance(params, dict) else {}, _offloads(config))
+    params, offloads = block.get("params"), DsConfig.parse(config).optimizer_offload.device != "none"
+    known, left_out = _arguments(kind, params if isinstance(params, dict) else {}, offloads)
     if known is None:
         names = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
         return [
@@ -90,13 +90,13 @@ def optimizer_findings(config: dict) -> list[Finding]:
                 )
             )
     found += _rate_findings(params, known)
-    return found if any(finding.problem for finding in found) else found + _tried(config, kind, params)
+    return found if any(finding.problem for finding in found) else found + _tried(config, kind, params, offloads)
 
 
-def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
+def _tried(config: dict, kind: str, params: dict, offloads: bool) -> list[Finding]:
     """What shows when the optimizer takes a step: torch's own are made and asked; of DeepSpeed's, whose compiled parts
     would have to be there, it is known."""
-    name, where = kind.lower(), strategy(config)
+    name = kind.lower()
     adam = name in ("adam", "adamw") and not params.get("torch_adam")
     masters = [key for key in MASTERS if value_of(config, key) is True]
     if masters and not adam:
@@ -115,7 +115,7 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
                 )
             ]
         return []
-    if name == "lion" and where.optimizer_device != "none":
+    if name == "lion" and offloads:
         ratio = value_of(config, "zero_optimization.offload_optimizer.ratio")
         if isinstance(ratio, int | float) and ratio < 1:
             return [
@@ -136,7 +136,7 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
         if name == "adagrad"
         else getattr(torch.optim, kind, None)
     )
-    if cls is None or cls is torch.optim.Adagrad and where.optimizer_device != "none":
+    if cls is None or cls is torch.optim.Adagrad and offloads:
         return []
     weight = torch.nn.Parameter(torch.ones(2, 2))
     weight.grad = torch.ones(2, 2)
@@ -146,13 +146,6 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
     except Exception as error:  # each class has its own
         return [Finding("optimizer", kind, f"takes no step: {told(error)}", "take AdamW, or mend its params")]
     return []
-
-
-def _offloads(config: dict) -> bool:
-    zero = config.get("zero_optimization")
-    block = zero.get("offload_optimizer") if isinstance(zero, dict) else None
-    old = isinstance(zero, dict) and bool(zero.get("cpu_offload"))
-    return old or isinstance(block, dict) and block.get("device", "none") != "none"
 
 
 def _torch_optimizers() -> list[str]:
@@ -188,8 +181,7 @@ def _of(cls: type) -> set[str]:
 
 
 def _zero_findings(config: dict, kind: str) -> list[Finding]:
-    zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or not zero.get("stage") or config.get("zero_allow_untested_optimizer") is True:
+    if not value_of(config, "zero_optimization.stage") or config.get("zero_allow_untested_optimizer") is True:
         return []
     if kind in KNOWN_TO_ZERO or kind.lower() in ("adam", "adamw", "adagrad", "lion", "muon"):
         return []
@@ -205,7 +197,7 @@ def _zero_findings(config: dict, kind: str) -> list[Finding]:
 
 def _lamb_findings(config: dict, kind: str) -> list[Finding]:
     fp16 = config.get("fp16")
-    dynamic = isinstance(fp16, dict) and fp16.get("enabled") is not False and not fp16.get("loss_scale")
+    dynamic = fp16 is not None and fp16.get("enabled") is not False and not fp16.get("loss_scale")
     if kind.lower() != "lamb" or dynamic:
         return []
     return [
