@@ -86,7 +86,7 @@ class DsConfig:
     def parse(cls, raw: dict[str, Any]) -> "DsConfig":
         """Of a config without key problems. Where it still has ``"auto"``, the default stands."""
         zero, wide = raw.get(ZERO) or {}, precision(raw)
-        leaves, short = zero.get("leaf_module"), raw.get(wide) or {}
+        leaves, narrow = zero.get("leaf_module"), ("optimizer_states", "master_weights_and_grads")
         devices = {old: "cpu" if zero.get(old) else "none" for old in ("cpu_offload", "cpu_offload_param")}
         return cls(
             raw=raw,
@@ -104,9 +104,7 @@ class DsConfig:
             leaf_classes=None if leaves is None else tuple(leaves.get("classes") or ()),
             optimizer=_filled(Component, raw.get("optimizer")),
             scheduler=_filled(Component, raw.get("scheduler")),
-            moments=wide
-            if short.get(f"{wide}_optimizer_states") or short.get(f"{wide}_master_weights_and_grads")
-            else "fp32",
+            moments=wide if any(value_of(raw, f"{wide}.{wide}_{key}") for key in narrow) else "fp32",
             loss_scaling=_filled(LossScaling, raw.get("fp16")),
             aio=_filled(Aio, raw.get("aio")),
             activation_checkpointing=raw.get("activation_checkpointing") is not None,

@@ -19,18 +19,8 @@ from launch.ds_config.finding import ABSENT, Finding, remark
 
 #: Taken out of the parameters before the class sees them: runtime/engine.py:2377, 2486.
 ADAM_SWITCHES = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
-MUON = (
-    "lr",
-    "muon_lr",
-    "adam_lr",
-    "momentum",
-    "weight_decay",
-    "ns_method",
-    "betas",
-    "eps",
-    "per_head_muon",
-    *ADAM_SWITCHES,
-)  # runtime/engine.py:2413, deepspeed/__init__.py:335
+#: runtime/engine.py:2413, deepspeed/__init__.py:335
+MUON = ("lr", "muon_lr", "adam_lr", "momentum", "weight_decay", "ns_method", "betas", "eps", "per_head_muon")
 #: Removed with DeepSpeed's compressed communication.
 ONE_BIT = ("onebitadam", "zerooneadam", "onebitlamb")
 #: Master weights of 16 bits: runtime/zero/stage3.py, stage_1_and_2.py.
@@ -129,13 +119,7 @@ def _tried(config: dict, kind: str, params: dict, offloads: bool) -> list[Findin
         return []
     if name in ("muadam", "muadamw", "musgd") and importlib.util.find_spec("mup") is None:
         return [Finding("optimizer.type", kind, "needs the package mup, which is not installed", "pip install mup")]
-    cls = (
-        torch.optim.AdamW
-        if name in ("adam", "adamw")
-        else torch.optim.Adagrad
-        if name == "adagrad"
-        else getattr(torch.optim, kind, None)
-    )
+    cls = getattr(torch.optim, {"adam": "AdamW", "adamw": "AdamW", "adagrad": "Adagrad"}.get(name, kind), None)
     if cls is None or cls is torch.optim.Adagrad and offloads:
         return []
     weight = torch.nn.Parameter(torch.ones(2, 2))
@@ -162,7 +146,7 @@ def _arguments(kind: str, params: dict, offloads: bool) -> tuple[set[str] | None
         known = _of(DeepSpeedCPUAdam if offloads else FusedAdam) | set(ADAM_SWITCHES)
         return known - {"adamw_mode"}, {"adamw_mode": "DeepSpeed gives it itself: write adam_w_mode"}
     if name == "muon":
-        return set(MUON), {}
+        return {*MUON, *ADAM_SWITCHES}, {}
     if name == "lamb":
         return _of(FusedLamb) - {"max_grad_norm"}, {}
     if name == "adagrad":
@@ -290,15 +274,8 @@ def scheduler_findings(config: dict) -> list[Finding]:
 
 def _schedule_value(path: str, key: str, value: Any) -> list[Finding]:
     if key == "warmup_type":
-        return (
-            []
-            if value in ("log", "linear")
-            else [
-                Finding(
-                    path, value, "DeepSpeed knows log and linear, and takes log for all else", "write one of the two"
-                )
-            ]
-        )
+        limit = "DeepSpeed knows log and linear, and takes log for all else"
+        return [] if value in ("log", "linear") else [Finding(path, value, limit, "write one of the two")]
     if key in ("cycle_momentum", "lr_range_test_staircase"):
         return [] if isinstance(value, bool) else [Finding(path, value, "must be true or false")]
     if isinstance(value, list) and "lr" in key:
