@@ -55,7 +55,7 @@ def main() -> None:
     )
 
     def bare() -> AstrobioStack:
-        with deepspeed.zero.Init(config_dict_or_path=ds_config):
+        with deepspeed.zero.Init(config_dict_or_path=ds_config.raw):
             return AstrobioStack(config)
 
     theirs, ours = seconds(bare), seconds(lambda: build_stack(config, ds_config, seed=0))

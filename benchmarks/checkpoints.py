@@ -29,7 +29,6 @@ from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.load import fingerprints
 from launch.ds_config.auto import resolve
 from launch.ds_config.read import read_ds_config
-from launch.ds_config.strategy import strategy
 from launch.zero.accelerator import join_ranks, prepare_accelerator
 from launch.zero.engine import build_engine
 from launch.zero.state import EngineState
@@ -149,10 +148,9 @@ def main() -> None:
             for parameter in engine.module.parameters()
         )
         sizes = {name: sum(path.stat().st_size for path in files_of(args.folder / name)) for name in ("bare", "ours")}
-        where = strategy(ds_config)
         print(
-            f"{parameters / 1e6:.0f} M parameters, {dist.get_world_size()} ranks, ZeRO-{where.stage}, optimizer on "
-            f"{where.optimizer_device}; {args.rounds} rounds, medians; loads {'cold' if cold else 'warm'}"
+            f"{parameters / 1e6:.0f} M parameters, {dist.get_world_size()} ranks, ZeRO-{ds_config.stage}, optimizer on "
+            f"{ds_config.optimizer_offload.device}; {args.rounds} rounds, medians; loads {'cold' if cold else 'warm'}"
         )
         for name, taken in times.items():
             print(f"{name:24s} {statistics.median(taken):8.2f} s   ({min(taken):.2f} to {max(taken):.2f})")

@@ -97,9 +97,7 @@ def compare(model: str, config: str, folder: Path) -> dict:
         changes={key: value for key, value in CHANGES.items() if not (key.startswith("fp16") and "bf16" in config)},
     )
     simulation = job.simulation(beyond_training=False)  # the real run neither validates nor saves
-    for block in ("offload_optimizer", "offload_param"):
-        if "nvme_path" in simulation.ds_config["zero_optimization"].get(block, {}):
-            simulation.ds_config["zero_optimization"][block]["nvme_path"] = str(folder / "nvme")
+    simulation.ds_config = job.ds_config.changed(dict.fromkeys(job.ds_config.nvme_paths, str(folder / "nvme")))
     files = {name: folder / f"gathered_{name}" for name in ("predicted", "measured")}
     simulation.workload.update(function="benchmarks.predicted:watched_stack", gathered=str(files["predicted"]))
     result = pool.run(simulation)

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed goes on logging to the stdout that it finds
+    from launch.ds_config.config import DsConfig
     from launch.planner.assemble import TRAINING, Plan, assemble
     from launch.planner.hardware import load_hardware
     from launch.planner.simulation import pool
@@ -313,7 +314,7 @@ def predict(case: Case) -> dict:
     machine = load_hardware(case.hardware)
     simulation = Simulation(
         case.workload,
-        {**case.ds_config, "train_micro_batch_size_per_gpu": case.micro_batch},
+        DsConfig.parse({**case.ds_config, "train_micro_batch_size_per_gpu": case.micro_batch}),
         case.ranks,
         case.micro_batch,
         case.seq_length,

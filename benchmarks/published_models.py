@@ -48,7 +48,7 @@ def simple_transformer(simulation, mode):
     """R1: 6.86 B parameters, sequence 512."""
     vocabulary, length = simulation.workload["vocabulary"], simulation.seq_length
     model = SimpleTransformer(vocabulary, 4096, simulation.workload.get("layers", 32), 32, length)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=simulation.ds_config)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=simulation.ds_config.raw)
     device = get_accelerator().current_device_name()
     loss_function = nn.CrossEntropyLoss()
 
@@ -94,7 +94,7 @@ def language_model(simulation, mode):
     device = get_accelerator().current_device_name()
     with (
         torch.device(device) if wanted.get("on_card") else contextlib.nullcontext(),
-        deepspeed.zero.Init(config_dict_or_path=simulation.ds_config, enabled=wanted.get("zero_init", False)),
+        deepspeed.zero.Init(config_dict_or_path=simulation.ds_config.raw, enabled=wanted.get("zero_init", False)),
     ):
         model = kind.from_config(
             config,
@@ -109,10 +109,9 @@ def language_model(simulation, mode):
     if wanted.get("checkpointing"):
         model._set_gradient_checkpointing(True, deepspeed.checkpointing.checkpoint)
         model.enable_input_require_grads()
-    engine, *_ = deepspeed.initialize(
-        model=model, config=simulation.ds_config, model_parameters=[p for p in model.parameters() if p.requires_grad]
-    )
-    deepspeed.checkpointing.configure(None, deepspeed_config=simulation.ds_config)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, config=simulation.ds_config.raw, model_parameters=trained)
+    deepspeed.checkpointing.configure(None, deepspeed_config=simulation.ds_config.raw)
 
     def loss_of(engine):
         ids = torch.ones(simulation.micro_batch, simulation.seq_length, dtype=torch.long).to(device)

@@ -18,7 +18,6 @@ from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.save import SaveFailed
 from launch.diagnose import GradientWatch, nonfinite_forward
-from launch.ds_config.strategy import strategy
 from launch.evaluate import evaluate, test_predictions
 from launch.evaluation.assessment import as_json, compare
 from launch.evaluation.baselines import simple_models
@@ -76,7 +75,7 @@ class Trainer:
         self.monitor = Monitor(
             plan.run,
             self.rank,
-            dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config},
+            dataclasses.asdict(plan.stack) | {"ds_config": plan.ds_config.raw},
             train.wandb_project,
             self.wandb_id,
         )
@@ -213,7 +212,7 @@ class Trainer:
 
     def _wait(self) -> None:
         """For the device, where phases are to be timed: its work is done later than it is asked for."""
-        if self.plan.ds_config.get("wall_clock_breakdown"):
+        if self.plan.ds_config.wall_clock_breakdown:
             get_accelerator().synchronize()
 
     def _agree(self, losses, parts: dict[str, torch.Tensor], micro_batches: list[Batch]) -> StepResult:
@@ -238,7 +237,7 @@ class Trainer:
             f"first non-finite output: {origin or 'none on a second pass'}"
         )
         self.monitor.event(self.step, "nonfinite_loss", message, logging.WARNING, module=origin, parts=broken)
-        if strategy(self.plan.ds_config).precision != "fp16":
+        if self.plan.ds_config.precision != "fp16":
             raise NonFinite(message + "; the weights are those of the last checkpoint")
 
     def _watch_overflows(self, overflow: bool) -> None:

@@ -14,7 +14,7 @@ import psutil
 from deepspeed.accelerator import get_accelerator
 from tqdm import tqdm
 
-from launch.ds_config.strategy import nvme_paths
+from launch.ds_config.config import DsConfig
 from launch.memory import available_bytes, resident_bytes
 from launch.zero.accelerator import on_cpu
 
@@ -175,7 +175,7 @@ class Monitor:
             self._wandb = None
 
 
-def usage(ds_config: dict) -> dict[str, int]:
+def usage(ds_config: DsConfig) -> dict[str, int]:
     """Bytes of the device at its peak, of the host, of the NVMe swap files of this machine, and read and written.
 
     On a CPU the device is the host, and its bytes are those resident now.
@@ -186,7 +186,7 @@ def usage(ds_config: dict) -> dict[str, int]:
         "host_rss_bytes": resident,
         "host_available_bytes": available_bytes(),
     }
-    folders = {path for _, path in nvme_paths(ds_config)}
+    folders = set(ds_config.nvme_paths.values())
     if folders:
         record["nvme_bytes"] = sum(
             file.stat().st_size for folder in folders for file in Path(folder).rglob("*") if file.is_file()

@@ -33,10 +33,10 @@ from launch.checkpoints.manifest import MANIFEST, Manifest, check_sizes
 from launch.claim import claim, own_folder, remove_dead
 from launch.ds_config.auto import resolve
 from launch.ds_config.check import check
+from launch.ds_config.config import batch_sizes, precision
 from launch.ds_config.facts import facts_of, network_of
 from launch.ds_config.finding import raise_problems
 from launch.ds_config.read import read_ds_config
-from launch.ds_config.strategy import batch_sizes, nvme_blocks, nvme_paths, strategy
 from launch.options import Options
 from launch.planner.auto import choose_model
 from launch.run_plan import RunPlan
@@ -68,7 +68,7 @@ def preflight(options: Options) -> RunPlan:
     swap = Path(os.environ.get("ASTROBIO_NVME") or run)
     findings = check(raw, world_size=world_size, facts=facts, nvme_folder=swap)
     raise_problems(findings, named)
-    check_attention(network.language.attention, strategy(raw).precision, options.ds_config)
+    check_attention(network.language.attention, precision(raw), options.ds_config)
     saved = check_sizes(resume[0]) if resume else None
 
     data = options.data or DEFAULT_DATA
@@ -93,6 +93,7 @@ def preflight(options: Options) -> RunPlan:
         largest_parameter=facts.largest,
         hidden_size=facts.hidden_size,
         total_steps=math.ceil(train.epochs * steps_per_epoch),
+        run=run,
     )
     if saved is not None:
         problems = refusals(saved, network, stack.name, data)
@@ -102,19 +103,14 @@ def preflight(options: Options) -> RunPlan:
     ops.build(ops.needed(ds_config))
     _check_port()
     claim(run, f"--run {run}")
-    for folder in {path for _, path in nvme_paths(ds_config)}:
-        remove_dead(Path(folder))
-    for key, block in nvme_blocks(ds_config).items():
-        parent = Path(block["nvme_path"])
-        block["nvme_path"] = str(own_folder(parent, run))
-        claim(Path(block["nvme_path"]), f"{key}.nvme_path = {parent}", emptied=True)
-    for monitor in ("tensorboard", "csv_monitor"):  # DeepSpeed's own place is the working directory, which runs share
-        block = ds_config.get(monitor) or {}
-        if block.get("enabled") and not block.get("output_path"):
-            block["output_path"] = str(run)
+    parents = {key: Path(path) for key, path in ds_config.nvme_paths.items()}
+    for parent in set(parents.values()):
+        remove_dead(parent)
+    for key, parent in parents.items():
+        claim(own_folder(parent, run), f"{key} = {parent}", emptied=True)
     return RunPlan(
         stack=stack,
-        ds_config=ds_config,
+        ds_config=ds_config.changed({key: str(own_folder(parent, run)) for key, parent in parents.items()}),
         train=train,
         parameters=facts.parameters,
         trainable=facts.trainable,
@@ -295,7 +291,7 @@ def write_config(plan: RunPlan) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     content = {
         "model": dataclasses.asdict(plan.stack),
-        "ds_config": plan.ds_config,
+        "ds_config": plan.ds_config.raw,
         "train": dataclasses.asdict(plan.train),
         "data": {"folder": str(plan.data), "content_sha256": dataset_hash(plan.data)},
         "world_size": plan.world_size,

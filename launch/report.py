@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from launch.ds_config.strategy import strategy
 from launch.evaluation.assessment import as_text, compare
 from launch.evaluation.baselines import simple_models
 from launch.evaluation.stacks import Trained
@@ -12,12 +11,12 @@ from launch.run_plan import RunPlan
 
 def print_plan(plan: RunPlan) -> None:
     """What is about to run, in a few lines."""
-    where = strategy(plan.ds_config)
+    where = plan.ds_config
     print(
         f"model      {plan.model_reason}\n"
         f"attention  {plan.attention}\n"
-        f"strategy   ZeRO-{where.stage}, {where.precision}, optimizer on {_place(where.optimizer_device)}, "
-        f"parameters on {_place(where.param_device)}\n"
+        f"strategy   ZeRO-{where.stage}, {where.precision}, optimizer on "
+        f"{_place(where.optimizer_offload.device)}, parameters on {_place(where.parameter_offload.device)}\n"
         f"batch      {plan.global_batch} = {plan.micro_batch} × {plan.accumulation} accumulated × "
         f"{plan.world_size} ranks\n"
         f"steps      {plan.total_steps} = {plan.train.epochs} epochs of {plan.steps_per_epoch:.1f}"

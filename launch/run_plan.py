@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astrobio.config import StackConfig
-from launch.ds_config.strategy import nvme_paths
+from launch.ds_config.config import DsConfig
 from launch.options import TrainConfig
 
 
@@ -15,7 +15,7 @@ class RunPlan:
     """What will run, all resolved; `config.yaml` of the run's folder holds it."""
 
     stack: StackConfig
-    ds_config: dict
+    ds_config: DsConfig
     train: TrainConfig
     parameters: int
     trainable: int  # of them
@@ -40,7 +40,7 @@ class RunPlan:
     @property
     def swap(self) -> list[Path]:
         """The run's own folders of swap files; removed at its end."""
-        return list(dict.fromkeys(Path(path) for _, path in nvme_paths(self.ds_config)))
+        return list(dict.fromkeys(map(Path, self.ds_config.nvme_paths.values())))
 
     @property
     def total_steps(self) -> int:

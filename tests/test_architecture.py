@@ -92,6 +92,31 @@ def test_packages_keep_apart(package):
     assert not wrong
 
 
+#: Keys of a ds_config that others know as fields of `DsConfig`.
+PARSED = {"zero_optimization", "fp16", "bf16", "activation_checkpointing", "gradient_accumulation_steps", "nvme_path"}
+
+
+def lookups_of(source: str) -> Iterator[str]:
+    """What is read of a ds_config as a dict, of ``raw`` too: ``[…]`` and ``.get(…)``."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case (
+                ast.Subscript(value=of, slice=key, ctx=ast.Load())
+                | ast.Call(func=ast.Attribute(value=of, attr="get"), args=[key, *_])
+            ):
+                known = isinstance(key, ast.Constant) and key.value in PARSED
+                if known or ast.unparse(of).endswith(("ds_config", "['ds_config']", ".raw")):
+                    yield ast.unparse(node)
+
+
+def test_a_ds_config_is_parsed_once():
+    paths = [path for module, path in modules_of(ROOT).items() if module.startswith("launch.")]
+    others = [path for path in paths if path.parent.name != "ds_config"]
+    assert not [f"{path}: {found}" for path in others for found in lookups_of(path.read_text())]
+    planted = 'job.ds_config["a"], plan.ds_config.raw.get("a"), about["ds_config"]["a"], zero.get("fp16", 1), a["b"]'
+    assert len(list(lookups_of(planted))) == 4
+
+
 @pytest.mark.parametrize(
     ("files", "circles"),
     [

@@ -8,7 +8,7 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.stack import AstrobioStack
 from launch.checkpoints.manifest import Manifest
-from launch.ds_config.strategy import strategy
+from launch.ds_config.config import DsConfig
 
 #: Optimizers whose state means the same.
 SAME_STATE = ({"adam", "adamw"},)
@@ -44,18 +44,17 @@ def refusals(manifest: Manifest, network: AstrobioStack, model: str, data: Path)
     return problems
 
 
-def changes(manifest: Manifest, network: AstrobioStack, ds_config: dict, world_size: int) -> list[str]:
+def changes(manifest: Manifest, network: AstrobioStack, new: DsConfig, world_size: int) -> list[str]:
     """What this run does otherwise than the one that was saved, a line each; where that cannot be exact, how far."""
-    before, lines = manifest.about["ds_config"], []
-    old, new = strategy(before), strategy(ds_config)
+    old, lines = manifest.ds_config, []
 
     def differs(what: str, was: Any, now: Any, means: str = "") -> None:
         if was != now:
             lines.append(f"{what}: {was} before, {now} now{f'; {means}' if means else ''}")
 
     differs("ZeRO stage", old.stage, new.stage)
-    differs("optimizer on", old.optimizer_device, new.optimizer_device)
-    differs("parameters on", old.param_device, new.param_device)
+    differs("optimizer on", old.optimizer_offload.device, new.optimizer_offload.device)
+    differs("parameters on", old.parameter_offload.device, new.parameter_offload.device)
     differs(
         "ranks",
         manifest.world_size,
@@ -70,29 +69,23 @@ def changes(manifest: Manifest, network: AstrobioStack, ds_config: dict, world_s
     )
     if world_size != manifest.world_size and len(_buffers(manifest)) > len(_distinct_buffers(manifest)):
         lines.append("buffers that differed between the ranks: new ranks take those of rank 0")
-    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        differs(key, before.get(key), ds_config.get(key))
-    differs(
-        "sub_group_size", *(config.get("zero_optimization", {}).get("sub_group_size") for config in (before, ds_config))
-    )
+    differs("train_micro_batch_size_per_gpu", old.micro_batch, new.micro_batch)
+    differs("gradient_accumulation_steps", old.accumulation, new.accumulation)
+    differs("sub_group_size", old.sub_group_size, new.sub_group_size)
     differs("precision", old.precision, new.precision, _precision(manifest, old.precision, new.precision))
-    differs("moments", _moment_dtype(before), _moment_dtype(ds_config), "rounded, or no finer than they were saved")
-    if not keeps_moments(before, ds_config):
+    differs("moments", old.moments, new.moments, "rounded, or no finer than they were saved")
+    if not keeps_moments(old, new):
         differs(
             "optimizer",
-            before["optimizer"]["type"],
-            ds_config["optimizer"]["type"],
+            old.optimizer.type,
+            new.optimizer.type,
             "the moments of the one mean nothing to the other: they begin at zero",
         )
-    for key in sorted(new_settings(before, ds_config)):
-        differs(
-            f"optimizer.params.{key}",
-            *(config["optimizer"].get("params", {}).get(key) for config in (before, ds_config)),
-        )
-    if not same_scheduler(before, ds_config):
+    for key in sorted(new_settings(old, new)):
+        differs(f"optimizer.params.{key}", old.optimizer.params.get(key), new.optimizer.params.get(key))
+    if old.scheduler != new.scheduler:
         lines.append(
-            f"scheduler: {_scheduler(before)} before, {_scheduler(ds_config)} now; it goes on at step "
-            f"{manifest.step} of the new one"
+            f"scheduler: {old.scheduler} before, {new.scheduler} now; it goes on at step {manifest.step} of the new one"
         )
     return lines + _thawed(manifest, network)
 
@@ -121,38 +114,16 @@ def _thawed(manifest: Manifest, network: AstrobioStack) -> list[str]:
     return lines
 
 
-def keeps_moments(before: dict, now: dict) -> bool:
+def keeps_moments(before: DsConfig, now: DsConfig) -> bool:
     """Whether the optimizers' states mean the same."""
-    kinds = {str(config.get("optimizer", {}).get("type", "")).lower() for config in (before, now)}
+    kinds = {config.optimizer.type.lower() for config in (before, now)}
     return len(kinds) == 1 or any(kinds <= family for family in SAME_STATE)
 
 
-def new_settings(before: dict, now: dict) -> set[str]:
+def new_settings(before: DsConfig, now: DsConfig) -> set[str]:
     """Keys of ``optimizer.params`` that the ds_config sets otherwise than the one that was saved."""
-    old, new = (config.get("optimizer", {}).get("params", {}) for config in (before, now))
+    old, new = before.optimizer.params, now.optimizer.params
     return {key for key in {*old, *new} if old.get(key) != new.get(key)}
-
-
-def same_scheduler(before: dict, now: dict) -> bool:
-    return before.get("scheduler") == now.get("scheduler")
-
-
-def _scheduler(config: dict) -> str:
-    scheduler = config.get("scheduler")
-    if scheduler is None:
-        return "none"
-    return f"{scheduler['type']}({', '.join(f'{key}={value}' for key, value in scheduler.get('params', {}).items())})"
-
-
-def _moment_dtype(config: dict) -> str:
-    """What a ds_config makes of Adam's moments."""
-    for precision in ("fp16", "bf16"):
-        block = config.get(precision, {})
-        if block.get("enabled") and (
-            block.get(f"{precision}_optimizer_states") or block.get(f"{precision}_master_weights_and_grads")
-        ):
-            return precision
-    return "fp32"
 
 
 def _buffers(manifest: Manifest) -> list[str]:

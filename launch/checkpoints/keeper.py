@@ -11,6 +11,7 @@ from launch.checkpoints.load import load
 from launch.checkpoints.manifest import Damaged, Manifest
 from launch.checkpoints.save import save
 from launch.checkpoints.together import on_rank_0
+from launch.ds_config.config import DsConfig
 from launch.zero.state import FROZEN, EngineState
 
 
@@ -18,7 +19,13 @@ class Checkpoints:
     """Saves an engine's state into a run's folder, loads it back, and removes what is no longer kept."""
 
     def __init__(
-        self, engine, run: Path, ds_config: dict, seed: int = 0, keep_last: int = 2, keep_every_h: float | None = None
+        self,
+        engine,
+        run: Path,
+        ds_config: DsConfig,
+        seed: int = 0,
+        keep_last: int = 2,
+        keep_every_h: float | None = None,
     ):
         self.engine, self.run, self.ds_config, self.seed = engine, run, ds_config, seed
         self.keep_last, self.keep_every_h = keep_last, keep_every_h
@@ -31,7 +38,7 @@ class Checkpoints:
         Raises:
             SaveFailed: see `launch.checkpoints.save`.
         """
-        about = about | {"ds_config": self.ds_config}
+        about = about | {"ds_config": self.ds_config.raw}
         frozen_in = self._frozen_in if self._frozen_in is not None and self._frozen_in.is_dir() else None
         path = save(EngineState(self.engine), self.run, about, best, frozen_in)
         self._frozen_in = path

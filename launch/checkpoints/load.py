@@ -9,12 +9,13 @@ from deepspeed import comm as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
-from launch.checkpoints.compatibility import keeps_moments, new_settings, same_scheduler
+from launch.checkpoints.compatibility import keeps_moments, new_settings
 from launch.checkpoints.fingerprint import PIECE_BYTES, Fingerprint, fingerprint
 from launch.checkpoints.manifest import Damaged, Manifest, SavedTensor, check_sizes
 from launch.checkpoints.random_state import is_restored, set_random_state
 from launch.checkpoints.tensors import TensorReader, hash_file
 from launch.checkpoints.together import gathered
+from launch.ds_config.config import DsConfig
 from launch.zero.state import FROZEN, MASTER, EngineState, Group, Opened
 
 
@@ -54,7 +55,9 @@ class Loading:
             )
 
 
-def load(state: EngineState, checkpoint: Path, ds_config: dict, seed: int = 0, weights_only: bool = False) -> Manifest:
+def load(
+    state: EngineState, checkpoint: Path, ds_config: DsConfig, seed: int = 0, weights_only: bool = False
+) -> Manifest:
     """Put a checkpoint into the engine, whatever layout either has, and look whether it is there. All ranks call it.
 
     Args:
@@ -113,9 +116,9 @@ def _broken_files(checkpoint: Path) -> list[str]:
     return [f"{name}: its contents are not what was written" for names in gathered(broken) for name in names]
 
 
-def _fill_all(state: EngineState, loading: Loading, ds_config: dict, weights_only: bool) -> None:
+def _fill_all(state: EngineState, loading: Loading, ds_config: DsConfig, weights_only: bool) -> None:
     manifest = loading.manifest
-    kinds = [] if weights_only or not keeps_moments(manifest.about["ds_config"], ds_config) else manifest.moments
+    kinds = [] if weights_only or not keeps_moments(manifest.ds_config, ds_config) else manifest.moments
     for group in state.groups:
         with state.opened(group, write=True) as opened:
             for part in group.parts:
@@ -228,17 +231,17 @@ def fingerprints(state: EngineState, weights_only: bool = False) -> dict[str, Fi
     return found
 
 
-def _set_settings(state: EngineState, manifest: Manifest, ds_config: dict) -> None:
+def _set_settings(state: EngineState, manifest: Manifest, ds_config: DsConfig) -> None:
     """Counters, schedule, loss scale and each param group's own settings."""
     state.set_counters(manifest.counters)
     group_of = {name: group for group in manifest.param_groups for name in group["parameters"]}
-    chosen = new_settings(manifest.about["ds_config"], ds_config)
+    chosen = new_settings(manifest.ds_config, ds_config)
     for index, group in enumerate(state.param_groups()):
         saved = next((group_of[name] for name in group["parameters"] if name in group_of), None)
         if saved is not None:
             state.set_param_group(index, {key: value for key, value in saved["settings"].items() if key not in chosen})
     if manifest.scheduler is not None and state.scheduler() is not None:
-        state.set_scheduler(manifest.scheduler, changed=not same_scheduler(manifest.about["ds_config"], ds_config))
+        state.set_scheduler(manifest.scheduler, changed=manifest.ds_config.scheduler != ds_config.scheduler)
     if manifest.loss_scale is not None and state.loss_scale() is not None:
         state.set_loss_scale(manifest.loss_scale)
 

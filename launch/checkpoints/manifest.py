@@ -1,6 +1,7 @@
 """What is in a checkpoint: the manifest that is written last, and what it takes for one to be valid."""
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import xxhash
 from astrobio.config import ConfigError
 from launch.checkpoints.fingerprint import Fingerprint
 from launch.checkpoints.tensors import TORCH_DTYPES, hash_file
+from launch.ds_config.config import DsConfig
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -65,6 +67,11 @@ class Manifest:
     random: list[dict]  # of each rank
     files: dict[str, SavedFile]
     format: int = field(default=FORMAT)
+
+    @functools.cached_property
+    def ds_config(self) -> DsConfig:
+        """The saved run's."""
+        return DsConfig.parse(self.about["ds_config"])
 
     @property
     def world_size(self) -> int:

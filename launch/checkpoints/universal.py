@@ -11,7 +11,7 @@ from astrobio.config import ConfigError
 from astrobio.files import sync, whole_folder, write_whole
 from launch.checkpoints.export import Source
 from launch.checkpoints.manifest import Manifest, check_sizes
-from launch.ds_config.strategy import strategy
+from launch.ds_config.config import LossScaling
 
 TAG = "universal"
 
@@ -53,11 +53,10 @@ def _write(source: Source, manifest: Manifest, folder: Path, progress: Callable[
                 files += _save(where / f"{kind}.pt", {"param": source.read(f"{kind}/{name}")})
         if name in manifest.scalars:
             files += _save(where / "step.pt", int(manifest.scalars[name]["step"]))
-    ds_config = manifest.about["ds_config"]
     steps = max(scalars["step"] for scalars in manifest.scalars.values())
     settings = [{**group["settings"], "params": [index]} for index, group in enumerate(manifest.param_groups)]
     optimizer = {
-        "zero_stage": strategy(ds_config).stage,
+        "zero_stage": manifest.ds_config.stage,
         "dynamic_loss_scale": manifest.loss_scale is not None,
         "overflow": False,
         "ds_version": deepspeed.__version__,
@@ -67,7 +66,7 @@ def _write(source: Source, manifest: Manifest, folder: Path, progress: Callable[
         "param_groups": settings,
     }
     if manifest.loss_scale is not None:
-        optimizer["loss_scaler"] = _loss_scaler(manifest.loss_scale, ds_config)
+        optimizer["loss_scaler"] = _loss_scaler(manifest.loss_scale, manifest.ds_config.loss_scaling)
     _save(folder / "zero/optimizer_state.pt", optimizer)
     model = {
         "module": {},
@@ -83,7 +82,7 @@ def _write(source: Source, manifest: Manifest, folder: Path, progress: Callable[
         "sparse_tensor_module_names": set(),
         "dp_world_size": manifest.world_size,
         "mp_world_size": 1,
-        "ds_config": ds_config,
+        "ds_config": manifest.ds_config.raw,
         "ds_version": deepspeed.__version__,
         "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
         **{name: manifest.counters[name] for name in ("global_steps", "global_samples", "skipped_steps")},
@@ -99,15 +98,14 @@ def _save(path: Path, content) -> list[Path]:
     return [path]
 
 
-def _loss_scaler(state: dict[str, float], ds_config: dict) -> DynamicLossScaler:
+def _loss_scaler(state: dict[str, float], scaling: LossScaling) -> DynamicLossScaler:
     """As DeepSpeed makes it of the ds_config, with what it had learned."""
-    fp16 = ds_config["fp16"]
     scaler = DynamicLossScaler(
         init_scale=state["cur_scale"],
-        scale_window=fp16.get("loss_scale_window", 1000),
-        min_scale=fp16.get("min_loss_scale", 1),
-        delayed_shift=fp16.get("hysteresis", 2),
-        consecutive_hysteresis=fp16.get("consecutive_hysteresis", False),
+        scale_window=scaling.loss_scale_window,
+        min_scale=scaling.min_loss_scale,
+        delayed_shift=scaling.hysteresis,
+        consecutive_hysteresis=scaling.consecutive_hysteresis,
     )
     for key, value in state.items():
         setattr(scaler, key, value)

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     """
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed is to log, whose import takes seconds
         from launch.ds_config.auto import auto_values
-        from launch.ds_config.check import check, likely_ranks, without
+        from launch.ds_config.check import check, likely_ranks
+        from launch.ds_config.config import without
         from launch.ds_config.facts import model_facts
         from launch.ds_config.read import read_ds_config
     config, facts = read_ds_config(args.ds_config), None

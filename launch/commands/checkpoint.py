@@ -85,13 +85,11 @@ def _list(args: argparse.Namespace) -> int:
 def _row(path: Path) -> dict:
     from launch.checkpoints.manifest import Damaged, check_sizes
 
-    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed is to log
-        from launch.ds_config.strategy import strategy
     try:
         manifest = check_sizes(path)
     except Damaged as damaged:
         return {"name": path.name, "problems": damaged.problems}
-    where = strategy(manifest.about["ds_config"])
+    where = manifest.ds_config
     return {
         "name": path.name,
         "step": manifest.step,
@@ -100,7 +98,7 @@ def _row(path: Path) -> dict:
         "ranks": manifest.world_size,
         "problems": [],
         "saved_by": f"{manifest.world_size} ranks, ZeRO-{where.stage}, {where.precision}, optimizer "
-        f"{where.optimizer_device}",
+        f"{where.optimizer_offload.device}",
     }
 
 

@@ -5,12 +5,13 @@ model; here they are the ones that the shipped ds_configs have, and the model's 
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from astrobio.config import ConfigError, set_dotted
+from launch.ds_config.config import ACCUMULATION, AUTO, MICRO_BATCH, DsConfig, batch_sizes, precision, value_of
 from launch.ds_config.finding import Finding
 from launch.ds_config.keys import AUTO_IS_MEANT
-from launch.ds_config.strategy import ACCUMULATION, AUTO, MICRO_BATCH, batch_sizes, precision, zero_stage
 
 LEARNING_RATE = 1e-4
 OPTIMIZER: dict[str, Any] = {
@@ -53,8 +54,7 @@ def auto_values(
     except (ConfigError, TypeError, ZeroDivisionError):
         micro, steps = MICRO_BATCH, ACCUMULATION
     wide = precision(config)
-    params = (config.get("optimizer") or {}).get("params") or {}
-    rate = params.get("lr", LEARNING_RATE)
+    rate = (value_of(config, "optimizer.params") or {}).get("lr", LEARNING_RATE)
     rise = None if total_steps is None else max(1, round(RISE * total_steps))
     square = None if hidden_size is None else hidden_size * hidden_size
     part = None if largest_parameter is None else -(-largest_parameter // world_size)
@@ -106,14 +106,16 @@ def resolve(
     total_steps: int,
     largest_parameter: int,
     hidden_size: int | None = None,
-) -> dict:
-    """A copy with every ``"auto"`` replaced, with an optimizer where it has none, and stage 1 in place of 0.
+    run: Path | None = None,
+) -> DsConfig:
+    """The config with every ``"auto"`` replaced, with an optimizer where it has none, and stage 1 in place of 0.
 
     Args:
         nvme_folder: for ``nvme_path``.
         total_steps: optimizer steps of the whole run, which schedulers span.
         largest_parameter: elements of the largest one; ``offload_param.buffer_size`` must hold a rank's part of it.
         hidden_size: of the language model, for the sizes of buckets.
+        run: for DeepSpeed's monitors without a folder, in place of the working directory, which runs share.
 
     Raises:
         ConfigError: an ``"auto"`` that nothing is known for.
@@ -132,7 +134,11 @@ def resolve(
     config = json.loads(json.dumps(config))
     for key, value in found.items():
         set_dotted(config, key, value)
-    set_dotted(config, "zero_optimization.stage", zero_stage(config))
+    set_dotted(config, "zero_optimization.stage", DsConfig.parse(config).stage)
     if not config.get("optimizer"):
         config["optimizer"] = json.loads(json.dumps(OPTIMIZER))
-    return config
+    for monitor in ("tensorboard", "csv_monitor") if run is not None else ():
+        block = config.get(monitor) or {}
+        if block.get("enabled") and not block.get("output_path"):
+            block["output_path"] = str(run)
+    return DsConfig.parse(config)

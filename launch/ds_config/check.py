@@ -4,12 +4,12 @@ from pathlib import Path
 
 from astrobio.config import set_dotted
 from launch.ds_config.auto import auto_findings, auto_values
+from launch.ds_config.config import settle_precision, without
 from launch.ds_config.contradictions import contradictions
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import Finding
 from launch.ds_config.keys import key_findings
 from launch.ds_config.machine import machine_findings, usual_ranks
-from launch.ds_config.strategy import settle_precision
 
 #: Checked together, with the values that the file gives.
 BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -56,16 +56,6 @@ def check(
     found += [finding for finding in more if finding.key not in broken]
     unique = {(finding.key, finding.limit): finding for finding in found}
     return sorted(unique.values(), key=lambda finding: not finding.problem)
-
-
-def without(config: dict, broken: set[str], above: str = "") -> dict:
-    """The config without its ``broken`` keys (dotted names), so that the others can be checked."""
-    kept = {}
-    for key, value in config.items():
-        dotted = f"{above}.{key}" if above else key
-        if dotted not in broken:
-            kept[key] = without(value, broken, dotted) if isinstance(value, dict) else value
-    return kept
 
 
 def likely_ranks(config: dict) -> int:

@@ -6,10 +6,10 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import ConfigError
 from launch.ds_config.auto import OPTIMIZER
+from launch.ds_config.config import ZERO, DsConfig, batch_sizes, is_on, number, value_of
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import ABSENT, Finding, remark
 from launch.ds_config.model_contradictions import model_contradictions
-from launch.ds_config.strategy import AUTO, ZERO, batch_sizes, is_on, number, precision, strategy, value_of, zero_stage
 from launch.ds_config.unsupported import unsupported
 from launch.ds_config.zero_contradictions import zero_contradictions
 
@@ -57,16 +57,16 @@ def _batches(config: dict, world_size: int) -> list[Finding]:
 
 
 def _precisions(config: dict) -> list[Finding]:
-    found = []
-    on = {block: (config.get(block) or {}).get("enabled") is True for block in ("fp16", "bf16", "bfloat16")}
+    found, where = [], DsConfig.parse(config)
+    on = {block: value_of(config, f"{block}.enabled") is True for block in ("fp16", "bf16", "bfloat16")}
     wide = "bf16" if on["bf16"] else "bfloat16"
     if on["fp16"] and on[wide]:
         found.append(
             Finding(f"fp16.enabled and {wide}.enabled", True, "DeepSpeed trains in one of them", "set one to false")
         )
-    fp16, dynamic = config.get("fp16") or {}, not (config.get("fp16") or {}).get("loss_scale")
-    power, least = number(fp16.get("initial_scale_power"), 16), number(fp16.get("min_loss_scale"), 1)
-    if on["fp16"] and dynamic:
+    fp16 = config.get("fp16") or {}
+    power, least = number(fp16.get("initial_scale_power"), 16), where.loss_scaling.min_loss_scale
+    if on["fp16"] and not fp16.get("loss_scale"):
         if not 0 <= power <= 127:
             found.append(
                 Finding(
@@ -94,7 +94,7 @@ def _precisions(config: dict) -> list[Finding]:
                     "lower it, or raise initial_scale_power",
                 )
             )
-        if fp16.get("hysteresis", 2) != AUTO and number(fp16.get("hysteresis"), 2) < 1:
+        if where.loss_scaling.hysteresis < 1:
             found.append(Finding("fp16.hysteresis", fp16["hysteresis"], "must be at least 1", "2 is usual"))
     elif on["fp16"] and fp16["loss_scale"] > 65504:
         found.append(
@@ -105,7 +105,7 @@ def _precisions(config: dict) -> list[Finding]:
                 "0 scales dynamically",
             )
         )
-    if (config.get("torch_autocast") or {}).get("enabled") is True and (on["fp16"] or on[wide]):
+    if value_of(config, "torch_autocast.enabled") is True and (on["fp16"] or on[wide]):
         found.append(
             remark(
                 "torch_autocast.enabled",
@@ -114,23 +114,14 @@ def _precisions(config: dict) -> list[Finding]:
                 "leave one out",
             )
         )
-    wanted = (config.get("data_types") or {}).get("param_dtype")
-    short = {
-        "half": "fp16",
-        "float16": "fp16",
-        "torch.float16": "fp16",
-        "bfloat16": "bf16",
-        "torch.bfloat16": "bf16",
-        "float": "fp32",
-        "float32": "fp32",
-        "torch.float32": "fp32",
-    }
-    if wanted and short.get(wanted, wanted) != precision(config):
+    wanted = value_of(config, "data_types.param_dtype")
+    short = {"half": "fp16", "float16": "fp16", "bfloat16": "bf16", "float": "fp32", "float32": "fp32"}
+    if wanted and short.get(name := wanted.removeprefix("torch."), name) != where.precision:
         found.append(
             Finding(
                 "data_types.param_dtype",
                 wanted,
-                f"DeepSpeed refuses it beside {precision(config)}, which the fp16 and bf16 blocks ask for",
+                f"DeepSpeed refuses it beside {where.precision}, which the fp16 and bf16 blocks ask for",
                 "leave it out",
             )
         )
@@ -142,12 +133,10 @@ def _precisions(config: dict) -> list[Finding]:
         ("bfloat16.bf16_optimizer_states", "bf16_master_weights_and_grads"),
     ):
         block, name = key.split(".")
-        if (config.get(block) or {}).get(name) is True:
+        if value_of(config, key) is True:
             if needs and not config[block].get(needs):
                 found.append(Finding(key, True, f"needs {block}.{needs}", f"set {block}.{needs} to true"))
-            if (name.startswith("fp16") or not needs and zero_stage(config) == 3) and strategy(
-                config
-            ).optimizer_device == "none":
+            if where.optimizer_offload.device == "none" and (name.startswith("fp16") or not needs and where.stage == 3):
                 found.append(
                     Finding(
                         key,
@@ -161,8 +150,8 @@ def _precisions(config: dict) -> list[Finding]:
 
 
 def _activations(config: dict) -> list[Finding]:
-    block, path, found = config.get("activation_checkpointing") or {}, "activation_checkpointing", []
-    if block.get("cpu_checkpointing") is True and not block.get("partition_activations"):
+    path, found = "activation_checkpointing", []
+    if value_of(config, f"{path}.cpu_checkpointing") is True and not value_of(config, f"{path}.partition_activations"):
         found.append(
             remark(
                 f"{path}.cpu_checkpointing",
@@ -175,8 +164,8 @@ def _activations(config: dict) -> list[Finding]:
 
 
 def _checkpoints(config: dict) -> list[Finding]:
-    block, found = config.get("checkpoint") or {}, []
-    if block.get("load_universal") is True and strategy(config).uses_nvme:
+    found = []
+    if value_of(config, "checkpoint.load_universal") is True and DsConfig.parse(config).uses_nvme:
         found.append(
             Finding(
                 "checkpoint.load_universal",
@@ -186,7 +175,7 @@ def _checkpoints(config: dict) -> list[Finding]:
                 "load with everything on the CPU",
             )
         )
-    if (block.get("writer") or {}).get("decoupled") is True:
+    if value_of(config, "checkpoint.writer.decoupled") is True:
         found.append(
             Finding(
                 "checkpoint.writer.decoupled",
@@ -209,9 +198,8 @@ def _elsewhere(config: dict) -> list[Finding]:
     ):
         if is_on(value := value_of(config, key)):
             found.append(remark(key, value, f"has no effect here: {why}", "leave it out"))
-    sampling = (config.get("data_efficiency") or {}).get("data_sampling") or {}
     for block, needs in (("curriculum_learning", "curriculum_metrics"), ("dynamic_batching", "max_tokens")):
-        values = sampling.get(block) or {}
+        values = value_of(config, f"data_efficiency.data_sampling.{block}") or {}
         if values.get("enabled") and needs not in values:
             found.append(
                 Finding(
@@ -221,10 +209,10 @@ def _elsewhere(config: dict) -> list[Finding]:
                     "give it, or set enabled to false",
                 )
             )
-    if (config.get("aio") or {}).get("use_gds") and get_accelerator().device_name() != "cuda":
+    if DsConfig.parse(config).aio.use_gds and get_accelerator().device_name() != "cuda":
         found.append(Finding("aio.use_gds", True, "GPUDirect storage needs a CUDA device", "set it to false"))
     for block, module in (("tensorboard", "tensorboard"), ("comet", "comet_ml"), ("wandb", "wandb")):
-        if (config.get(block) or {}).get("enabled") is True and importlib.util.find_spec(module) is None:
+        if value_of(config, f"{block}.enabled") is True and importlib.util.find_spec(module) is None:
             found.append(
                 Finding(
                     f"{block}.enabled",
@@ -233,7 +221,7 @@ def _elsewhere(config: dict) -> list[Finding]:
                     f"pip install {module}, or set it to false",
                 )
             )
-    if (config.get("wandb") or {}).get("enabled") is True:
+    if value_of(config, "wandb.enabled") is True:
         found.append(
             remark(
                 "wandb.enabled",

@@ -1,6 +1,5 @@
 """Which keys of a ds_config DeepSpeed does not know, and which values it cannot take."""
 
-import copy
 import enum
 import functools
 import inspect
@@ -17,10 +16,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from astrobio.config import nearest, suggestion
+from launch.ds_config.config import AUTO, without
 from launch.ds_config.finding import Finding, remark
 from launch.ds_config.optimizers import optimizer_findings, scheduler_findings
-from launch.ds_config.schema import STALE, TRANSLATED, Block, DsConfig
-from launch.ds_config.strategy import AUTO
+from launch.ds_config.schema import STALE, TRANSLATED, Block, Schema
 
 #: Where DeepSpeed itself knows the word.
 AUTO_IS_MEANT = frozenset(
@@ -73,15 +72,15 @@ _REMOVED = {
 def key_findings(config: dict) -> list[Finding]:
     """Unknown, misplaced, stale and removed keys, and values of a wrong type or out of range; all of them."""
     found: list[Finding] = []
-    wrong: set[tuple[str, ...]] = set()
-    for path, finding in _walk(DsConfig, config, ()):
+    wrong: set[str] = set()
+    for path, finding in _walk(Schema, config, ()):
         if finding is not None:
             found.append(finding)
         if finding is None or finding.problem:
-            wrong.add(path)
-    sound = _without(config, wrong)
+            wrong.add(".".join(path))
+    sound = without(config, wrong)
     found += _range_findings(config, sound)
-    sound = _without(sound, {tuple(finding.key.split(".")) for finding in found if finding.problem})
+    sound = without(sound, {finding.key for finding in found if finding.problem})
     found += optimizer_findings(sound)
     found += scheduler_findings(sound)
     return found
@@ -144,7 +143,7 @@ def _homes() -> dict[str, list[str]]:
             if inner is not None:
                 add(inner, f"{above}.{key}" if above else key)
 
-    add(DsConfig, "")
+    add(Schema, "")
     return homes
 
 
@@ -245,14 +244,6 @@ def _model_of_values(annotation) -> type[BaseModel] | None:
     return None
 
 
-def _without(config: dict, wrong: set[tuple[str, ...]], above: tuple[str, ...] = ()) -> dict:
-    return {
-        key: _without(value, wrong, (*above, key)) if isinstance(value, dict) else copy.copy(value)
-        for key, value in config.items()
-        if (*above, key) not in wrong
-    }
-
-
 def _range_findings(config: dict, sound: dict) -> list[Finding]:
     """What DeepSpeed's own models refuse of the keys whose types are right. A model stops at the first of its own
     rules that is broken: without the key that breaks it, it is asked again."""
@@ -267,7 +258,7 @@ def _range_findings(config: dict, sound: dict) -> list[Finding]:
                 for finding in more
                 if finding.key not in {other.key for other in found} and not _is_of_a_type(finding)
             ]
-            left = _without(sound, {tuple(finding.key.split(".")) for finding in more})
+            left = without(sound, {finding.key for finding in more})
             if left == sound:
                 break
             sound = left
@@ -278,7 +269,7 @@ def _range_findings(config: dict, sound: dict) -> list[Finding]:
 
 def _refusals(config: dict, sound: dict) -> list[Finding]:
     try:
-        DsConfig(**sound)
+        Schema(**sound)
     except ValidationError as error:
         return [_refusal(config, item) for item in error.errors()]
     except AssertionError as error:  # a deprecated key beside its successor: runtime/config_utils.py:90
@@ -327,7 +318,7 @@ def _lower(message: str) -> str:
 
 
 def _default(path: tuple[str, ...]) -> str:
-    model: type[BaseModel] | None = DsConfig
+    model: type[BaseModel] | None = Schema
     for part in path[:-1]:
         model = _model_of(model.model_fields[part].annotation) if model and part in model.model_fields else None
     field = model.model_fields.get(path[-1]) if model and path else None

@@ -14,10 +14,10 @@ from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAE
 from torch.utils.cpp_extension import CUDA_HOME
 
 from launch import keeps_unrounded
+from launch.ds_config.config import DsConfig
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import Finding, remark
 from launch.ds_config.room import disk_findings, locked_memory_findings, memory_findings
-from launch.ds_config.strategy import strategy
 from launch.ds_config.unsupported import unsupported_on_cpu, without_builder
 from launch.memory import GB
 
@@ -53,10 +53,11 @@ def _devices(config: dict, world_size: int) -> list[Finding]:
                 "--num_gpus", local, f"this machine has {accelerator.device_count()} devices", "start as many ranks"
             )
         )
-    if strategy(config).precision == "bf16" and not accelerator.is_bf16_supported():
+    where = DsConfig.parse(config)
+    if where.precision == "bf16" and not accelerator.is_bf16_supported():
         found.append(Finding("bf16.enabled", True, "this device does not compute bf16", "take a ds_config with fp16"))
     card, zero = accelerator.total_memory(), config.get("zero_optimization") or {}
-    width = 4 if strategy(config).precision == "fp32" else 2
+    width = 4 if where.precision == "fp32" else 2
     return found + bucket_findings(zero, card, width)
 
 
@@ -87,8 +88,8 @@ def bucket_findings(zero: dict, card: int, width: int) -> list[Finding]:
 
 
 def _compiler(config: dict) -> list[Finding]:
-    found = []
-    if strategy(config).optimizer_device != "none" or get_accelerator().device_name() == "cpu":
+    found, where = [], DsConfig.parse(config)
+    if where.optimizer_offload.device != "none" or get_accelerator().device_name() == "cpu":
         for program, package in (("g++", "g++"), ("ninja", "ninja-build")):
             if shutil.which(os.environ.get("CXX", program) if program == "g++" else program) is None:
                 found.append(
@@ -99,7 +100,7 @@ def _compiler(config: dict) -> list[Finding]:
                         f"apt-get install {package}",
                     )
                 )
-    if strategy(config).uses_nvme and not _has_libaio():
+    if where.uses_nvme and not _has_libaio():
         found.append(
             Finding(
                 "libaio",
@@ -121,19 +122,19 @@ def _toolkit(config: dict) -> list[Finding]:
     """CUDA's compiler, where DeepSpeed compiles something for the card with it, by DeepSpeed's own rule."""
     if get_accelerator().device_name() != "cuda":
         return []
-    where, optimizer = strategy(config), config.get("optimizer") or {}
-    kind, params = str(optimizer.get("type", "")).lower(), optimizer.get("params") or {}
-    needs = []
-    if where.optimizer_device == "none" and kind in ("adam", "adamw", "lamb", "lion") and not params.get("torch_adam"):
+    where, needs = DsConfig.parse(config), []
+    optimizer, kind = where.optimizer, str(where.optimizer.type).lower()
+    compiled = kind in ("adam", "adamw", "lamb", "lion") and not optimizer.params.get("torch_adam")
+    if compiled and where.optimizer_offload.device == "none":
         needs.append(
             (
-                f"optimizer.type = {optimizer['type']} on the card",
+                f"optimizer.type = {optimizer.type} on the card",
                 ", or optimizer.params.torch_adam: true"
                 if kind.startswith("adam")
                 else ", or AdamW with torch_adam: true",
             )
         )
-    if where.uses_nvme and (config.get("aio") or {}).get("use_gds"):
+    if where.uses_nvme and where.aio.use_gds:
         needs.append(("aio.use_gds", ", or aio.use_gds: false, which g++ alone compiles"))
     if not needs:
         return []

@@ -1,18 +1,18 @@
 """Values of a ds_config that contradict the model: its sizes, its modules and what of it is frozen."""
 
 from astrobio.config import suggestion
+from launch.ds_config.config import AUTO, ZERO, DsConfig, number
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import Finding, remark
-from launch.ds_config.strategy import AUTO, ZERO, number, strategy
-from launch.ds_config.zero_contradictions import PARAM_BUFFERS
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
-#: DeepSpeed's defaults: runtime/zero/config.py, runtime/zero/offload_config.py.
-REUSE, PERSISTENT, PARAM_BUFFER = 1_000_000_000, 100_000, 100_000_000
+#: DeepSpeed's defaults: runtime/zero/config.py.
+REUSE, PERSISTENT = 1_000_000_000, 100_000
 
 
 def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> list[Finding]:
-    found, where, zero = [], strategy(config), config.get(ZERO) or {}
+    found, where, zero = [], DsConfig.parse(config), config.get(ZERO) or {}
+    param = where.parameter_offload
     bucket = number(zero.get("reduce_bucket_size"), 0)
     if where.stage == 3 and 0 < bucket < facts.hidden_size:
         found.append(
@@ -23,8 +23,7 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
                 "5e7 is usual",
             )
         )
-    leaves = zero.get("leaf_module") or {}
-    for name in leaves.get("classes") or [] if where.stage == 3 else []:
+    for name in where.leaf_classes or () if where.stage == 3 else ():
         if name not in facts.classes:
             found.append(
                 remark(
@@ -36,7 +35,7 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
             )
     persistent = zero.get("stage3_param_persistence_threshold", zero.get("param_persistence_threshold", PERSISTENT))
     persistent = 10 * facts.hidden_size if persistent == AUTO else persistent
-    if where.param_device != "none" and number(persistent, 0) >= facts.largest:
+    if param.device != "none" and number(persistent, 0) >= facts.largest:
         width = BYTES[where.precision]
         found.append(
             remark(
@@ -48,7 +47,7 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
                 f"{PERSISTENT} is the default",
             )
         )
-    if facts.balance and config.get("activation_checkpointing") is not None:
+    if facts.balance and where.activation_checkpointing:
         found.append(
             Finding(
                 "activation_checkpointing",
@@ -68,16 +67,14 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
                 "leave it out",
             )
         )
-    if where.param_device != "nvme":
+    if param.device != "nvme":
         return found
-    param, path = zero.get("offload_param") or {}, f"{ZERO}.offload_param"
-    part = -(-facts.largest // world_size)
-    size = param.get("buffer_size", PARAM_BUFFER)
-    if size != AUTO and size < part:
+    path, part = f"{ZERO}.offload_param", -(-facts.largest // world_size)
+    if param.buffer_size < part:
         found.append(
             Finding(
                 f"{path}.buffer_size",
-                size,
+                param.buffer_size,
                 f"must hold a rank's part of the largest parameter: "
                 f"{facts.largest:,} elements ÷ {world_size} ranks = {part:,}",
                 f'write {part} or "auto"',
@@ -94,12 +91,12 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
                 f"--set ds_config.{ZERO}.stage3_max_reuse_distance=0",
             )
         )
-    count, tensors = param.get("buffer_count", PARAM_BUFFERS), facts.tensors_in_a_layer(persistent)
-    if number(count, PARAM_BUFFERS) < tensors:
+    tensors = facts.tensors_in_a_layer(persistent)
+    if param.buffer_count < tensors:
         found.append(
             Finding(
                 f"{path}.buffer_count",
-                count,
+                param.buffer_count,
                 f"one layer has {tensors} weights that must be in memory together",
                 f"give at least {tensors}",
                 problem=facts.frozen,

@@ -14,23 +14,13 @@ from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
 from astrobio.config import suggestion, told
+from launch.ds_config.config import AUTO, DsConfig, value_of
 from launch.ds_config.finding import ABSENT, Finding, remark
-from launch.ds_config.strategy import AUTO, strategy, value_of
 
 #: Taken out of the parameters before the class sees them: runtime/engine.py:2377, 2486.
 ADAM_SWITCHES = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
-MUON = (
-    "lr",
-    "muon_lr",
-    "adam_lr",
-    "momentum",
-    "weight_decay",
-    "ns_method",
-    "betas",
-    "eps",
-    "per_head_muon",
-    *ADAM_SWITCHES,
-)  # runtime/engine.py:2413, deepspeed/__init__.py:335
+#: runtime/engine.py:2413, deepspeed/__init__.py:335
+MUON = ("lr", "muon_lr", "adam_lr", "momentum", "weight_decay", "ns_method", "betas", "eps", "per_head_muon")
 #: Removed with DeepSpeed's compressed communication.
 ONE_BIT = ("onebitadam", "zerooneadam", "onebitlamb")
 #: Master weights of 16 bits: runtime/zero/stage3.py, stage_1_and_2.py.
@@ -53,8 +43,8 @@ def optimizer_findings(config: dict) -> list[Finding]:
         return [Finding("optimizer.type", block.get("type", ABSENT), "the optimizer has no type", "give one, as AdamW")]
     if kind.lower() in ONE_BIT:
         return [Finding("optimizer.type", kind, "removed from DeepSpeed", "take AdamW")]
-    params = block.get("params")
-    known, left_out = _arguments(kind, params if isinstance(params, dict) else {}, _offloads(config))
+    params, offloads = block.get("params"), DsConfig.parse(config).optimizer_offload.device != "none"
+    known, left_out = _arguments(kind, params if isinstance(params, dict) else {}, offloads)
     if known is None:
         names = [*DEEPSPEED_OPTIMIZERS, *_torch_optimizers()]
         return [
@@ -90,13 +80,13 @@ def optimizer_findings(config: dict) -> list[Finding]:
                 )
             )
     found += _rate_findings(params, known)
-    return found if any(finding.problem for finding in found) else found + _tried(config, kind, params)
+    return found if any(finding.problem for finding in found) else found + _tried(config, kind, params, offloads)
 
 
-def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
+def _tried(config: dict, kind: str, params: dict, offloads: bool) -> list[Finding]:
     """What shows when the optimizer takes a step: torch's own are made and asked; of DeepSpeed's, whose compiled parts
     would have to be there, it is known."""
-    name, where = kind.lower(), strategy(config)
+    name = kind.lower()
     adam = name in ("adam", "adamw") and not params.get("torch_adam")
     masters = [key for key in MASTERS if value_of(config, key) is True]
     if masters and not adam:
@@ -115,7 +105,7 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
                 )
             ]
         return []
-    if name == "lion" and where.optimizer_device != "none":
+    if name == "lion" and offloads:
         ratio = value_of(config, "zero_optimization.offload_optimizer.ratio")
         if isinstance(ratio, int | float) and ratio < 1:
             return [
@@ -129,14 +119,8 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
         return []
     if name in ("muadam", "muadamw", "musgd") and importlib.util.find_spec("mup") is None:
         return [Finding("optimizer.type", kind, "needs the package mup, which is not installed", "pip install mup")]
-    cls = (
-        torch.optim.AdamW
-        if name in ("adam", "adamw")
-        else torch.optim.Adagrad
-        if name == "adagrad"
-        else getattr(torch.optim, kind, None)
-    )
-    if cls is None or cls is torch.optim.Adagrad and where.optimizer_device != "none":
+    cls = getattr(torch.optim, {"adam": "AdamW", "adamw": "AdamW", "adagrad": "Adagrad"}.get(name, kind), None)
+    if cls is None or cls is torch.optim.Adagrad and offloads:
         return []
     weight = torch.nn.Parameter(torch.ones(2, 2))
     weight.grad = torch.ones(2, 2)
@@ -146,13 +130,6 @@ def _tried(config: dict, kind: str, params: dict) -> list[Finding]:
     except Exception as error:  # each class has its own
         return [Finding("optimizer", kind, f"takes no step: {told(error)}", "take AdamW, or mend its params")]
     return []
-
-
-def _offloads(config: dict) -> bool:
-    zero = config.get("zero_optimization")
-    block = zero.get("offload_optimizer") if isinstance(zero, dict) else None
-    old = isinstance(zero, dict) and bool(zero.get("cpu_offload"))
-    return old or isinstance(block, dict) and block.get("device", "none") != "none"
 
 
 def _torch_optimizers() -> list[str]:
@@ -169,7 +146,7 @@ def _arguments(kind: str, params: dict, offloads: bool) -> tuple[set[str] | None
         known = _of(DeepSpeedCPUAdam if offloads else FusedAdam) | set(ADAM_SWITCHES)
         return known - {"adamw_mode"}, {"adamw_mode": "DeepSpeed gives it itself: write adam_w_mode"}
     if name == "muon":
-        return set(MUON), {}
+        return {*MUON, *ADAM_SWITCHES}, {}
     if name == "lamb":
         return _of(FusedLamb) - {"max_grad_norm"}, {}
     if name == "adagrad":
@@ -188,8 +165,7 @@ def _of(cls: type) -> set[str]:
 
 
 def _zero_findings(config: dict, kind: str) -> list[Finding]:
-    zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or not zero.get("stage") or config.get("zero_allow_untested_optimizer") is True:
+    if not value_of(config, "zero_optimization.stage") or config.get("zero_allow_untested_optimizer") is True:
         return []
     if kind in KNOWN_TO_ZERO or kind.lower() in ("adam", "adamw", "adagrad", "lion", "muon"):
         return []
@@ -205,7 +181,7 @@ def _zero_findings(config: dict, kind: str) -> list[Finding]:
 
 def _lamb_findings(config: dict, kind: str) -> list[Finding]:
     fp16 = config.get("fp16")
-    dynamic = isinstance(fp16, dict) and fp16.get("enabled") is not False and not fp16.get("loss_scale")
+    dynamic = fp16 is not None and fp16.get("enabled") is not False and not fp16.get("loss_scale")
     if kind.lower() != "lamb" or dynamic:
         return []
     return [
@@ -298,15 +274,8 @@ def scheduler_findings(config: dict) -> list[Finding]:
 
 def _schedule_value(path: str, key: str, value: Any) -> list[Finding]:
     if key == "warmup_type":
-        return (
-            []
-            if value in ("log", "linear")
-            else [
-                Finding(
-                    path, value, "DeepSpeed knows log and linear, and takes log for all else", "write one of the two"
-                )
-            ]
-        )
+        limit = "DeepSpeed knows log and linear, and takes log for all else"
+        return [] if value in ("log", "linear") else [Finding(path, value, limit, "write one of the two")]
     if key in ("cycle_momentum", "lr_range_test_staircase"):
         return [] if isinstance(value, bool) else [Finding(path, value, "must be true or false")]
     if isinstance(value, list) and "lr" in key:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from deepspeed.accelerator import get_accelerator
 
+from launch.ds_config.config import SUB_GROUP, DsConfig, value_of
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import Finding, remark
-from launch.ds_config.strategy import AUTO, nvme_paths, strategy
 from launch.memory import GB, free_bytes, locked_limit, memory_limit, swap_bytes, total_bytes
 
 #: Bytes of each parameter that trains, at the least: the fp32 master copy and Adam's two moments; its fp32 gradient.
@@ -23,11 +23,9 @@ IN_MEMORY, REMOTE = (
 
 def disk_findings(config: dict, facts: ModelFacts | None) -> list[Finding]:
     """Of each nvme_path: whether it can be written, its file system, and its free space."""
-    found, where = [], strategy(config)
+    found, where = [], DsConfig.parse(config)
     needs: dict[int, tuple[int, str, Path]] = {}  # device → bytes, the first key and folder on it
-    for key, path in nvme_paths(config):
-        if not path or path == AUTO:
-            continue
+    for key, path in where.nvme_paths.items():
         folder = next(place for place in (Path(path).absolute(), *Path(path).absolute().parents) if place.exists())
         try:
             direct = _takes_direct_writes(folder)
@@ -83,7 +81,7 @@ def disk_findings(config: dict, facts: ModelFacts | None) -> list[Finding]:
                 2 * facts.parameters
                 if "offload_param" in key
                 else (OPTIMIZER_STATE + GRADIENT) * facts.trainable
-                if where.optimizer_device == "nvme"
+                if where.optimizer_offload.device == "nvme"
                 else 0
             )
             device = os.stat(folder).st_dev
@@ -167,12 +165,9 @@ def memory_findings(config: dict, world_size: int, local_ranks: int, facts: Mode
                 "end what else takes memory",
             )
         )
-    locked, zero = locked_limit(), config.get("zero_optimization") or {}
-    pins = [
-        block
-        for block in ("offload_optimizer", "offload_param")
-        if (zero.get(block) or {}).get("pin_memory", True) and (zero.get(block) or {}).get("device", "none") != "none"
-    ]
+    locked, where = locked_limit(), DsConfig.parse(config)
+    offloads = {"offload_optimizer": where.optimizer_offload, "offload_param": where.parameter_offload}
+    pins = [block for block, offload in offloads.items() if offload.pin_memory and offload.device != "none"]
     if (
         pins
         and os.environ.get("DS_PIN_MEMORY_BACKEND") == "native"
@@ -193,22 +188,19 @@ def memory_findings(config: dict, world_size: int, local_ranks: int, facts: Mode
 
 def host_bytes(config: dict, facts: ModelFacts, world_size: int) -> dict[str, int]:
     """The least that all ranks together hold in host memory, by part."""
-    where, zero, parts = strategy(config), config.get("zero_optimization") or {}, {}
+    where, parts = DsConfig.parse(config), {}
+    optimizer, param = where.optimizer_offload, where.parameter_offload
     on_cpu = get_accelerator().device_name() == "cpu"  # the state of cards is in host memory too
     width = 4 if where.precision == "fp32" else 2
-    fp16 = config.get("fp16") or {}
-    if where.optimizer_device == "cpu" or on_cpu and where.optimizer_device == "none":
-        short = fp16.get("fp16_master_weights_and_grads") or (config.get("bf16") or {}).get("bf16_optimizer_states")
+    if optimizer.device == "cpu" or on_cpu and optimizer.device == "none":
+        keys = "fp16.fp16_master_weights_and_grads", "bf16.bf16_optimizer_states"
+        short = any(value_of(config, key) for key in keys)
         parts["optimizer state"] = (6 if short else OPTIMIZER_STATE) * facts.trainable
         parts["gradients"] = (2 if short else GRADIENT) * facts.trainable
-    if where.param_device == "cpu" or on_cpu and where.param_device == "none":
+    if param.device == "cpu" or on_cpu and param.device == "none":
         parts["parameters"] = width * facts.parameters
-    if where.param_device == "nvme":
-        param = zero["offload_param"]
-        size = param.get("buffer_size", 100_000_000)
-        parts["parameter swap buffers"] = (
-            0 if size == AUTO else int(world_size * param.get("buffer_count", 5) * size * width)
-        )
+    if param.device == "nvme":
+        parts["parameter swap buffers"] = int(world_size * param.buffer_count * param.buffer_size * width)
     return parts
 
 
@@ -236,15 +228,14 @@ def locked_memory_findings(config: dict, world_size: int, facts: ModelFacts | No
 def locked_bytes(config: dict, facts: ModelFacts, world_size: int) -> dict[str, int]:
     """The least that a rank locks (mlock) for swap buffers, by part: `new_cpu_locked_tensor` in DeepSpeed's
     runtime/swap_tensor. Each buffer of the optimizer holds the largest sub-group in fp32."""
-    where, zero, parts = strategy(config), config.get("zero_optimization") or {}, {}
-    if where.param_device == "nvme":
-        param, width = zero["offload_param"], 4 if where.precision == "fp32" else 2
-        size = param.get("buffer_size", 100_000_000)
-        size = facts.largest // world_size if size == AUTO else size
-        parts["parameter swap buffers"] = int(param.get("buffer_count", 5) * size * width)
-    if where.optimizer_device == "nvme":
-        group = min(zero.get("sub_group_size", 1_000_000_000), facts.trainable // world_size)
-        parts["optimizer swap buffers"] = int(4 * group * zero["offload_optimizer"].get("buffer_count", 4))
+    where, parts = DsConfig.parse(config), {}
+    optimizer, param = where.optimizer_offload, where.parameter_offload
+    if param.device == "nvme":
+        width = 4 if where.precision == "fp32" else 2
+        parts["parameter swap buffers"] = int(param.buffer_count * param.buffer_size * width)
+    if optimizer.device == "nvme":
+        group = min(where.sub_group_size or SUB_GROUP, facts.trainable // world_size)
+        parts["optimizer swap buffers"] = int(4 * group * optimizer.buffer_count)
     return parts
 
 

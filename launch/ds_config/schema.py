@@ -289,7 +289,7 @@ class Scheduler(Block):  # runtime/config.py:327-339
     params: dict[str, Any] | None = None
 
 
-class DsConfig(Block):
+class Schema(Block):
     """The whole file: runtime/config.py:525-656, and deepspeed/__init__.py:543 for the sizes of the device mesh."""
 
     train_batch_size: int | None = Field(None, gt=0)

@@ -6,8 +6,8 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
+from launch.ds_config.config import ZERO, DsConfig, is_on, value_of
 from launch.ds_config.finding import Finding
-from launch.ds_config.strategy import ZERO, is_on, strategy, value_of, zero_stage
 
 
 def unsupported(config: dict) -> list[Finding]:
@@ -21,9 +21,9 @@ def unsupported_on_cpu(config: dict) -> list[Finding]:
     for key in ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"):
         if zero.get(key) is True:
             found.append(Finding(f"{ZERO}.{key}", True, "its kernels are for cards only", "leave it out"))
-    if (zero.get("offload_optimizer") or {}).get("super_offload") is True:
+    if value_of(config, f"{ZERO}.offload_optimizer.super_offload") is True:
         found.append(Finding(f"{ZERO}.offload_optimizer.super_offload", True, "works with cards only", "leave it out"))
-    writer = (config.get("checkpoint") or {}).get("writer") or {}
+    writer = value_of(config, "checkpoint.writer") or {}
     if writer and str(writer.get("type", "FAST")).upper() == "FAST":
         found.append(
             Finding(
@@ -66,7 +66,7 @@ def _engines(config: dict) -> list[Finding]:
 
 
 def _zero(config: dict) -> list[Finding]:
-    found, zero = [], config.get(ZERO) or {}
+    found, zero, where = [], config.get(ZERO) or {}, DsConfig.parse(config)
     if zero.get("zenflow") is not None:
         found.append(
             Finding(
@@ -86,8 +86,7 @@ def _zero(config: dict) -> list[Finding]:
                 "leave it out, or name classes in leaf_module",
             )
         )
-    activation = config.get("activation_checkpointing") or {}
-    if activation.get("contiguous_memory_optimization") is True:
+    if value_of(config, "activation_checkpointing.contiguous_memory_optimization") is True:
         found.append(
             Finding(
                 "activation_checkpointing.contiguous_memory_optimization",
@@ -96,8 +95,7 @@ def _zero(config: dict) -> list[Finding]:
                 "set it to false",
             )
         )
-    block = (config.get("aio") or {}).get("block_size", 1 << 20)
-    if isinstance(block, int) and block % 512:
+    if (block := where.aio.block_size) % 512:
         found.append(
             Finding(
                 "aio.block_size",
@@ -106,13 +104,14 @@ def _zero(config: dict) -> list[Finding]:
                 f"write {max(512, block // 512 * 512)}",
             )
         )
-    wide = (config.get("data_types") or {}).get("grad_accum_dtype") in ("fp32", "float32", "float", "torch.float32")
-    where = strategy(config)
-    if wide and where.precision == "bf16" and zero_stage(config) == 1 and where.optimizer_device == "none":
+    dtype = value_of(config, "data_types.grad_accum_dtype")
+    if dtype in ("fp32", "float32", "float", "torch.float32") and (
+        (where.precision, where.stage, where.optimizer_offload.device) == ("bf16", 1, "none")
+    ):
         found.append(
             Finding(
                 "data_types.grad_accum_dtype",
-                config["data_types"]["grad_accum_dtype"],
+                dtype,
                 "with bf16 at stage 1 DeepSpeed takes its BF16_Optimizer, of which no checkpoint is known",
                 f"leave it out, or set {ZERO}.stage to 2",
             )
@@ -158,10 +157,11 @@ def _importable(name: Any) -> bool:
 
 def without_builder(config: dict) -> list[Finding]:
     """An optimizer whose compiled part this device has not."""
-    kind = str((config.get("optimizer") or {}).get("type", "")).lower()
+    where = DsConfig.parse(config)
+    kind = str(where.optimizer.type).lower()
     builder = {"lamb": "FusedLambBuilder", "lion": "FusedLionBuilder"}.get(kind)
-    if builder is None or kind == "lion" and strategy(config).optimizer_device != "none":
+    if builder is None or kind == "lion" and where.optimizer_offload.device != "none":
         return []
     if "NotImplemented" not in getattr(get_accelerator().get_op_builder(builder), "__name__", "NotImplemented"):
         return []
-    return [Finding("optimizer.type", config["optimizer"]["type"], "DeepSpeed has it for cards only", "take AdamW")]
+    return [Finding("optimizer.type", where.optimizer.type, "DeepSpeed has it for cards only", "take AdamW")]

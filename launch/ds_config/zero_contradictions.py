@@ -1,20 +1,20 @@
 """Contradictions in the block ``zero_optimization``: its stage, offloading, and how gradients are reduced."""
 
 from launch.ds_config.auto import OPTIMIZER
+from launch.ds_config.config import PARAMETER_BUFFERS, ZERO, DsConfig, number, value_of
 from launch.ds_config.finding import ABSENT, Finding, remark
-from launch.ds_config.strategy import ZERO, number, strategy, zero_stage
 
-#: DeepSpeed's defaults of ``buffer_count``: runtime/zero/offload_config.py.
-OPTIMIZER_BUFFERS, PARAM_BUFFERS = 4, 5
+#: Keys of both offload blocks.
+ONLY_NVME = "nvme_path buffer_count buffer_size max_in_cpu pipeline_read pipeline_write fast_init".split()
 
 
 def zero_contradictions(config: dict, world_size: int) -> list[Finding]:
-    zero = config.get(ZERO) or {}
-    return [*_stage(config, zero), *_offload(config, zero), *_reduction(config, zero, world_size)]
+    zero, where = config.get(ZERO) or {}, DsConfig.parse(config)
+    return [*_stage(where, zero), *_offload(where, zero), *_reduction(where, zero, world_size)]
 
 
-def _stage(config: dict, zero: dict) -> list[Finding]:
-    found, stage = [], zero_stage(config)
+def _stage(where: DsConfig, zero: dict) -> list[Finding]:
+    found, config, stage = [], where.raw, where.stage
     if not zero.get("stage"):
         found.append(
             remark(
@@ -54,7 +54,7 @@ def _stage(config: dict, zero: dict) -> list[Finding]:
                     "set gradient_clipping to 0",
                 )
             )
-        if strategy(config).optimizer_device != "none":
+        if where.optimizer_offload.device != "none":
             found.append(
                 Finding(
                     f"{ZERO}.compute_grad_norm",
@@ -66,8 +66,8 @@ def _stage(config: dict, zero: dict) -> list[Finding]:
     return found
 
 
-def _offload(config: dict, zero: dict) -> list[Finding]:
-    found, stage = [], zero_stage(config)
+def _offload(where: DsConfig, zero: dict) -> list[Finding]:
+    found, stage = [], where.stage
     for block in ("offload_optimizer", "offload_param"):
         path, values = f"{ZERO}.{block}", zero.get(block) or {}
         device = values.get("device", "none")
@@ -102,29 +102,13 @@ def _offload(config: dict, zero: dict) -> list[Finding]:
                     'give a folder on a local disk, or "auto"',
                 )
             )
-        only_nvme = (
-            [
-                key
-                for key in (
-                    "nvme_path",
-                    "buffer_count",
-                    "buffer_size",
-                    "max_in_cpu",
-                    "pipeline_read",
-                    "pipeline_write",
-                    "fast_init",
-                )
-                if key in values
-            ]
-            if device == "cpu"
-            else []
-        )
         found += [
             remark(f"{path}.{key}", values[key], "has no effect with device cpu", "leave it out")
-            for key in only_nvme
-            if values[key] not in (False, None)
+            for key in ONLY_NVME
+            if device == "cpu" and values.get(key) not in (False, None)
         ]
-        found += _buffers(config, path, values, device)
+        if device == "nvme":
+            found += _buffers(where, path, values)
     optimizer = zero.get("offload_optimizer") or {}
     if optimizer.get("super_offload") is True and (stage != 3 or optimizer.get("device") != "cpu"):
         found.append(
@@ -144,39 +128,38 @@ def _offload(config: dict, zero: dict) -> list[Finding]:
                 "set device to cpu, or leave it out",
             )
         )
-    if "aio" in config and config["aio"] and not strategy(config).uses_nvme:
+    if where.raw.get("aio") and not where.uses_nvme:
         found.append(remark("aio", "…", "has no effect: nothing is on NVMe", "leave it out"))
     return found
 
 
-def _buffers(config: dict, path: str, values: dict, device: str) -> list[Finding]:
-    if device != "nvme":
-        return []
-    name = _optimizer(config)
-    count, found = values.get("buffer_count"), []
+def _buffers(where: DsConfig, path: str, values: dict) -> list[Finding]:
+    found, name = [], _optimizer(where)
     if path.endswith("optimizer"):
         need = {"adam": 4, "adamw": 4, "adagrad": 3, "lion": 3}.get(name, 4)
         passes = 1 + bool(values.get("pipeline_read")) + bool(values.get("pipeline_write"))
-        if number(count, OPTIMIZER_BUFFERS) < need * passes:
+        if (count := where.optimizer_offload.buffer_count) < need * passes:
             found.append(
                 Finding(
                     f"{path}.buffer_count",
-                    OPTIMIZER_BUFFERS if count is None else count,
+                    count,
                     f"{name or 'the optimizer'} swaps {need} tensors at a time (weights, gradients, "
                     "moments)" + (f", {passes} times over with pipelining" if passes > 1 else ""),
                     f"give at least {need * passes}",
                 )
             )
-    elif number(count, PARAM_BUFFERS) < 1:
-        found.append(Finding(f"{path}.buffer_count", count, "must be at least 1", f"{PARAM_BUFFERS} is the default"))
+    elif (count := where.parameter_offload.buffer_count) < 1:
+        found.append(
+            Finding(f"{path}.buffer_count", count, "must be at least 1", f"{PARAMETER_BUFFERS} is the default")
+        )
     return found
 
 
-def _reduction(config: dict, zero: dict, world_size: int) -> list[Finding]:
-    found, stage = [], zero_stage(config)
+def _reduction(where: DsConfig, zero: dict, world_size: int) -> list[Finding]:
+    found, config, stage = [], where.raw, where.stage
     scatter = zero.get("reduce_scatter", True)
     if config.get("gradient_allreduce_op") == "sum" and (
-        stage == 3 or zero.get("zenflow") is not None or (config.get("compile") or {}).get("deepcompile")
+        stage == 3 or zero.get("zenflow") is not None or value_of(config, "compile.deepcompile")
     ):
         found.append(
             Finding(
@@ -205,7 +188,7 @@ def _reduction(config: dict, zero: dict, world_size: int) -> list[Finding]:
                     "leave it out",
                 )
             )
-    if stage == 3 and scatter and _optimizer(config) == "muon":
+    if stage == 3 and scatter and _optimizer(where) == "muon":
         found.append(
             Finding(
                 f"{ZERO}.reduce_scatter",
@@ -237,6 +220,6 @@ def _reduction(config: dict, zero: dict, world_size: int) -> list[Finding]:
     return found
 
 
-def _optimizer(config: dict) -> str:
+def _optimizer(where: DsConfig) -> str:
     """Its type in lower case, as DeepSpeed compares it."""
-    return str((config.get("optimizer") or OPTIMIZER).get("type", "")).lower()
+    return str(where.optimizer.type or OPTIMIZER["type"]).lower()

@@ -32,7 +32,7 @@ from deepspeed.accelerator import get_accelerator
 from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
 from astrobio.files import write_whole
-from launch.ds_config.strategy import nvme_paths, strategy
+from launch.ds_config.config import SUB_GROUP, Aio
 from launch.memory import GB, available_bytes, peak_resident_bytes
 from launch.options import parse_arguments
 from launch.subprocesses import environment
@@ -80,18 +80,17 @@ def check_room(plan: RunPlan, parameters: int, trainable: int) -> dict[str, int]
     Raises:
         ConfigError: no NVMe config, or less room than that.
     """
-    zero, where = plan.ds_config["zero_optimization"], strategy(plan.ds_config)
-    if (where.param_device, where.optimizer_device) != ("nvme", "nvme"):
+    param, optimizer = plan.ds_config.parameter_offload, plan.ds_config.optimizer_offload
+    if (param.device, optimizer.device) != ("nvme", "nvme"):
         raise ConfigError(
             "a full-size run needs a ds_config that keeps parameters and optimizer on NVMe: ds_configs/zero3_nvme.json"
         )
     disk = 2 * parameters + 16 * trainable
-    param, optimizer = zero["offload_param"], zero["offload_optimizer"]
     memory = plan.world_size * (
-        param["buffer_count"] * param["buffer_size"] * 2
-        + optimizer["buffer_count"] * min(zero["sub_group_size"], trainable) * 4
-    ) + 2 * min(param.get("max_in_cpu", 1_000_000_000), trainable)
-    folder = Path(nvme_paths(plan.ds_config)[0][1])
+        param.buffer_count * param.buffer_size * 2
+        + optimizer.buffer_count * min(plan.ds_config.sub_group_size or SUB_GROUP, trainable) * 4
+    ) + 2 * min(param.max_in_cpu, trainable)
+    folder = plan.swap[0]
     free, available = shutil.disk_usage(folder).free, available_bytes()
     if free < 1.02 * disk:
         raise ConfigError(
@@ -136,14 +135,15 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
     if dist.get_rank() == 0:
         write_config(plan)
         print(
-            f"{plan.model_reason}, {plan.world_size} rank(s), {need['nvme_bytes'] / GB:.1f} GB on "
-            f"{nvme_paths(plan.ds_config)[0][1]}\n{HEADING}",
+            f"{plan.model_reason}, {plan.world_size} rank(s), {need['nvme_bytes'] / GB:.1f} GB on {plan.swap[0]}\n"
+            f"{HEADING}",
             flush=True,
         )
     phases = Phases()
     size = min(max(need["nvme_bytes"] // 4, 16 << 20), 512 << 20) >> 20
     bandwidth = phases.measure(
-        "measure the disk", lambda: {} if dist.get_rank() else measure_disk(plan.ds_config, plan.swap[0], f"{size}M")
+        "measure the disk",
+        lambda: {} if dist.get_rank() else measure_disk(plan.ds_config.aio, plan.swap[0], f"{size}M"),
     )
     engine = phases.measure("build", lambda: build_engine(plan.stack, plan.ds_config, plan.train.seed))
     dataset = AstrobioDataset(plan.data, "train", plan.stack.language.max_text_tokens, plan.tokenizer)
@@ -177,7 +177,7 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
         "parameters": plan.parameters,
         "ranks": plan.world_size,
         "tokens": int(batch.real.sum()) * plan.world_size,
-        "precision": strategy(plan.ds_config).precision,
+        "precision": plan.ds_config.precision,
         "device": "cpu" if device().type == "cpu" else torch.cuda.get_device_name(),
         "disk": bandwidth,
         **need,
@@ -194,18 +194,10 @@ def run(plan: RunPlan, need: dict[str, int]) -> dict[str, Any] | None:
     }
 
 
-def measure_disk(ds_config: dict, swap: Path, size: str, timeout_s: float | None = None) -> dict[str, float]:
-    """Bytes per second that `ds_io` reads and writes in files of that size in the folder ``swap``, with the ds_config's
-    own aio settings; each way within ``timeout_s`` (300 if None)."""
+def measure_disk(aio: Aio, swap: Path, size: str, timeout_s: float | None = None) -> dict[str, float]:
+    """Bytes per second that `ds_io` reads and writes in files of that size in the folder ``swap``, with a ds_config's
+    ``aio``; each way within ``timeout_s`` (300 if None)."""
     timeout_s = timeout_s or _LONGEST_MEASUREMENT_S
-    aio = {
-        "block_size": 1 << 20,
-        "queue_depth": 8,
-        "intra_op_parallelism": 1,
-        "single_submit": False,
-        "overlap_events": True,
-        **ds_config.get("aio", {}),
-    }
     folder = swap / "ds_io"
     folder.mkdir(parents=True, exist_ok=True)
     command = [
@@ -219,14 +211,14 @@ def measure_disk(ds_config: dict, swap: Path, size: str, timeout_s: float | None
         "--loops",
         "3",
         "--block_size",
-        str(aio["block_size"]),
+        str(aio.block_size),
         "--queue_depth",
-        str(aio["queue_depth"]),
+        str(aio.queue_depth),
         "--io_parallel",
-        str(aio["intra_op_parallelism"]),
+        str(aio.intra_op_parallelism),
         "--different_file_each_iteration",
-        *(["--single_submit"] if aio["single_submit"] else []),
-        *([] if aio["overlap_events"] else ["--sequential_requests"]),
+        *(["--single_submit"] if aio.single_submit else []),
+        *([] if aio.overlap_events else ["--sequential_requests"]),
     ]
     found = {}
     for key, option in (("write_bytes_per_s", []), ("read_bytes_per_s", ["--read"])):

@@ -14,6 +14,7 @@ import psutil
 
 import launch.train  # noqa: F401  a training process imports all of it
 from astrobio.config import StackConfig, parse
+from launch.ds_config.config import DsConfig
 from launch.memory import peak_resident_bytes
 from launch.planner.model import nominal_batch
 from launch.planner.simulation.spec import MICRO_STEPS, Simulation
@@ -46,7 +47,8 @@ def run(simulation: Simulation, watch: Callable[[Any], None] = lambda engine: No
 
 def main(run: Callable[[Simulation], dict] = run) -> None:
     """Run the simulation on stdin, and print what was measured as the last line."""
-    measured = run(Simulation(**json.load(sys.stdin)))
+    asked = json.load(sys.stdin)
+    measured = run(Simulation(**asked | {"ds_config": DsConfig.parse(asked["ds_config"])}))
     print("\n" + json.dumps(measured), flush=True)
     os._exit(0)  # nothing here is worth tearing down
 

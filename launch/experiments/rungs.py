@@ -15,6 +15,7 @@ from astrobio.config import load_preset
 from launch import DS_CONFIGS
 from launch.checkpoints.folder import path_of
 from launch.ds_config.check import check
+from launch.ds_config.config import DsConfig
 from launch.ds_config.facts import model_facts
 from launch.ds_config.machine import driver_version
 from launch.ds_config.read import read_ds_config
@@ -96,7 +97,8 @@ def device(box: Acceptance) -> Iterator[Truth]:
 def disk(box: Acceptance) -> Iterator[Truth]:
     """`ds_io` in the folder that NVMe offload would use."""
     folder = box.out / "nvme"
-    rates = measure_disk(read_ds_config(DS_CONFIGS / "zero3_nvme.json"), folder, "128M", box.need(LAUNCH_S))
+    aio = DsConfig.parse(read_ds_config(DS_CONFIGS / "zero3_nvme.json")).aio
+    rates = measure_disk(aio, folder, "128M", box.need(LAUNCH_S))
     yield Truth(
         "ds_io, files of 128 MB",
         None,

@@ -5,7 +5,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch.ds_config.strategy import precision
 from launch.options import TrainConfig
 from launch.planner.cost.allocator import CachingAllocator, ExpandableSegments, OutOfMemory
 from launch.planner.cost.overhead import idle_bytes, process_bytes
@@ -219,7 +218,7 @@ def _card(result: Result, simulation: Simulation, hardware: Hardware) -> CardMem
 def _host(result: Result, simulation: Simulation, hardware: Hardware, local: int) -> HostMemory:
     process, worker = idle_bytes()
     if hardware.is_cpu:
-        process = process_bytes(precision(simulation.ds_config), hardware)
+        process = process_bytes(simulation.ds_config.precision, hardware)
     device = BOTH if hardware.is_cpu else HOST
     name, peak = _largest(result.phases, device)
     beside = {PROCESS: process, WORKERS: TrainConfig().data_workers * worker, CUDA: hardware.context_host_bytes}

@@ -10,10 +10,10 @@ from astrobio.config import StackConfig, set_dotted
 from launch import expandable_segments, locked_rounding
 from launch.ds_config.auto import resolve
 from launch.ds_config.check import check
+from launch.ds_config.config import DsConfig, batch_sizes, settle_precision
 from launch.ds_config.facts import model_facts
 from launch.ds_config.finding import raise_problems
 from launch.ds_config.read import read_ds_config
-from launch.ds_config.strategy import batch_sizes, settle_precision
 from launch.options import TrainConfig
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.model import load_model
@@ -37,7 +37,7 @@ class Job:
     seq_length: int | None  # text tokens; None: as many as the model reads
     micro_batch: int
     stack: StackConfig
-    ds_config: dict[str, Any]  # resolved
+    ds_config: DsConfig
 
     def changed(
         self, changes: dict[str, Any] | None = None, *, seq_length: int | None = None, micro_batch: int | None = None

@@ -9,7 +9,6 @@ from typing import Any
 from astrobio.blocks import Block
 from astrobio.config import ConfigError
 from astrobio.graph_vae import Layer
-from launch.ds_config.strategy import strategy
 from launch.planner.assemble import Plan, plan_of, plans_of
 from launch.planner.job import Job
 from launch.planner.units import gb, seconds
@@ -26,26 +25,28 @@ _MOST = 1 << 12  # micro-batches, or steps of tokens, beyond which there is no s
 
 def candidates(job: Job) -> dict[str, dict[str, Any]]:
     """Changes that might help, by their description: dotted keys of the ds_config."""
-    where, zero = strategy(job.ds_config), job.ds_config.get("zero_optimization", {})
-    offload = zero.get("offload_optimizer") or {}
+    ds_config, optimizer = job.ds_config, job.ds_config.optimizer_offload
     changes: dict[str, dict[str, Any]] = {}
-    if where.precision == "fp16" and job.hardware.capability[0] >= 8:
+    if ds_config.precision == "fp16" and job.hardware.capability[0] >= 8:
         changes["bf16 in place of fp16"] = {"fp16.enabled": False, "bf16.enabled": True}
-    if where.optimizer_device != "none" and offload.get("pin_memory", True):
+    if optimizer.device != "none" and optimizer.pin_memory:
         changes["gradients and optimizer state not page-locked"] = {f"{_OPTIMIZER}.pin_memory": False}
-    if where.optimizer_device == "cpu" and where.stage == 3:
+    if optimizer.device == "cpu" and ds_config.stage == 3:
         changes["the optimizer on NVMe"] = {
-            _OPTIMIZER: {**offload, "device": "nvme", "nvme_path": "/nvme", "pin_memory": False, "buffer_count": 5}
+            f"{_OPTIMIZER}.device": "nvme",
+            f"{_OPTIMIZER}.nvme_path": "/nvme",
+            f"{_OPTIMIZER}.pin_memory": False,
+            f"{_OPTIMIZER}.buffer_count": 5,
         }
-    if where.optimizer_device == "nvme":
+    if optimizer.device == "nvme":
         changes["the optimizer on the host"] = {f"{_OPTIMIZER}.device": "cpu"}
-    if where.stage == 3 and where.param_device != "none":
+    if ds_config.stage == 3 and ds_config.parameter_offload.device != "none":
         changes["parameters on the cards"] = {_PARAM: {"device": "none"}}
-    if where.stage == 3 and where.param_device == "none" and where.optimizer_device != "none":
+    if ds_config.stage == 3 and ds_config.parameter_offload.device == "none" and optimizer.device != "none":
         changes["parameters on the host"] = {_PARAM: {"device": "cpu", "pin_memory": False}}
-    if where.stage == 3 and "leaf_module" not in zero and _has_encoder_layers(job):
+    if ds_config.stage == 3 and ds_config.leaf_classes is None and _has_encoder_layers(job):
         changes["each encoder's layers gathered as a whole"] = {"zero_optimization.leaf_module.classes": LAYERS}
-    accumulation = job.ds_config.get("gradient_accumulation_steps", 1)
+    accumulation = ds_config.accumulation or 1
     if accumulation % 2 == 0:
         changes["twice the micro-batch, half the accumulation"] = {
             "train_micro_batch_size_per_gpu": 2 * job.micro_batch,
@@ -98,7 +99,7 @@ def largest(job: Job) -> dict[str, int]:
     if job.hardware.is_cpu:
         raise ConfigError(f"--largest: {job.hardware.name} has no card whose memory could be the limit")
     positions = job.stack.language.config.get("max_position_embeddings", TOKENS * _MOST) - job.stack.prefix_tokens
-    same = {"gradient_accumulation_steps": job.ds_config["gradient_accumulation_steps"]}
+    same = {"gradient_accumulation_steps": job.ds_config.accumulation}
     return {
         "micro_batch": _most_that_fits(lambda n: job.changed(same, micro_batch=n), _MOST),
         "seq_length": TOKENS

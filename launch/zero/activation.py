@@ -7,29 +7,25 @@ import deepspeed
 import torch.utils.checkpoint
 
 from astrobio.stack import AstrobioStack
+from launch.ds_config.config import DsConfig
 from launch.zero.accelerator import on_cpu
 
-BLOCK = "activation_checkpointing"
 
-
-def apply_activation_checkpointing(stack: AstrobioStack, ds_config: dict) -> None:
+def apply_activation_checkpointing(stack: AstrobioStack, ds_config: DsConfig) -> None:
     """Checkpoint activations where ``ds_config`` has the block, keep them where it has not.
 
     The block alone does nothing in DeepSpeed (deepspeed 0.19.8, DeepSpeed #5704): `deepspeed.checkpointing.configure`
     must be called and the model must call `deepspeed.checkpointing.checkpoint`.
+
+    On the CPU accelerator activations are in host memory already, and `cpu_checkpointing` would move them to where they
+    are: ``.cpu()`` returns the same storage, which DeepSpeed then empties (deepspeed 0.19.8).
     """
-    if BLOCK not in ds_config:
+    if not ds_config.activation_checkpointing:
         stack.set_activation_checkpointing(None)
         return
-    config = {**ds_config, BLOCK: _for_this_device(ds_config[BLOCK])}
-    deepspeed.checkpointing.configure(None, deepspeed_config=config)
+    in_cpu = False if on_cpu() else None  # None: as the block says
+    deepspeed.checkpointing.configure(None, deepspeed_config=ds_config.raw, checkpoint_in_cpu=in_cpu)
     stack.set_activation_checkpointing(checkpoint)
-
-
-def _for_this_device(block: dict) -> dict:
-    """On the CPU accelerator activations are in host memory already, and `cpu_checkpointing` would move them to where
-    they are: ``.cpu()`` returns the same storage, which DeepSpeed then empties (deepspeed 0.19.8)."""
-    return {**block, "cpu_checkpointing": False} if on_cpu() else block
 
 
 def checkpoint(function, *args, **kwargs):

@@ -8,22 +8,21 @@ from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAE
 from torch.utils.cpp_extension import CUDA_HOME
 
 from astrobio.config import ConfigError
-from launch.ds_config.strategy import strategy
+from launch.ds_config.config import DsConfig
 from launch.zero.accelerator import on_cpu, prepare_accelerator
 
 #: Builders of all that a CPU machine may need.
 CPU_MACHINE = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder", "ShareMemCommBuilder")
 
 
-def needed(ds_config: dict) -> list[str]:
+def needed(ds_config: DsConfig) -> list[str]:
     """Builders of the ops that this config loads on this machine."""
-    where = strategy(ds_config)
     builders = []
-    if where.optimizer_device != "none":
+    if ds_config.optimizer_offload.device != "none":
         builders.append("CPUAdamBuilder")
-    elif ds_config.get("optimizer"):
+    elif ds_config.optimizer.type:
         builders.append("FusedAdamBuilder")
-    if where.uses_nvme:
+    if ds_config.uses_nvme:
         builders.append("AsyncIOBuilder")
     if on_cpu():
         builders.append("ShareMemCommBuilder")

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from astrobio.pretrained import Pretrained
 from astrobio.stack import AstrobioStack
+from launch.ds_config.config import DsConfig
 
 #: Random numbers are drawn in blocks of this many elements, each with a generator of its own: any share of a tensor
 #: can be drawn without the rest, and is the same on any number of ranks.
@@ -118,13 +119,13 @@ class PutOff(TorchDispatchMode):
             self._fill_now(torch.empty(0).set_(storage))
 
 
-def shard(stack: AstrobioStack, put_off: PutOff, ds_config: dict) -> None:
+def shard(stack: AstrobioStack, put_off: PutOff, ds_config: DsConfig) -> None:
     """Turn the parameters of ``stack`` into ZeRO-3 shards, each rank drawing or reading its own.
 
     What `deepspeed.zero.Init` does to a parameter after a module's ``__init__`` is done here to all, in order, but for
     the broadcast (deepspeed 0.19.8, `zero.Init._zero_init_param`).
     """
-    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=ds_config)
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=ds_config.raw)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     parameters = list(stack.parameters())
     source = _sources(stack)

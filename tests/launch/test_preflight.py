@@ -25,8 +25,8 @@ from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.folder import path_of
 from launch.checkpoints.manifest import MANIFEST, Manifest, SavedTensor
 from launch.ds_config.auto import resolve
+from launch.ds_config.config import batch_sizes
 from launch.ds_config.read import read_ds_config
-from launch.ds_config.strategy import batch_sizes
 from launch.options import parse_arguments
 from launch.preflight import preflight, user_errors
 from launch.zero import compiled
@@ -84,7 +84,7 @@ def test_good_options_are_resolved(check, mini_dataset):
     plan = check("--max_steps", 7, "--set", "train.epochs=2", "ds_config.gradient_accumulation_steps=4")
     assert (plan.micro_batch, plan.accumulation, plan.global_batch, plan.max_steps) == (1, 4, 4, 7)
     assert plan.total_steps == 24  # 48 records × 2 epochs ÷ 4
-    params = plan.ds_config["scheduler"]["params"]
+    params = plan.ds_config.scheduler.params
     assert (params["cycle_first_step_size"], params["cycle_second_step_size"]) == (7, 17)
     assert plan.data == mini_dataset
 
@@ -173,10 +173,10 @@ def test_nvme_path_that_cannot_be_written(check, tmp_path):
 def test_deepspeed_s_monitors_write_into_the_run_s_folder(check, tmp_path):
     enabled = ["--set", "ds_config.csv_monitor.enabled=true"]
     plan = check(*enabled)
-    assert plan.ds_config["csv_monitor"]["output_path"] == str(plan.run)
+    assert plan.ds_config.raw["csv_monitor"]["output_path"] == str(plan.run)
     assert plan.model_reason.startswith("tiny (")
     plan = check(*enabled, f"ds_config.csv_monitor.output_path={tmp_path}")
-    assert plan.ds_config["csv_monitor"]["output_path"] == str(tmp_path)
+    assert plan.ds_config.raw["csv_monitor"]["output_path"] == str(tmp_path)
 
 
 def test_resume_from_a_folder_without_a_checkpoint(check, tmp_path):
@@ -199,7 +199,7 @@ def checkpoint_of(plan, step=5, ranks=2, stack="tiny", **about):
         "model": stack,
         "dataset": dataset_hash(plan.data),
         "global_batch": 32,
-        "ds_config": plan.ds_config,
+        "ds_config": plan.ds_config.raw,
         **about,
     }
     manifest = Manifest(
@@ -309,7 +309,7 @@ def test_batch_sizes_that_contradict_each_other(check):
 def test_stage_0_trains_as_stage_1(check):
     """Of DeepSpeed's stage 0 no checkpoint is known."""
     plan = check("--set", 'ds_config.zero_optimization={"stage": 0}')
-    assert plan.ds_config["zero_optimization"]["stage"] == 1
+    assert plan.ds_config.raw["zero_optimization"]["stage"] == 1
     assert any("trains as stage 1" in remark for remark in plan.remarks)
 
 
@@ -328,7 +328,7 @@ def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
 def test_shipped_configs_have_no_unknown_key(path):
     config = resolve(
         read_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10, largest_parameter=5000
-    )
+    ).raw
     assert batch_sizes(config, 2) == (1, 32)
     assert config["gradient_clipping"] == 1.0
     assert config["optimizer"] == {

@@ -8,7 +8,6 @@ simulation of the same steps, is what any model's process holds.
 """
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -103,7 +102,7 @@ def start(simulation: Simulation, module: str = "launch.experiments.real_run", *
     """Run a simulation's steps for real, in a process of its own; ``module`` calls
     `launch.experiments.real_run.main`."""
     with tempfile.TemporaryFile("w+") as content:  # a pipe would break if the process ended before it has read
-        json.dump(dataclasses.asdict(simulation), content)
+        json.dump(simulation.to_dict(), content)
         content.seek(0)
         return _python(module, *arguments, stdin=content)
 

@@ -4,7 +4,6 @@ Searches ask the same questions again and again, and a simulation of the 17B sta
 """
 
 import contextlib
-import dataclasses
 import functools
 import gzip
 import hashlib
@@ -48,7 +47,7 @@ def _path(simulation: Simulation) -> Path | None:
     """None for a simulation that depends on code elsewhere."""
     if "function" in simulation.workload:
         return None
-    asked = json.dumps(dataclasses.asdict(simulation), sort_keys=True, default=str).encode()
+    asked = json.dumps(simulation.to_dict(), sort_keys=True, default=str).encode()
     return cache_root() / "ghosts" / f"{hashlib.sha256(asked + _code()).hexdigest()[:32]}.ghost"
 
 

@@ -1,8 +1,10 @@
 """What goes into a simulation and what comes out."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from launch.ds_config.config import DsConfig
 from launch.planner.simulation.trace import AllocationEvent, WorkEvent
 
 #: Whether each micro-step ends an accumulation, by whether there is any. In the first one DeepSpeed learns the order of
@@ -20,7 +22,7 @@ class Simulation:
     """
 
     workload: dict[str, Any]
-    ds_config: dict[str, Any]  # resolved
+    ds_config: DsConfig
     ranks: int = 1
     micro_batch: int = 1
     seq_length: int | None = None  # text tokens; None: as many as the model reads
@@ -30,6 +32,10 @@ class Simulation:
     beyond_training: bool = True  # a stack also validates, saves and loads
     expandable: bool = False  # torch's allocator has expandable segments
     rounding: int | None = None  # of page-locked memory, see `launch.locked_rounding`
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self) | {"ds_config": self.ds_config.raw}
 
     @property
     def vocabulary(self) -> int:

@@ -23,8 +23,8 @@ from launch.checkpoints.manifest import Manifest, verify
 from launch.checkpoints.save import SaveFailed
 from launch.checkpoints.universal import convert
 from launch.ds_config.auto import resolve
+from launch.ds_config.config import DsConfig
 from launch.ds_config.read import read_ds_config
-from launch.ds_config.strategy import strategy
 from launch.zero.state import EngineState
 
 #: What all engines here have in common: one micro-step a step, a loss scale that does not overflow at once.
@@ -68,11 +68,7 @@ def small_engine(config: str, changes: dict, lr: float = 1e-2):
         largest_parameter=1 << 20,
     )
     torch.manual_seed(int(1e4 * lr))
-    init = (
-        deepspeed.zero.Init(config_dict_or_path=ds_config)
-        if strategy(ds_config).stage == 3
-        else contextlib.nullcontext()
-    )
+    init = deepspeed.zero.Init(config_dict_or_path=ds_config.raw) if ds_config.stage == 3 else contextlib.nullcontext()
     with init:
         model = Small()
     model.with_buffers()
@@ -84,7 +80,7 @@ def small_engine(config: str, changes: dict, lr: float = 1e-2):
         },
         {"params": [p for name, p in model.named_parameters() if "bias" in name], "lr": 3 * lr, "weight_decay": 0.0},
     ]
-    engine, *_ = deepspeed.initialize(model=model, config=ds_config, model_parameters=groups)
+    engine, *_ = deepspeed.initialize(model=model, config=ds_config.raw, model_parameters=groups)
     return engine
 
 
@@ -185,7 +181,7 @@ def save_one(variant: Variant, config: str, run: Path) -> dict:
     variant.steps(engine, 3)
     if engine.optimizer.cur_scale > 1:
         engine.optimizer.cur_scale = 64.0  # not what it begins with
-    path = Checkpoints(engine, run, engine.config).save(about(engine))
+    path = Checkpoints(engine, run, DsConfig.parse(engine.config)).save(about(engine))
     seen = {"settings": settings(engine), "random": torch.get_rng_state().tolist()[:64]}
     saved = contents(engine)
     losses = torch.tensor(variant.steps(engine, 2))
@@ -195,17 +191,15 @@ def save_one(variant: Variant, config: str, run: Path) -> dict:
     if dist.get_rank() == 0:
         (run / "seen.json").write_text(json.dumps(seen))
     engine.destroy()
-    return {"path": str(path), "fp16": strategy(engine.config).precision == "fp16"}
+    return {"path": str(path), "fp16": DsConfig.parse(engine.config).precision == "fp16"}
 
 
 def load_one(variant: Variant, engine, run: Path, steps: int = 2) -> dict:
     """Load what `save_one` saved; what is otherwise than it was there, and the losses of the next steps."""
     [path] = valid_checkpoints(run)
-    Checkpoints(engine, run, engine.config).resume([path])
+    Checkpoints(engine, run, DsConfig.parse(engine.config)).resume([path])
     before, now = json.loads((run / "seen.json").read_text()), settings(engine)
-    both_fp16 = (
-        strategy(engine.config).precision == strategy(Manifest.read(path).about["ds_config"]).precision == "fp16"
-    )
+    both_fp16 = DsConfig.parse(engine.config).precision == Manifest.read(path).ds_config.precision == "fp16"
     own = run / f"contents_{dist.get_rank()}.pt"
     wrong = differences(torch.load(own if own.exists() else run / "contents_0.pt"), contents(engine))
     wrong += [
@@ -269,7 +263,7 @@ def small_disk() -> dict:
     engine = Variant("groups").engine("zero3_offload")
     small_steps(engine, 1)
     run = cases.OUT / "disk/run"
-    checkpoints = Checkpoints(engine, run, engine.config)
+    checkpoints = Checkpoints(engine, run, DsConfig.parse(engine.config))
     first = checkpoints.save(about(engine))
     found = {}
     small_steps(engine, 1)
@@ -314,7 +308,7 @@ def trained_for_export() -> dict:
             stack=load_preset("tiny", changes),
         )
         stack_steps(engine, 3)
-        Checkpoints(engine, cases.OUT / name, engine.config).save(
+        Checkpoints(engine, cases.OUT / name, DsConfig.parse(engine.config)).save(
             {**about(engine), "stack": dataclasses.asdict(engine.module.config)}
         )
         engine.eval()
@@ -333,7 +327,7 @@ def frozen_twice() -> dict:
     """Two checkpoints of a partly frozen model: how many names the frozen parameters' file has, and what loads."""
     variant, run = Variant("frozen"), cases.OUT / "frozen_twice"
     engine = variant.engine("zero3_nvme")
-    checkpoints = Checkpoints(engine, run, engine.config)
+    checkpoints = Checkpoints(engine, run, DsConfig.parse(engine.config))
     found = {}
     for _ in range(2):
         variant.steps(engine, 1)
@@ -352,7 +346,7 @@ def universal() -> dict:
     """What bare DeepSpeed makes of a checkpoint that was converted to its universal format."""
     engine = Variant("groups").engine("zero3_nvme")
     small_steps(engine, 3)
-    path = Checkpoints(engine, cases.OUT / "universal", engine.config).save(about(engine))
+    path = Checkpoints(engine, cases.OUT / "universal", DsConfig.parse(engine.config)).save(about(engine))
     before, out = contents(engine), cases.OUT / "converted"
     engine.destroy()
     if dist.get_rank() == 0:
@@ -374,7 +368,7 @@ def save_until_killed() -> dict:
     engine = Variant("groups").engine("zero3_offload")
     run = cases.OUT / "killed"
     saved = valid_checkpoints(run)
-    checkpoints = Checkpoints(engine, run, engine.config)
+    checkpoints = Checkpoints(engine, run, DsConfig.parse(engine.config))
     if saved:
         checkpoints.resume(saved[::-1])
     print("resumed", engine.global_steps, flush=True)

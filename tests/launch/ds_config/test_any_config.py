@@ -17,7 +17,7 @@ from astrobio.config import load_preset, set_dotted
 from launch.ds_config.check import check
 from launch.ds_config.facts import model_facts
 from launch.ds_config.keys import _model_of, _parts
-from launch.ds_config.schema import DsConfig
+from launch.ds_config.schema import Schema
 from launch.zero.accelerator import prepare_accelerator
 
 SMALL = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
@@ -28,7 +28,7 @@ def accelerator():
     prepare_accelerator()
 
 
-def keys(model: type[BaseModel] = DsConfig, above: str = "") -> dict[str, typing.Any]:
+def keys(model: type[BaseModel] = Schema, above: str = "") -> dict[str, typing.Any]:
     """Dotted keys that hold no keys, with a value that is not the default and of the right kind."""
     found = {}
     for name, field in model.model_fields.items():

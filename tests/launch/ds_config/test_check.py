@@ -23,11 +23,11 @@ from launch.cli import main
 from launch.ds_config import facts, machine, room
 from launch.ds_config.auto import resolve
 from launch.ds_config.check import check
+from launch.ds_config.config import DsConfig, batch_sizes
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.keys import _model_of, key_findings
 from launch.ds_config.read import read_ds_config
-from launch.ds_config.schema import DsConfig
-from launch.ds_config.strategy import batch_sizes, strategy
+from launch.ds_config.schema import Schema
 from launch.planner.model import load_model
 from launch.zero import ops
 from launch.zero.accelerator import prepare_accelerator
@@ -273,8 +273,8 @@ def test_configs_of_others_are_clean_or_truly_remarked_upon(name):
     assert not [str(finding) for finding in found if finding.problem]
     assert {finding.key for finding in found} == remarks
     resolved = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6, hidden_size=64)
-    assert not [finding for finding in key_findings(resolved) if finding.problem]
-    assert "auto" not in json.dumps(resolved)
+    assert not [finding for finding in key_findings(resolved.raw) if finding.problem]
+    assert "auto" not in json.dumps(resolved.raw)
 
 
 @pytest.mark.parametrize("name", OUTDATED)
@@ -289,12 +289,14 @@ def test_deepspeed_takes_what_is_resolved():
         resolved = resolve(
             config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6, hidden_size=64
         )
-        DeepSpeedConfig(resolved)
+        DeepSpeedConfig(resolved.raw)
 
 
 def test_auto_becomes_what_the_integration_of_hugging_face_makes_of_it():
     config, _ = CLEAN["llava_zero3_offload"]
     found = resolve(config, world_size=2, nvme_folder=ROOT, total_steps=1000, largest_parameter=10**6, hidden_size=64)
+    assert found.precision == "bf16"
+    found = found.raw
     zero = found[Z]
     assert (
         zero["reduce_bucket_size"],
@@ -304,7 +306,7 @@ def test_auto_becomes_what_the_integration_of_hugging_face_makes_of_it():
     assert found["scheduler"]["params"] == {"warmup_min_lr": 0, "warmup_max_lr": 1e-4, "warmup_num_steps": 30}
     assert batch_sizes(found, 2) == (1, 32) and found["train_batch_size"] == 64
     assert (found["bf16"]["enabled"], found["fp16"]["enabled"]) == (True, False)
-    assert strategy(config).precision == "bf16"
+    assert DsConfig.parse(config).precision == "bf16"
 
 
 def test_a_key_that_is_there_twice(tmp_path):
@@ -491,7 +493,7 @@ def test_swap_buffers_that_may_not_be_locked(preset, gigabytes, monkeypatch):
     limit = 64 << 20
     monkeypatch.setattr(room, "locked_limit", lambda: limit)
     monkeypatch.setattr(room, "_may_lock_all", lambda: False)
-    found = [f for f in machine.machine_findings(config, 2, of) if f.key == "ulimit -l"]
+    found = [f for f in check(config, world_size=2, facts=of) if f.key == "ulimit -l"]
     if preset == "17b":
         [finding] = found
         assert finding.problem and "memlock=-1" in finding.cure and "0.067 GB" in str(finding)
@@ -612,7 +614,7 @@ def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
     """Each key in turn with an odd value: the check never breaks off, and what passes it DeepSpeed's parser takes."""
     logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)
     missed = []
-    for key in every_key(DsConfig):
+    for key in every_key(Schema):
         config = changed({})
         set_dotted(config, key, value)
         if [finding for finding in check(config, world_size=1, facts=MODEL, machine=False) if finding.problem]:
@@ -621,7 +623,7 @@ def test_what_passes_the_check_deepspeed_takes(value, monkeypatch):
             config, world_size=1, nvme_folder=ROOT, total_steps=100, largest_parameter=10**6, hidden_size=64
         )
         try:
-            DeepSpeedConfig(resolved)
+            DeepSpeedConfig(resolved.raw)
         except Exception as error:
             missed.append(f"{key}: {type(error).__name__}: {str(error)[:150]}")
     assert not missed, "\n".join(missed)

@@ -12,6 +12,7 @@ from launching import finish, start
 from project import DS_CONFIGS, ROOT
 
 from astrobio.config import ConfigError
+from launch.ds_config.config import Aio
 from launch.experiments import full_size
 from launch.options import parse_arguments
 from launch.preflight import preflight
@@ -101,7 +102,7 @@ def test_measuring_the_disk_compiles_nothing(mini_dataset, tmp_path, monkeypatch
     """Nor do ds_io's workers, which are spawned."""
     plan = plan_of(mini_dataset, tmp_path / "run")  # what the ds_config needs is compiled then, and kept
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
-    disk = full_size.measure_disk(plan.ds_config, plan.swap[0], "16M")
+    disk = full_size.measure_disk(plan.ds_config.aio, plan.swap[0], "16M")
     assert set(disk) == {"read_bytes_per_s", "write_bytes_per_s"} and all(speed > 1e6 for speed in disk.values())
     assert not list(tmp_path.glob("compiled/**/*.o"))
 
@@ -113,7 +114,7 @@ def test_a_measurement_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(full_size.sys, "executable", str(command))
     monkeypatch.setattr(full_size, "_LONGEST_MEASUREMENT_S", 0.5)
     with pytest.raises(RuntimeError, match=r"ds_io did not end within 0\.5 s"):
-        full_size.measure_disk({}, tmp_path, "16M")
+        full_size.measure_disk(Aio(), tmp_path, "16M")
 
 
 def test_room_is_checked_first(mini_dataset, tmp_path, monkeypatch):
@@ -123,7 +124,7 @@ def test_room_is_checked_first(mini_dataset, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"60\.0 GB free, 61\.\d GB needed.*ASTROBIO_NVME"):
         full_size.check_room(plan, parameters=17_263_926_008, trainable=1_618_050_360)
     with pytest.raises(ConfigError, match="GB of memory available"):
-        plan.ds_config["zero_optimization"]["offload_optimizer"]["buffer_count"] = 10**6
+        plan.ds_config = plan.ds_config.changed({"zero_optimization.offload_optimizer.buffer_count": 10**6})
         full_size.check_room(plan, parameters=10**9, trainable=10**8)
     with pytest.raises(ConfigError, match="needs a ds_config that keeps parameters and optimizer on NVMe"):
         full_size.check_room(plan_of(mini_dataset, tmp_path, "zero3_offload"), parameters=1, trainable=1)

@@ -93,7 +93,7 @@ def test_each_option_reaches_each_answer(monkeypatch):
     answer = plan(job, advice=True, largest=True)
     assert (answer.ranks, answer.micro_batch, answer.tokens) == (3, 2, 64)
     assert len(simulated) > 4
-    assert {(each.ranks, each.ds_config["gradient_clipping"]) for each in simulated} == {(3, 0.5)}
+    assert {(each.ranks, each.ds_config.raw["gradient_clipping"]) for each in simulated} == {(3, 0.5)}
     sizes = {(each.micro_batch, each.seq_length) for each in simulated}
     assert {(2, 32), (1, 32), (3, 32), (1, 256)} <= sizes  # the plan and its advice; micro-batches; texts
     assert {length for size, length in sizes if size > 1} == {32}

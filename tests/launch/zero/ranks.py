@@ -26,6 +26,7 @@ from astrobio.config import load_preset
 from astrobio.sampler import SampleOrder
 from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.ds_config.auto import resolve
+from launch.ds_config.config import DsConfig
 from launch.ds_config.read import read_ds_config
 from launch.planner.search import LAYERS
 from launch.zero.activation import checkpoint
@@ -126,7 +127,7 @@ def gradients(which: str) -> dict:
         torch.manual_seed(100 + rank)  # masks, noise and dropped modalities
         return module(shares[rank]).loss
 
-    reference = build_stack(config, {}, seed=0).train()
+    reference = build_stack(config, DsConfig.parse({}), seed=0).train()
     for rank in range(len(shares)):
         (loss_of(reference, rank) / len(shares)).backward()
     expected = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
@@ -219,7 +220,7 @@ def trajectory(precision: str) -> dict:
 
 def plain_loop(micro_batches: list[list], rise: int) -> list[float]:
     """What anybody would write: one process, fp32, AdamW with clipping, a learning rate that rises and falls."""
-    stack = build_stack(load_preset("tiny"), {}, seed=0).train()
+    stack = build_stack(load_preset("tiny"), DsConfig.parse({}), seed=0).train()
     optimizer = torch.optim.AdamW(stack.parameters(), lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-5)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: 0.1 + 0.9 * (i / rise if i <= rise else 1 - (i - rise) / (STEPS - rise))
@@ -331,7 +332,7 @@ def pretrained() -> dict:
         before = psutil.Process().memory_info().rss
         built = build_stack(stack, ds_config, seed=0)
         found[f"{name} rose by"] = peak_bytes() - before
-        engine, *_ = deepspeed.initialize(model=built, config=ds_config, model_parameters=built.parameters())
+        engine, *_ = deepspeed.initialize(model=built, config=ds_config.raw, model_parameters=built.parameters())
         engine.eval()
         with torch.no_grad():
             ran[name] = engine.module.language(None, batch.tokens)[1]

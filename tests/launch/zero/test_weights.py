@@ -8,6 +8,7 @@ from torch import nn
 
 from astrobio.config import load_preset
 from astrobio.stack import AstrobioStack
+from launch.ds_config.config import DsConfig
 from launch.zero import weights
 from launch.zero.engine import build_stack
 from launch.zero.weights import PutOff
@@ -79,7 +80,7 @@ def test_shares_are_the_same_on_any_number_of_ranks(small_blocks, ranks):
 
 
 def test_the_seed_decides(small_blocks):
-    stacks = [build_stack(load_preset("tiny"), {}, seed).state_dict() for seed in (0, 0, 1)]
+    stacks = [build_stack(load_preset("tiny"), DsConfig.parse({}), seed).state_dict() for seed in (0, 0, 1)]
     assert all(torch.equal(stacks[0][name], stacks[1][name]) for name in stacks[0])
     assert not torch.equal(stacks[0]["language.model.lm_head.weight"], stacks[2]["language.model.lm_head.weight"])
 
@@ -87,7 +88,7 @@ def test_the_seed_decides(small_blocks):
 def test_a_stack_is_as_torch_alone_would_make_it():
     """Spread of every parameter, and buffers to the last bit."""
     torch.manual_seed(0)
-    plain, late = AstrobioStack(load_preset("tiny")), build_stack(load_preset("tiny"), {}, seed=0)
+    plain, late = AstrobioStack(load_preset("tiny")), build_stack(load_preset("tiny"), DsConfig.parse({}), seed=0)
     for (name, one), two in zip(plain.named_parameters(), late.parameters(), strict=True):
         if one.numel() > 1000:
             assert two.std().item() == pytest.approx(one.std().item(), rel=0.1, abs=1e-6), name

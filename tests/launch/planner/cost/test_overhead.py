@@ -6,6 +6,7 @@ import pytest
 
 from astrobio.config import ConfigError
 from benchmarks import predicted
+from launch.ds_config.config import DsConfig
 from launch.experiments import idle_process
 from launch.memory import peak_resident_bytes
 from launch.options import TrainConfig
@@ -17,7 +18,7 @@ from launch.planner.simulation.parts import BOTH, HOST
 from launch.planner.simulation.spec import Peak, Phase, Result, Simulation
 
 CPU, CARDS = load_hardware("cpu"), load_hardware("a5000x2")
-BF16 = Simulation({"stack": {}}, {"bf16": {"enabled": True}})
+BF16 = Simulation({"stack": {}}, DsConfig.parse({"bf16": {"enabled": True}}))
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_what_an_idle_process_holds_is_kept_beside_it(tmp_path, monkeypatch):
 def test_a_real_run_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with (
-        overhead.start(Simulation({"stack": {}}, {})) as process,
+        overhead.start(Simulation({"stack": {}}, DsConfig.parse({}))) as process,
         pytest.raises(ConfigError, match="a real run on this machine failed"),
     ):
         overhead.finish(process)

@@ -10,6 +10,7 @@ import os
 import torch
 
 from astrobio.config import ConfigError
+from launch.ds_config.config import DsConfig
 from launch.planner.simulation import pool
 from launch.planner.simulation.spec import Simulation
 from launch.subprocesses import OF_A_LAUNCH, environment
@@ -25,7 +26,7 @@ def seen(simulation: Simulation, mode) -> None:
 
 def main() -> None:
     try:
-        pool.run(Simulation({"function": "workloads:seen"}, {}, ranks=3))
+        pool.run(Simulation({"function": "workloads:seen"}, DsConfig.parse({}), ranks=3))
     except ConfigError as error:
         _, _, saw = str(error).rpartition("RuntimeError: ")
         print(json.dumps({"saw": json.loads(saw), "here": os.environ[CARDS], "beside": environment()[CARDS]}))
