@@ -1,15 +1,10 @@
-"""Figures of merit of what the stack predicts, and the baselines beside which the habitability is shown."""
+"""Figures of merit of what the stack predicts."""
 
-import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_calibration_error
 
-from astrobio.dataset import AstrobioDataset
 from astrobio.losses import area_mean
 
 CALIBRATION_BINS = 15
@@ -70,27 +65,6 @@ def interval_coverage(low: Tensor, high: Tensor, values: Tensor, known: Tensor) 
     none is known."""
     within = (low <= values) & (values <= high) & known
     return within.sum(0) / known.sum(0)
-
-
-def baselines(train: AstrobioDataset, test: AstrobioDataset) -> dict[str, float]:
-    """Test accuracy of the larger class of the train split, and of a logistic regression on the planet table."""
-    (x, y), (x_test, y_test) = _table(train), _table(test)
-    majority = int(y.mean() >= 0.5)
-    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
-    return {
-        "majority_class": float((y_test == majority).mean()),
-        "logistic_regression_on_planet_table": float(regression.score(x_test, y_test)),
-    }
-
-
-def _table(dataset: AstrobioDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Planet values and masks, and the labels, of the labelled records."""
-    columns = ["planet", "planet_mask", "label", "label_present"]
-    rows = dataset.records.select_columns(columns)[:]
-    known = np.asarray(rows["planet_mask"], bool)
-    values = np.stack([dataset.planet(*row) for row in zip(np.asarray(rows["planet"]), known, strict=True)])
-    labelled = np.asarray(rows["label_present"], bool)
-    return np.concatenate([values, known], axis=1)[labelled], np.asarray(rows["label"])[labelled]
 
 
 def probability(logits: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from launch.checkpoints.keeper import Checkpoints
 from launch.checkpoints.save import SaveFailed
 from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.evaluate import evaluate, test_predictions
-from launch.evaluation.assessment import as_json, compare
+from launch.evaluation.assessment import Assessment, assess
 from launch.evaluation.baselines import simple_models
 from launch.evaluation.stacks import Trained, keep
 from launch.monitor import Monitor, usage
@@ -329,26 +329,27 @@ class Trainer:
         dist.broadcast(over, 0)
         return f"time limit of {self.time_limit.limit_h:g} h" if over else None
 
-    def test(self) -> dict:
-        """Test the best model. Rank 0 keeps its predictions in the run's folder and compares them with simple
-        models'."""
+    def test(self) -> tuple[dict, Assessment | None]:
+        """Test the best model: its loss, and on rank 0 how it does beside simple models. Keeps its predictions in the
+        run's folder."""
         blackbox.phase("test")
         which = f"the weights of step {self.step}"
         best = self.checkpoints.load_best()
         if best is not None:
             which = f"the best weights, {best.name}"
-        size, test = self.plan.train.eval_micro_batch, self.splits["test"]
+        size, assessment = self.plan.train.eval_micro_batch, None
         result = {
             "step": self.step,
             "epoch": round(self.epoch, 4),
             "split": "test",
             "weights": which,
-            **evaluate(self.engine, test, size),
+            **evaluate(self.engine, self.splits["test"], size),
         }
         if self.engine.module.modalities:
             table = test_predictions(self.engine, self.splits, size, self.plan.train.masked_test)
             if self.rank == 0:
                 keep(table, Trained(self.plan.run).kept("test"))
-                result |= as_json([table], compare([table], simple_models(self.plan.data)))
+                assessment = assess([table], simple_models(self.plan.data))
+                result |= assessment.to_dict()
         self.monitor.evaluation(result)
-        return result
+        return result, assessment

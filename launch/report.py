@@ -1,10 +1,6 @@
 """What a run prints at its beginning and its end."""
 
-import pandas as pd
-
-from launch.evaluation.assessment import as_text, compare
-from launch.evaluation.baselines import simple_models
-from launch.evaluation.stacks import Trained
+from launch.evaluation.assessment import Assessment
 from launch.monitor import duration
 from launch.run_plan import RunPlan
 
@@ -35,11 +31,9 @@ def _place(name: str) -> str:
     return {"none": "the device", "cpu": "the host", "nvme": "NVMe"}[name]
 
 
-def print_test(plan: RunPlan, result: dict) -> None:
+def print_test(plan: RunPlan, result: dict, assessment: Assessment | None) -> None:
     """The test figures, and each task beside the best simple model."""
-    print(f"\ntest of {result['weights']}, on planets that training never saw: loss {result['loss']:.4f}", flush=True)
-    path = Trained(plan.run).kept("test")
-    if path.is_file():
-        table = pd.read_parquet(path)
-        print(f"\n{as_text([table], compare([table], simple_models(plan.data)))}\n\npredictions {path}")
-    print(f"run         {plan.run}", flush=True)
+    print(f"\ntest of {result['weights']}, on planets that training never saw: loss {result['loss']:.4f}")
+    if assessment is not None:
+        print(f"\n{assessment}\n")
+    print(f"run        {plan.run}", flush=True)

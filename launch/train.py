@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> None:
         with contextlib.closing(trainer.monitor):
             trainer.fit()
             if not (trainer.interrupted or trainer.cut_short):
-                result = trainer.test()
+                result, assessment = trainer.test()
                 if trainer.rank == 0:
-                    print_test(plan, result)
+                    print_test(plan, result, assessment)
         deepspeed.comm.barrier()
         trainer.engine.destroy()
         deepspeed.comm.destroy_process_group()

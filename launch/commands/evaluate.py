@@ -25,7 +25,7 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """0, or 2 where a run cannot be evaluated."""
     # torch and scikit-learn take seconds to import
-    from launch.evaluation.assessment import as_json, as_text, compare
+    from launch.evaluation.assessment import assess
     from launch.evaluation.baselines import simple_models
     from launch.evaluation.stacks import Trained, predictions
     from launch.preflight import DEFAULT_DATA
@@ -33,8 +33,6 @@ def run(args: argparse.Namespace) -> int:
     trained = [Trained(folder) for folder in args.runs]
     data = args.data or next((found for run in trained if (found := run.data()) is not None), DEFAULT_DATA)
     tables = [predictions(run, data, args.split, args.again or args.data is not None) for run in trained]
-    comparisons = []
-    if tables[0]["labelled"].any():
-        comparisons = compare(tables, simple_models(data, args.split))
-    print(json.dumps(as_json(tables, comparisons)) if args.json else as_text(tables, comparisons))
+    assessment = assess(tables, simple_models(data, args.split) if tables[0]["labelled"].any() else None)
+    print(json.dumps(assessment.to_dict()) if args.json else assessment)
     return 0

@@ -128,7 +128,7 @@ def figures(table: pd.DataFrame) -> dict[str, dict[str, Figure]]:
     add("synthetic planets", labelled[~labelled["observed"]])
     for column in (name for name in table if name.startswith("with ")):
         if not labelled[column].all():
-            add(f"records that have no {column.removeprefix('with ')}", labelled[~labelled[column]])
+            add(f"records without {column.removeprefix('with ')}", labelled[~labelled[column]])
     for column in (name for name in table if name.startswith("habitable ")):
         add(column.removeprefix("habitable "), labelled, column)
     if "observables" in table:
@@ -136,7 +136,7 @@ def figures(table: pd.DataFrame) -> dict[str, dict[str, Figure]]:
     return found
 
 
-def other_figures(table: pd.DataFrame) -> dict[str, Figure]:
+def mean_scores(table: pd.DataFrame) -> dict[str, Figure]:
     """Mean scores of emulation and retrieval, by name."""
     planets = table["planet_key"].to_numpy()
     return {
@@ -154,42 +154,70 @@ def label_ceiling(table: pd.DataFrame) -> float | None:
     return float(np.maximum(chance, 1 - chance).mean()) if len(chance) else None
 
 
-def as_json(tables: list[pd.DataFrame], comparisons: list[Comparison]) -> dict:
-    """All figures of all runs."""
+@dataclass(frozen=True)
+class Assessment:
+    """Figures and mean scores of each run, by name, and the tasks beside simple models."""
 
-    def plain(value):
-        if isinstance(value, Figure):
-            return {key: number for key, number in asdict(value).items() if number is not None}
-        return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+    figures: list[dict[str, dict[str, Figure]]]
+    scores: list[dict[str, Figure]]
+    ceiling: float | None
+    tasks: list[Comparison]
 
-    return {
-        "runs": [{"figures": plain(figures(table)), "scores": plain(other_figures(table))} for table in tables],
-        "label_ceiling": label_ceiling(tables[0]),
-        "tasks": [asdict(comparison) | {"verdict": comparison.verdict} for comparison in comparisons],
-    }
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return {
+            "runs": [
+                {"figures": _plain(figures), "scores": _plain(scores)}
+                for figures, scores in zip(self.figures, self.scores, strict=True)
+            ],
+            "label_ceiling": self.ceiling,
+            "tasks": [_plain(asdict(task)) | {"verdict": task.verdict} for task in self.tasks],
+        }
+
+    def __str__(self) -> str:
+        """Tables: of the first run, and of the tasks over all runs."""
+        parts = [_figures_table(self.figures[0])] if self.figures[0] else []
+        if self.ceiling is not None:
+            parts.append(f"the label's own noise allows an accuracy of {self.ceiling:.3f} in the mean")
+        if self.scores[0]:
+            parts.append("\n".join(f"{name:55s} {figure}" for name, figure in self.scores[0].items()))
+        if self.tasks:
+            parts.append(_tasks_table(self.tasks))
+        return "\n\n".join(parts)
 
 
-def as_text(tables: list[pd.DataFrame], comparisons: list[Comparison]) -> str:
-    """The tables that `astrobio evaluate` prints."""
-    lines = [f"{'':42s} {'records':>7s}  {'accuracy':22s} {'ROC-AUC':22s} {'Brier':22s} {'NLL':22s} {'ECE':22s}"]
-    for name, row in figures(tables[0]).items():
-        numbers = " ".join(f"{row[key]!s:22s}" for key in ("accuracy", "roc_auc", "brier", "nll", "ece"))
-        lines.append(f"{name:42s} {row['records'].value or 0:7.0f}  {numbers}")
-    ceiling = label_ceiling(tables[0])
-    if ceiling is not None:
-        lines.append(f"\nthe label's own noise allows an accuracy of {ceiling:.3f} in the mean")
-    scores = other_figures(tables[0])
-    inside = [name for name in scores if name.startswith("retrieval inside")]
-    if scores:
-        lines += ["", f"{'':42s} {'mean':22s}"]
-        lines += [f"{name:42s} {scores[name]!s:22s}" for name in scores if name not in inside]
-        lines += [f"{name:52s} {scores[name]!s:22s}" for name in inside]
-    if comparisons:
-        lines += ["", f"{'task':30s} {'measure':12s} {'stack':22s} {'best simple model':22s}        p"]
-        for task in comparisons:
-            spread = f" ± {np.std(task.runs):.3f} over {len(task.runs)} runs" if len(task.runs) > 1 else ""
-            lines.append(
-                f"{task.task:30s} {task.measure:12s} {task.stack!s:22s} {task.simple!s:22s} {task.p:8.4f}  "
-                f"{task.verdict} ({task.best}){spread}"
-            )
+def assess(tables: list[pd.DataFrame], simple: pd.DataFrame | None) -> Assessment:
+    """Of the predictions of the same records by one or more runs; see `compare`."""
+    return Assessment(
+        [figures(table) for table in tables],
+        [mean_scores(table) for table in tables],
+        label_ceiling(tables[0]),
+        [] if simple is None else compare(tables, simple),
+    )
+
+
+def _plain(value):
+    if isinstance(value, Figure):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _figures_table(figures: dict[str, dict[str, Figure]]) -> str:
+    lines = [f"{'':32s} {'records':>7s}  {'accuracy':21s}  {'ROC-AUC':21s}  {'Brier':21s}  {'NLL':21s}  ECE"]
+    for name, row in figures.items():
+        numbers = "  ".join(f"{row[key]!s:21s}" for key in ("accuracy", "roc_auc", "brier", "nll", "ece"))
+        lines.append(f"{name:32s} {row['records'].value or 0:7.0f}  {numbers}".rstrip())
+    return "\n".join(lines)
+
+
+def _tasks_table(tasks: list[Comparison]) -> str:
+    lines = [f"{'task':30s} {'measure':12s} {'stack':22s} {'best simple model':22s}        p"]
+    for task in tasks:
+        spread = f"; the stack's runs ± {np.std(task.runs, ddof=1):.3f}" if len(task.runs) > 1 else ""
+        lines.append(
+            f"{task.task:30s} {task.measure:12s} {task.stack!s:22s} {task.simple!s:22s} {task.p:8.4f}  "
+            f"{task.verdict} ({task.best}{spread})"
+        )
     return "\n".join(lines)

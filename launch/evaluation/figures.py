@@ -1,16 +1,20 @@
-"""Figures of merit with their uncertainty. Records of one planet are alike, so that planets are what is drawn anew."""
+"""Figures of merit with their uncertainty. Records of one planet are alike, so that planets are what is drawn anew.
+
+A figure is a function of weights [R, N], how often each of N records counts in each of R draws, to its values [R].
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from launch.evaluation.scores import brier, log_loss
 
 ROUNDS = 1000
 FLIPS = 10_000
 CALIBRATION_BINS = 15
+
+Weighted = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -27,25 +31,17 @@ class Figure:
         return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
 
 
-def bootstrap(planets: np.ndarray, figure: Callable[[np.ndarray], float], seed: int = 0) -> Figure:
-    """``figure`` of all records, and its 95% interval over `ROUNDS` draws of planets with replacement.
-
-    Args:
-        planets: [N] the records' planets.
-        figure: of the numbers of some records; NaN where it cannot be had of them.
-    """
+def bootstrap(planets: np.ndarray, figure: Weighted, seed: int = 0) -> Figure:
+    """``figure`` of all records, whose planets are ``planets`` [N], and its 95% interval over `ROUNDS` draws of planets
+    with replacement."""
     if not len(planets):
         return Figure(None)
     names, owner = np.unique(planets, return_inverse=True)
-    members = [np.flatnonzero(owner == i) for i in range(len(names))]
-    value = figure(np.arange(len(planets)))
+    value = figure(np.ones((1, len(planets))))[0]
     if not np.isfinite(value):
         return Figure(None)
-    rng = np.random.default_rng(seed)
-    drawn = [
-        figure(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(ROUNDS)
-    ]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), ROUNDS)
+    low, high = np.nanpercentile(figure(drawn[:, owner].astype(float)), [2.5, 97.5])
     return Figure(float(value), float(low), float(high))
 
 
@@ -53,33 +49,49 @@ def classification(probability: np.ndarray, label: np.ndarray, planets: np.ndarr
     """Accuracy at 0.5, ROC-AUC, Brier score, negative log likelihood and expected calibration error of the
     probabilities [N] of labels [N]."""
     right = (probability >= 0.5) == (label == 1)
-    squares, logs = brier(probability, label), log_loss(probability, label)
-
-    def auc(rows: np.ndarray) -> float:
-        found = label[rows]
-        return roc_auc_score(found, probability[rows]) if 0 < found.sum() < len(found) else np.nan
-
-    return {
-        "accuracy": bootstrap(planets, lambda rows: right[rows].mean()),
-        "roc_auc": bootstrap(planets, auc),
-        "brier": bootstrap(planets, lambda rows: squares[rows].mean()),
-        "nll": bootstrap(planets, lambda rows: logs[rows].mean()),
-        "ece": bootstrap(planets, lambda rows: calibration_error(probability[rows], label[rows])),
+    figures = {
+        "accuracy": mean_of(right.astype(float)),
+        "roc_auc": roc_auc_of(probability, label),
+        "brier": mean_of(brier(probability, label)),
+        "nll": mean_of(log_loss(probability, label)),
+        "ece": calibration_error_of(probability, label),
     }
+    return {name: bootstrap(planets, figure) for name, figure in figures.items()}
 
 
-def calibration_error(probability: np.ndarray, label: np.ndarray) -> float:
+def mean_of(scores: np.ndarray) -> Weighted:
+    """Mean of the records' scores [N]."""
+    return lambda weights: weights @ scores / weights.sum(1)
+
+
+def roc_auc_of(probability: np.ndarray, label: np.ndarray) -> Weighted:
+    """Area under the ROC curve: how often a positive record's probability is above a negative one's, ties by half; NaN
+    where there are none of one kind."""
+    order = np.argsort(probability)
+    starts = np.flatnonzero(np.diff(probability[order], prepend=-1.0))  # of equal probabilities
+
+    def area(weights: np.ndarray) -> np.ndarray:
+        positive, negative = (
+            np.add.reduceat((weights * (label == value))[:, order], starts, axis=1) for value in (1, 0)
+        )
+        below = negative.cumsum(1) - negative / 2
+        with np.errstate(invalid="ignore"):
+            return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+
+    return area
+
+
+def calibration_error_of(probability: np.ndarray, label: np.ndarray) -> Weighted:
     """Expected calibration error over equally wide bins (Guo et al. 2017)."""
     bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, probability - label, CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(label))
+    gaps = np.eye(CALIBRATION_BINS)[bins] * (probability - label)[:, None]
+    return lambda weights: np.abs(weights @ gaps).sum(1) / weights.sum(1)
 
 
 def mean_score(scores: np.ndarray, planets: np.ndarray) -> Figure:
     """Mean of the records' scores [N], over those that have one."""
     known = np.isfinite(scores)
-    scores, planets = scores[known], planets[known]
-    return bootstrap(planets, lambda rows: scores[rows].mean())
+    return bootstrap(planets[known], mean_of(scores[known]))
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray, planets: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from astrobio import schema
 from astrobio.config import ConfigError, load_preset
 from astrobio.dataset import AstrobioDataset, dataset_problems
 from astrobio.dataset import test_sets as further_sets
-from astrobio.metrics import baselines, habitability_metrics
+from astrobio.metrics import habitability_metrics
 from astrobio.normalisation import normalised_spectrum
 from astrobio.sampler import SampleOrder
 
@@ -122,13 +122,6 @@ def test_figures_of_merit_of_known_predictions():
     assert habitability_metrics(torch.zeros(0), torch.zeros(0, dtype=torch.long))["accuracy"] is None
     chance, label = torch.rand(50), torch.arange(50) % 2
     assert habitability_metrics(chance, label)["roc_auc"] == pytest.approx(float(binary_auroc(chance, label)))
-
-
-def test_baselines_on_the_sample(sample_dataset):
-    splits = [AstrobioDataset(sample_dataset, split, max_text_tokens=64) for split in ("train", "test")]
-    found = baselines(*splits)
-    assert found["majority_class"] == pytest.approx(0.5, abs=0.05)
-    assert 0.5 < found["logistic_regression_on_planet_table"] < 0.95
 
 
 def test_what_is_learned_is_the_probability_and_where_there_is_none_the_label(dataset):

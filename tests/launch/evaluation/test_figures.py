@@ -1,12 +1,15 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
 from astrobio.schema import RETRIEVAL_COLUMNS
 from launch.evaluation import assessment
-from launch.evaluation.figures import bootstrap, calibration_error, classification, mean_score, paired
+from launch.evaluation.figures import bootstrap, calibration_error_of, classification, mean_score, paired, roc_auc_of
 from launch.evaluation.scores import emulation_scores, gaussian_crps, inside
 
 
@@ -35,7 +38,7 @@ def test_interval_holds_the_truth_as_often_as_it_says(rng):
 
 
 def test_figures_that_cannot_be_had():
-    assert bootstrap(np.array([]), lambda rows: 1.0).value is None
+    assert bootstrap(np.array([]), lambda weights: weights.sum(1)).value is None
     one_class = classification(np.array([0.2, 0.4]), np.array([0.0, 0.0]), np.array(["a", "b"]))
     assert one_class["roc_auc"].value is None and one_class["accuracy"].value == 1
 
@@ -45,7 +48,16 @@ def test_calibration_error_is_that_of_torchmetrics(rng):
 
     probability, label = rng.random(500), rng.integers(0, 2, 500)
     other = binary_calibration_error(torch.tensor(probability), torch.tensor(label), n_bins=15)
-    assert calibration_error(probability, label) == pytest.approx(float(other), abs=1e-6)
+    assert calibration_error_of(probability, label)(np.ones((1, 500)))[0] == pytest.approx(float(other), abs=1e-6)
+
+
+def test_roc_auc_is_that_of_sklearn_with_ties_and_weights(rng):
+    label = rng.integers(0, 2, 300)
+    probability = np.round(rng.random(300) * 0.5 + label * 0.3, 1)
+    weights = rng.integers(0, 3, (4, 300)).astype(float)
+    for row, found in zip(weights, roc_auc_of(probability, label)(weights), strict=True):
+        assert found == pytest.approx(roc_auc_score(label, probability, sample_weight=row))
+    assert roc_auc_of(np.full(300, 0.5), label)(weights[:1])[0] == pytest.approx(0.5)
 
 
 def test_paired_test_sees_a_difference_and_not_noise(rng):
@@ -111,7 +123,10 @@ def test_comparison_takes_the_best_simple_model_and_says_where_the_stack_loses(r
     better = assessment.compare([table(good, label, planets)], simple[["bad"]])[0]
     assert better.verdict == "stack better" and better.p < 0.01
     assert assessment.label_ceiling(table(good, label, planets)) == pytest.approx(0.9)
-    assert "stack worse" in assessment.as_text([table(bad, label, planets)], [worse])
+    printed = assessment.assess([table(bad, label, planets)], simple)
+    assert "stack worse" in str(printed) and "observed planets" in str(printed)
+    assert printed.to_dict()["tasks"][0]["verdict"] == "stack worse"
+    json.dumps(printed.to_dict())
 
 
 def test_retrieval_is_scored_over_all_columns():
