@@ -164,6 +164,11 @@ class AstrobioStack(nn.Module):
         loss = reduce(torch.add, (self.config.loss.weight(name) * part for name, part in parts.items()))
         return StackOutput(loss, {name: part.detach() for name, part in parts.items()}, logits, weights, tasks)
 
+    def prefix(self, batch: Batch) -> Tensor | None:
+        """The modalities' tokens [B, N, width], which the language model reads before the text; None without any."""
+        tokens, _ = self._encode(batch, batch, {})
+        return torch.cat(tokens, dim=1) if tokens else None
+
     def _drop_modalities(self, batch: Batch) -> Batch:
         """In training, a share of the samples loses a modality, so that the model does not rely on a single one."""
         if not (self.training and self.config.modality_dropout):
