@@ -2,7 +2,7 @@
 
 from astrobio.config import suggestion
 from launch.ds_config.facts import ModelFacts
-from launch.ds_config.finding import Finding, remark
+from launch.ds_config.finding import ABSENT, Finding, remark
 from launch.ds_config.strategy import AUTO, ZERO, number, strategy
 from launch.ds_config.zero_contradictions import PARAM_BUFFERS
 
@@ -66,6 +66,15 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
                 name,
                 "the language model has no such module, which would get the adapter",
                 "leave it out",
+            )
+        )
+    for part in facts.frozen_at_random:
+        found.append(
+            remark(
+                f"model.{part}.init_from",
+                ABSENT,
+                f"the {part} part is frozen, and its weights are random: it knows nothing and learns nothing",
+                "give it a checkpoint's folder, or train it",
             )
         )
     if where.param_device != "nvme":
