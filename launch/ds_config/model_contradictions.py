@@ -68,12 +68,12 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
                 "leave it out",
             )
         )
-    for part in facts.frozen_at_random:
+    for frozen in facts.frozen_at_random:
         found.append(
             remark(
-                f"model.{part}.init_from",
+                f"model.{frozen}.init_from",
                 ABSENT,
-                f"the {part} part is frozen, and its weights are random: it knows nothing and learns nothing",
+                f"the {frozen} part is frozen, and its weights are random: it knows nothing and learns nothing",
                 "give it a checkpoint's folder, or train it",
             )
         )
