@@ -61,6 +61,7 @@ class LanguageConfig:
 
 @dataclass(config=_strict, kw_only=True)
 class PlanetConfig:
+    init_from: str | None = None  # an exported stack's folder, which gives the weights
     hidden_size: int = Positive
     depth: int = Field(ge=1, le=1000)
     tokens: int = Positive
@@ -70,6 +71,7 @@ class PlanetConfig:
 class DatacubeConfig:
     """3-D convolution stem, then a vision transformer over (level, latitude, longitude) patches."""
 
+    init_from: str | None = None  # an exported stack's folder, which gives the weights
     hidden_size: int = Positive
     depth: int = Field(ge=1, le=1000)
     heads: int = Positive
@@ -81,6 +83,7 @@ class DatacubeConfig:
 
 @dataclass(config=_strict, kw_only=True)
 class SpectrumConfig:
+    init_from: str | None = None  # an exported stack's folder, which gives the weights
     hidden_size: int = Positive
     depth: int = Field(ge=1, le=1000)
     heads: int = Positive
@@ -91,6 +94,7 @@ class SpectrumConfig:
 
 @dataclass(config=_strict, kw_only=True)
 class GraphVAEConfig:
+    init_from: str | None = None  # an exported stack's folder, which gives the weights
     hidden_size: int = Positive
     depth: int = Field(ge=1, le=1000)
     heads: int = Positive
@@ -215,6 +219,12 @@ class StackConfig:
             missing = [name for name in needed if getattr(self, name) is None]
             if self.tasks is not None and getattr(self.tasks, task) is not None and missing:
                 raise ValueError(f"tasks.{task} reads {' and '.join(missing)}, which this stack has not: leave it out")
+
+    @property
+    def frozen_at_random(self) -> list[str]:
+        """Parts whose weights neither train nor come from a checkpoint."""
+        frozen = [*self.freeze, *(["language"] if self.language.lora is not None else [])]
+        return [name for name in PARTS if name in frozen and getattr(getattr(self, name), "init_from", None) is None]
 
     @property
     def prefix_tokens(self) -> int:

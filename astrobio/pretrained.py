@@ -1,8 +1,9 @@
-"""A Hugging Face checkpoint on disk, read a slice of a tensor at a time."""
+"""A checkpoint on disk, of a Hugging Face model or of an exported stack, read a slice of a tensor at a time."""
 
 import contextlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,28 +19,33 @@ INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "co
 class Pretrained:
     """A folder with config.json and safetensors, in one file or in shards with an index.
 
+    Args:
+        part: what starts from it: the language model from a Hugging Face checkpoint, an encoder from an exported stack.
+
     Raises:
         ConfigError: the folder or one of its files is missing, damaged or no safetensors; the message says what to do.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, part: str = "language"):
+        self.folder, self.key = Path(folder), f"{part}.init_from"
         if not self.folder.is_dir():
-            raise ConfigError(
-                f"language.init_from = {str(folder)!r}: no such folder; it must hold a Hugging Face "
-                f"checkpoint ({CONFIG} and safetensors)"
+            what = (
+                f"a Hugging Face checkpoint ({CONFIG} and safetensors)"
+                if part == "language"
+                else "a stack that `astrobio checkpoint export` wrote"
             )
+            raise ConfigError(f"{self.key} = {str(folder)!r}: no such folder; it must hold {what}")
         self._open: tuple[Path, contextlib.ExitStack, object] | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
         """The `transformers` configuration of the checkpoint's model."""
         if not (self.folder / CONFIG).is_file():
-            raise ConfigError(f"language.init_from: {self.folder / CONFIG} is missing")
+            raise ConfigError(f"{self.key}: {self.folder / CONFIG} is missing")
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # else it asks at the terminal
         except Exception as error:  # each model's checks raise their own kinds of errors
-            raise ConfigError(f"language.init_from: {self.folder / CONFIG}: {error}") from error
+            raise ConfigError(f"{self.key}: {self.folder / CONFIG}: {error}") from error
 
     @property
     def has_tokenizer(self) -> bool:
@@ -51,37 +57,47 @@ class Pretrained:
             try:
                 names = sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
             except (ValueError, KeyError, AttributeError):
-                raise ConfigError(f"language.init_from: {self.folder / INDEX}: not an index of safetensors") from None
+                raise ConfigError(f"{self.key}: {self.folder / INDEX}: not an index of safetensors") from None
         elif (self.folder / SINGLE).is_file():
             names = [SINGLE]
         else:
             raise ConfigError(
-                f"language.init_from: {self.folder} has neither {SINGLE} nor {INDEX}; a checkpoint of "
+                f"{self.key}: {self.folder} has neither {SINGLE} nor {INDEX}; a checkpoint of "
                 "another format becomes one with `save_pretrained`"
             )
         return {tensor: self.folder / name for name in names for tensor in self._file(self.folder / name).keys()}
 
     def problems(self, model: PreTrainedModel, names: dict[nn.Parameter, str]) -> list[str]:
-        """Why this checkpoint cannot fill the parameters of ``model`` in ``names``, one line each."""
-        files, wanted = self.files(), {name: tuple(p.shape) for p, name in names.items()}
+        """Why this checkpoint cannot fill the parameters of the language ``model`` in ``names``, one line each."""
         # Tied weights are one parameter under several names; some files hold buffers that models no longer have.
         also = set(model.state_dict()) | set(getattr(model, "all_tied_weights_keys", None) or ())
         ignored = [
             re.compile(pattern)
             for pattern in (*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$")
         ]
+        return self._problems(
+            names, lambda name: name not in also and not any(pattern.search(name) for pattern in ignored)
+        )
+
+    def part_problems(self, part: str, names: dict[nn.Parameter, str]) -> list[str]:
+        """Why this exported stack cannot fill the parameters of its ``part`` in ``names``, one line each."""
+        return self._problems(names, lambda name: name.startswith(f"{part}."))
+
+    def _problems(self, names: dict[nn.Parameter, str], superfluous: Callable[[str], bool]) -> list[str]:
+        """What is missing or of another shape, and what else there is that is ``superfluous``."""
+        files, wanted = self.files(), {name: tuple(p.shape) for p, name in names.items()}
         problems = [f"{self.folder}: lacks {name} {list(shape)}" for name, shape in wanted.items() if name not in files]
         problems += [
             f"{files[name]}: holds {name}, which the model has not"
             for name in sorted(files)
-            if name not in wanted and name not in also and not any(p.search(name) for p in ignored)
+            if name not in wanted and superfluous(name)
         ]
         for name, shape in wanted.items():
             if name in files:
                 found = tuple(self._file(files[name]).get_slice(name).get_shape())
                 if found != shape:
                     problems.append(f"{files[name]}: {name} is {list(found)}, the model's is {list(shape)}")
-        return [f"language.init_from: {problem}" for problem in problems]
+        return [f"{self.key}: {problem}" for problem in problems]
 
     def read(self, name: str, start: int, stop: int, file: Path) -> Tensor:
         """Elements ``start`` to ``stop`` of the flattened tensor; reads only the rows that hold them."""
@@ -101,11 +117,9 @@ class Pretrained:
             try:
                 self._open = path, stack, stack.enter_context(safe_open(path, "pt"))
             except FileNotFoundError:
-                raise ConfigError(f"language.init_from: {path} is missing, but {INDEX} names it") from None
+                raise ConfigError(f"{self.key}: {path} is missing, but {INDEX} names it") from None
             except (SafetensorError, OSError) as error:
-                raise ConfigError(
-                    f"language.init_from: {path}: damaged or cut short ({error}); fetch it again"
-                ) from None
+                raise ConfigError(f"{self.key}: {path}: damaged or cut short ({error}); fetch it again") from None
         return self._open[2]
 
     def close(self) -> None:

@@ -110,6 +110,16 @@ class AstrobioStack(nn.Module):
             raise ConfigError(f"{folder}: lacks {empty[0]}" + (f" and {len(empty) - 1} more" if empty[1:] else ""))
         return (stack if dtype is None else stack.to(dtype)).eval()
 
+    def pretrained(self) -> dict[str, dict[nn.Parameter, str]]:
+        """For each part with ``init_from``: parameter → its name in the checkpoint. Under ZeRO no process needs all of
+        the weights, so that nothing is read here."""
+        encoders = {
+            part: {parameter: f"{part}.{name}" for name, parameter in getattr(self, part).named_parameters()}
+            for part in self.modalities
+            if getattr(self.config, part).init_from is not None
+        }
+        return ({"language": self.language.pretrained} if self.language.pretrained else {}) | encoders
+
     def _check_positions(self) -> None:
         """Prefix and text together must fit into the language model's positions."""
         text, prefix = self.config.language.max_text_tokens, self.config.prefix_tokens
@@ -163,6 +173,11 @@ class AstrobioStack(nn.Module):
             parts["consistency"] = losses.consistency(logits, single, present)
         loss = reduce(torch.add, (self.config.loss.weight(name) * part for name, part in parts.items()))
         return StackOutput(loss, {name: part.detach() for name, part in parts.items()}, logits, weights, tasks)
+
+    def prefix(self, batch: Batch) -> Tensor | None:
+        """The modalities' tokens [B, N, width], which the language model reads before the text; None without any."""
+        tokens, _ = self._encode(batch, batch, {})
+        return torch.cat(tokens, dim=1) if tokens else None
 
     def _drop_modalities(self, batch: Batch) -> Batch:
         """In training, a share of the samples loses a modality, so that the model does not rely on a single one."""
@@ -244,6 +259,9 @@ class AstrobioStack(nn.Module):
 def exported_config(config: StackConfig, dtype: str) -> dict[str, Any]:
     """``config.json`` of an exported stack: all that `AstrobioStack.from_pretrained` needs, without ``init_from``."""
     content = dataclasses.asdict(config)
+    for part in MODALITIES:
+        if content[part] is not None:
+            content[part]["init_from"] = None
     built = language_config(config.language)
     known = type(built)()
     content["language"] |= {

@@ -184,13 +184,16 @@ def _check_port() -> None:
 
 
 def _check_pretrained(network: AstrobioStack) -> None:
-    """Compare the checkpoint that the language model starts from with the network, by its files' headers alone."""
-    if network.config.language.init_from:
-        problems = Pretrained(network.config.language.init_from).problems(
-            network.language.model, network.language.pretrained
-        )
-        if problems:
-            raise ConfigError("\n".join(problems))
+    """Compare the checkpoints that parts start from with the network, by their files' headers alone."""
+    problems = []
+    for part, names in network.pretrained().items():
+        checkpoint = Pretrained(getattr(network.config, part).init_from, part)
+        if part == "language":
+            problems += checkpoint.problems(network.language.model, names)
+        else:
+            problems += checkpoint.part_problems(part, names)
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _tokenizer(data: Path, stack: StackConfig) -> Path:

@@ -24,7 +24,8 @@ PACKAGES = ("torch", "transformers", "torch_geometric", "peft")
 class ModelFacts:
     """Elements of all ``parameters``, of those that train, of the ``largest`` tensor and of each tensor in each kind
     of repeated layer; the language model's ``hidden_size``; the ``classes`` of its modules, by name and by whole name;
-    whether it is a mixture that adds a ``balance`` loss; LoRA's targets that are ``unmatched``."""
+    whether it is a mixture that adds a ``balance`` loss; LoRA's targets that are ``unmatched``; the parts that are
+    ``frozen_at_random``."""
 
     parameters: int
     trainable: int
@@ -34,6 +35,7 @@ class ModelFacts:
     classes: tuple[str, ...] = ()
     balance: bool = False
     unmatched: tuple[str, ...] = ()
+    frozen_at_random: tuple[str, ...] = ()
 
     @property
     def frozen(self) -> bool:
@@ -69,6 +71,7 @@ def facts_of(network: "AstrobioStack") -> ModelFacts:
         tuple(sorted(classes)),
         bool(getattr(network.language.model.config, "output_router_logits", False)),
         tuple(network.language.unmatched),
+        tuple(network.config.frozen_at_random),
     )
 
 

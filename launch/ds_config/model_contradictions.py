@@ -3,7 +3,7 @@
 from astrobio.config import suggestion
 from launch.ds_config.config import AUTO, ZERO, DsConfig, number
 from launch.ds_config.facts import ModelFacts
-from launch.ds_config.finding import Finding, remark
+from launch.ds_config.finding import ABSENT, Finding, remark
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 #: DeepSpeed's defaults: runtime/zero/config.py.
@@ -65,6 +65,15 @@ def model_contradictions(config: dict, world_size: int, facts: ModelFacts) -> li
                 name,
                 "the language model has no such module, which would get the adapter",
                 "leave it out",
+            )
+        )
+    for frozen in facts.frozen_at_random:
+        found.append(
+            remark(
+                f"model.{frozen}.init_from",
+                ABSENT,
+                f"the {frozen} part is frozen, and its weights are random: it knows nothing and learns nothing",
+                "give it a checkpoint's folder, or train it",
             )
         )
     if param.device != "nvme":

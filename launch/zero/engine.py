@@ -31,7 +31,7 @@ def build_engine(config: StackConfig, ds_config: DsConfig, seed: int):
 
 
 def build_stack(config: StackConfig, ds_config: DsConfig, seed: int) -> AstrobioStack:
-    """The stack with its first weights, random or from ``language.init_from``; sharded where the stage is 3."""
+    """The stack with its first weights, random or from each part's ``init_from``; sharded where the stage is 3."""
     torch.manual_seed(seed)
     put_off = PutOff(seed)
     with put_off:

@@ -8,11 +8,13 @@ with numbers is put off (`PutOff`) until it is known which of them this rank kee
 """
 
 import concurrent.futures
+import functools
 import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -164,16 +166,17 @@ def load_whole(stack: AstrobioStack) -> None:
 
 def _sources(stack: AstrobioStack) -> dict[nn.Parameter, Callable[[int, int], Tensor]]:
     """For each parameter that comes from a checkpoint: a function that reads its elements ``start`` to ``stop``."""
-    folder = stack.config.language.init_from
-    if folder is None or not stack.language.pretrained:
-        return {}
-    checkpoint = Pretrained(folder)
-    files = checkpoint.files()
+    sources: dict[nn.Parameter, Callable[[int, int], Tensor]] = {}
+    for part, names in stack.pretrained().items():
+        checkpoint = Pretrained(getattr(stack.config, part).init_from, part)
+        files = checkpoint.files()
+        for parameter, name in names.items():
+            sources[parameter] = functools.partial(_read, checkpoint, name, files[name])
+    return sources
 
-    def reader(name: str) -> Callable[[int, int], Tensor]:
-        return lambda start, stop: checkpoint.read(name, start, stop, files[name])
 
-    return {parameter: reader(name) for parameter, name in stack.language.pretrained.items()}
+def _read(checkpoint: Pretrained, name: str, file: Path, start: int, stop: int) -> Tensor:
+    return checkpoint.read(name, start, stop, file)
 
 
 def _ahead(make: Callable, items: list, doing: str) -> Iterator:

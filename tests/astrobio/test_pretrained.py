@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from astrobio.config import ConfigError, load_preset
 from astrobio.pretrained import INDEX, Pretrained
-from astrobio.stack import AstrobioStack
+from astrobio.stack import AstrobioStack, exported_config
+from launch.zero.weights import load_whole
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -147,3 +148,78 @@ def test_missing_files_are_named(copy, tmp_path):
         problems_of(copy)
     with pytest.raises(ConfigError, match="no such folder"):
         problems_of(tmp_path / "nowhere")
+
+
+# Encoders
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A tiny stack as `astrobio checkpoint export` leaves it, in two files."""
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(4)
+    tensors = dict(AstrobioStack(load_preset("tiny")).named_parameters())
+    (folder / "config.json").write_text(json.dumps(exported_config(load_preset("tiny"), "fp32")))
+    names = sorted(tensors)
+    files = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: tensors[name].detach() for name in names if files[name] == file}, folder / file)
+    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+    return folder
+
+
+def encoder_problems(folder, part="climate", **changes) -> list[str]:
+    with torch.device("meta"):
+        stack = AstrobioStack(load_preset("tiny", {f"{part}.init_from": str(folder), **changes}))
+    return Pretrained(folder, part).part_problems(part, stack.pretrained()[part])
+
+
+@pytest.mark.parametrize("part", ["planet", "climate", "metabolism", "spectrum"])
+def test_an_encoder_starts_from_an_exported_stack(exported, part):
+    assert encoder_problems(exported, part) == []
+    torch.manual_seed(0)
+    stack = AstrobioStack(load_preset("tiny", {f"{part}.init_from": str(exported)}))
+    load_whole(stack)
+    whole = AstrobioStack.from_pretrained(exported)
+    for name, other in whole.named_parameters():
+        same = torch.equal(stack.get_parameter(name), other)
+        if name.startswith(f"{part}."):
+            assert same, name
+        elif other.numel() > 1 and other.std() > 0 and not name.endswith("patterns"):  # drawn, not constant
+            assert not same, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"climate.depth": 2}, ["climate.init_from: {folder}: lacks climate.blocks.1.", "[64]"]),
+        ({"climate.stem_channels": 16}, ["climate.stem.0.body.0.weight is [8], the model's is [16]"]),
+        (
+            {"language.config.hidden_size": 96, "language.config.head_dim": 24},
+            ["climate.queries.out.1.weight is [64, 64], the model's is [96, 64]"],
+        ),
+    ],
+)
+def test_an_encoder_of_other_sizes_is_refused_with_the_tensors_name(exported, changes, words):
+    found = "\n".join(encoder_problems(exported, **changes))
+    for word in words:
+        assert word.format(folder=exported) in found
+
+
+def test_more_layers_than_the_encoder_has_are_named(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "deeper")
+    path = folder / "model-0.safetensors"
+    save_file({**load_file(path), "climate.blocks.7.mlp.0.bias": torch.zeros(2), "other": torch.zeros(2)}, path)
+    assert encoder_problems(folder) == [
+        f"climate.init_from: {path}: holds climate.blocks.7.mlp.0.bias, which the model has not"
+    ]
+
+
+def test_a_missing_folder_of_an_encoder_says_what_belongs_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"climate.init_from = .*: no such folder; .* checkpoint export"):
+        Pretrained(tmp_path / "nowhere", "climate")
+
+
+def test_an_exported_stack_forgets_where_its_parts_came_from(exported):
+    config = load_preset("tiny", {"climate.init_from": str(exported)})
+    assert exported_config(config, "fp32")["astrobio_stack"]["climate"]["init_from"] is None

@@ -179,13 +179,14 @@ def test_a_preset_may_leave_modules_out(dataset, tmp_path):
 
 def test_presets_have_their_sizes():
     """In billions; the parts of the 17B stack as the mission names them."""
-    sizes = {}
+    sizes, totals = {}, {}
     for name in preset_names():
         with torch.device("meta"):
             stack = AstrobioStack(load_preset(name))
         sizes[name] = {
             child: sum(p.numel() for p in module.parameters()) / 1e9 for child, module in stack.named_children()
         }
+        totals[name] = sum(p.numel() for p in stack.parameters())
     assert preset_names()[:4] == ["tiny", "small", "1b", "17b"]
     assert sum(sizes["tiny"].values()) < 0.002 and sum(sizes["small"].values()) < 0.05
     assert 0.9 < sum(sizes["1b"].values()) < 1.4
@@ -193,3 +194,6 @@ def test_presets_have_their_sizes():
     assert 1.14 <= sizes["17b"]["metabolism"] <= 1.26
     assert 2.4 <= sizes["17b"]["climate"] <= 2.6
     assert 16.8 <= sum(sizes["17b"].values()) <= 17.3
+    # The pages with planned figures are of these: whoever changes a size plans them anew.
+    assert (totals["17b"], totals["17b_frozen"], totals["1b"]) == (17_256_129_272, 17_256_129_272, 1_248_505_280)
+    assert sizes["17b_llama2"]["language"] == pytest.approx(13.015864320)  # as Llama 2 13B is

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from launch.ds_config.auto import resolve
 from launch.ds_config.check import check
 from launch.ds_config.config import DsConfig, batch_sizes
 from launch.ds_config.facts import ModelFacts
+from launch.ds_config.finding import ABSENT
 from launch.ds_config.keys import _model_of, key_findings
 from launch.ds_config.read import read_ds_config
 from launch.ds_config.schema import Schema
@@ -351,8 +353,24 @@ def test_what_matches_nothing_in_the_model_is_remarked_upon():
     assert {(finding.key, finding.value) for finding in found if not finding.problem} == {
         (f"{Z}.leaf_module.classes", "Blok"),
         ("model.language.lora.target_modules", "nonexistent"),
+        ("model.language.init_from", ABSENT),
         (f"{Z}.stage3_param_persistence_threshold", 10**9),
     }
+
+
+def test_random_weights_that_do_not_train_are_remarked_upon():
+    """Of `17b_frozen`, for one, which only says what is frozen."""
+
+    def remarked(changes):
+        network = replace(MODEL, frozen_at_random=tuple(load_preset("tiny", changes).frozen_at_random))
+        found = check(changed({}), world_size=2, facts=network, machine=False)
+        return {finding.key for finding in found if not finding.problem and finding.key.endswith("init_from")}
+
+    assert remarked({"freeze": ["language", "climate"]}) == {"model.language.init_from", "model.climate.init_from"}
+    assert remarked({"freeze": ["climate"], "climate.init_from": "somewhere"}) == set()
+    assert remarked({"language.lora": {"rank": 2}}) == {"model.language.init_from"}
+    assert remarked({}) == set()
+    assert load_preset("17b_frozen").frozen_at_random == ["language", "climate"]
 
 
 def test_a_balance_loss_needs_layers_that_keep_their_graph():

@@ -18,12 +18,14 @@ from deepspeed.utils import safe_get_full_grad
 from memory import forget_peak, peak_bytes
 from peft import LoraConfig
 from project import DS_CONFIGS
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from astrobio.config import load_preset
 from astrobio.sampler import SampleOrder
+from astrobio.stack import AstrobioStack
 from launch.diagnose import GradientWatch, nonfinite_forward
 from launch.ds_config.auto import resolve
 from launch.ds_config.config import DsConfig
@@ -344,6 +346,31 @@ def pretrained() -> dict:
     seen = batch.real[:, 1:]
     for name, logits in ran.items():
         found[f"{name} differs by"] = float((logits - expected)[seen].abs().max())
+    return found
+
+
+@case
+def pretrained_encoder() -> dict:
+    """A climate encoder from an exported stack, under ZeRO-3 and ZeRO-2: which of its weights are not those of the
+    file, and how many of the other parts' are."""
+    folder = cases.OUT / "stack"
+    if dist.get_rank() == 0:
+        torch.manual_seed(7)
+        folder.mkdir(parents=True)
+        save_file(dict(AstrobioStack(load_preset("tiny")).named_parameters()), folder / "model.safetensors")
+    dist.barrier()
+    expected, found = load_file(folder / "model.safetensors"), {}
+    for name in ("zero3_offload", "zero2_offload"):
+        engine = make_engine(
+            name, {"fp16": {"enabled": False}}, stack=load_preset("tiny", {"climate.init_from": str(folder)})
+        )
+        equal = {part: torch.equal(values, expected[part]) for part, values in weights(engine).items()}
+        found[name] = {
+            "wrong": [part for part, same in equal.items() if part.startswith("climate.") and not same],
+            "loaded": sum(part.startswith("climate.") for part in equal),
+            "language": equal["language.model.model.embed_tokens.weight"],
+        }
+        engine.destroy()
     return found
 
 

@@ -15,6 +15,7 @@ FAST = [
     "pretrained",
     *(f"ds_config:{config}" for config in DS_CONFIGS),
     "language_models",
+    "pretrained_encoder",
     "accumulation_over_buckets",
     "climate_on_one_rank",
     "activation_checkpointing",
@@ -129,6 +130,12 @@ def test_a_pretrained_model_is_loaded_shard_by_shard(results):
         bound = rank["whole_bytes"] / 2 + rank["shard_bytes"] + slack
         assert rank["whole_bytes"] > 1.5 * bound, "the bound proves nothing"
         assert rank["zero3_offload rose by"] <= bound
+
+
+def test_an_encoder_starts_from_an_exported_stack_under_any_stage(results):
+    for rank in seen(results, "pretrained_encoder"):
+        for found in rank.values():
+            assert found["loaded"] > 20 and found["wrong"] == [] and not found["language"]
 
 
 @pytest.mark.nvme
