@@ -147,8 +147,8 @@ def mean_scores(table: pd.DataFrame) -> dict[str, Figure]:
 
 
 def label_ceiling(table: pd.DataFrame) -> float | None:
-    """The accuracy that no model can pass in the mean, because the label itself is uncertain: the mean of
-    max(p, 1 - p) over the records whose label's probability p is known."""
+    """Mean of max(p, 1 - p) over the records whose label's probability p is known: how often the best guess is right
+    for a climate drawn anew from the emulator's distribution."""
     chance = table["label_probability"].to_numpy(float)
     chance = chance[np.isfinite(chance)]
     return float(np.maximum(chance, 1 - chance).mean()) if len(chance) else None
@@ -178,7 +178,10 @@ class Assessment:
         """Tables: of the first run, and of the tasks over all runs."""
         parts = [_figures_table(self.figures[0])] if self.figures[0] else []
         if self.ceiling is not None:
-            parts.append(f"the label's own noise allows an accuracy of {self.ceiling:.3f} in the mean")
+            parts.append(
+                f"Bayes ceiling of climates drawn anew: {self.ceiling:.3f}. Who sees the climate can tell this one's label "
+                "better."
+            )
         if self.scores[0]:
             parts.append("\n".join(f"{name:55s} {figure}" for name, figure in self.scores[0].items()))
         if self.tasks:
