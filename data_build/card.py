@@ -5,7 +5,8 @@ from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
 from data_build.humidity import SUPERSATURATION_LIMIT
-from data_build.sources.taurex import VISITS
+from data_build.instruments import G395H, LRS, PRISM, SOSS, VISITS
+from data_build.sources.networks import NETWORKS
 
 
 def write_card(folder: Path, manifest: dict, quality: dict) -> None:
@@ -41,6 +42,7 @@ def card(manifest: dict, quality: dict) -> str:
         for name, info in manifest["sources"].items()
     ]
     beyond = sum(kind.get("beyond saturation", 0) for kind in quality["candidates"].values())
+    networks = "; ".join(f"`{name}`, {network.meaning}" for name, network in NETWORKS.items())
     match = quality["crossmatch"]
     in_common = match["by_name"] + match["by_alias"] + match["by_position"]
     return f"""# astrobio dataset `{recipe["name"]}`
@@ -97,9 +99,14 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 - Catalogued planets above about 1.6 Earth radii may have no rocky surface at all (Rogers 2015).
 - Masses of planets known by transit alone follow from a mass–radius relation (Chen & Kipping 2017), as do radii of
   planets known by radial velocity alone, from M sin i.
-- The metabolic network is a candidate: the core network of Escherichia coli fermenting organics, with bounds that
-  follow from temperature, CO2 and CH4 by the assumptions in `data_build/sources/cobra.py`.
-- Spectra have no clouds; their noise is that of {VISITS} transits seen by a telescope like JWST.
+- The metabolic network is a candidate, one of {len(NETWORKS)} and the same for both runs of a pair, with bounds that
+  follow from temperature, CO2 and CH4 by the assumptions in `data_build/sources/cobra.py`: {networks}.
+  None is a methanogen's, an acetogen's or a phototroph's.
+- Spectra are of {VISITS} transits in each mode of JWST that the star's brightness allows: {PRISM.name} from J =
+  {PRISM.brightest_j:g} on, {SOSS.name} and {G395H.name} of brighter stars, and {LRS.name}. Elsewhere they are NaN. A
+  catalogued planet that is not known to transit has none; sampled planets are taken to transit.
+- Clouds are one grey deck over a share of the terminator. Collision-induced absorption is left out: no Python package
+  ships tables of the pairs of N2, CO2 and CH4.
 - Set aside, with reasons in `quarantine.jsonl`: {sum(quality["set_aside"].values())}.
 """
 

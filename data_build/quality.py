@@ -13,6 +13,7 @@ from data_build.planets import PLANET_PARAMETERS, Planet, kepler_axis_au
 from data_build.recipe import Recipe
 from data_build.selection import Candidate, Run
 from data_build.sources import Cobra
+from data_build.spectra import HALF_QUALITY_SIGMA
 
 _KEPLER_LIMIT = 0.10
 
@@ -97,8 +98,9 @@ class Quality:
                 "climate": "1 inside CLERO's core domain, 1 / (1 + d²) at the distance d from it, in units of its "
                 "distance from the end of the extended domain"
                 + ("; 1 where it was not emulated" if self._stored else ""),
-                "metabolism": "0.5: a candidate, not an observation",
-                "spectrum": "1; its σ tells the rest",
+                "metabolism": "share of the network's conditions that follow from the record, the temperature counted "
+                "with the climate's quality; the others are assumed",
+                "spectrum": f"s² / (s² + {HALF_QUALITY_SIGMA**2:g}), by how many σ s its features exclude a flat line",
                 "text": "1 with a catalogue's description, 0.5 without",
             },
             "modalities": list(MODALITIES),

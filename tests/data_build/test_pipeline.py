@@ -261,7 +261,7 @@ class TestCommandLine:
     def test_sources_as_json(self, capsys):
         assert main(["sources", "--json"]) == 0
         sources = json.loads(capsys.readouterr().out)["sources"]
-        assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "cobra"} <= {
+        assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "muscles", "cobra"} <= {
             source["name"] for source in sources
         }
         assert len([source for source in sources if source["network"]]) >= 17
@@ -271,4 +271,4 @@ class TestCommandLine:
 
     def test_fetch_finds_everything_there(self, capsys):
         assert main(["fetch", "sample"]) == 0
-        assert capsys.readouterr().out.count("there, checked") == 5
+        assert capsys.readouterr().out.count("there, checked") == 6
