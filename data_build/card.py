@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
+from astrobio.schema import HELD_OUT_GCM, OPTIONAL_MODALITIES, TEST_SETS
 from data_build.humidity import SUPERSATURATION_LIMIT
 from data_build.instruments import G395H, LRS, PRISM, SOSS, VISITS
 from data_build.sources.networks import NETWORKS
@@ -28,8 +28,8 @@ def card(manifest: dict, quality: dict) -> str:
             count.get("label_open", 0),
             *(count.get(f"with_{modality}", 0) for modality in OPTIONAL_MODALITIES),
         ]
-        for split in SPLITS
-        for kind, count in manifest["counts"][split].items()
+        for split, kinds in manifest["counts"].items()
+        for kind, count in kinds.items()
     ]
     complete = quality["completeness"]["observed"]
     completeness = [
@@ -114,6 +114,13 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 def _label(manifest: dict, figures: dict) -> str:
     """The section on the label."""
     rule, probability = manifest["habitability_rule"], manifest["label_probability"]
+    flips = ""
+    if "share_that_flips" in figures:
+        flips = f"""
+
+`{TEST_SETS[0]}/` has the runs of the test planets once more, with climate, spectrum and label of {HELD_OUT_GCM}, of
+which no record of train and validation knows anything. {figures["share_that_flips"]:.0%} of the labels that both models
+give are opposite."""
     return f"""`{rule["name"]}` version {rule["version"]}: {rule["text"]}.
 
 It is computed from the emulated climate of a hypothetical ocean planet, not observed. Runs are chosen in pairs of one
@@ -126,7 +133,7 @@ runs says nothing about planets at large.
 ({", ".join(probability["gcms"])}, {probability["draws_per_gcm"]} draws each). A record's own label has a probability of
 {figures["mean_probability_of_own_label"]:.0%} on average; {figures["share_less_probable_than_not"]:.1%} of the labels
 are less probable than their opposite. Who guesses the more probable label of each run is right in
-{figures["bayes_ceiling"]:.0%} of the draws: the Bayes ceiling of any classifier of these runs."""
+{figures["bayes_ceiling"]:.0%} of the draws: the Bayes ceiling of any classifier of these runs.{flips}"""
 
 
 def _archives(archives: dict) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -20,15 +21,15 @@ from astrobio.schema import (
     RETRIEVAL_COLUMNS,
 )
 from data_build.climates import read
-from data_build.habitability import habitable_share
+from data_build.computed_spectra import computed_spectrum
+from data_build.habitability import habitability, habitable_share
 from data_build.planets import EMULATOR_INPUTS, Atmosphere, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import SAMPLED_SOURCE, stream
 from data_build.selection import Run, StoredClimate
 from data_build.sources import INFOS, Clero, Cobra, Muscles, SourceInfo, TauRex
-from data_build.sources.clero import area_mean, domain_quality
+from data_build.sources.clero import GCM, area_mean
 from data_build.sources.networks import E_COLI, NETWORKS
-from data_build.spectra import computed_spectrum
 from data_build.text import describe, scrub
 
 _SURFACE_TEMPERATURE = [column.name for column in CLIMATE_SURFACE_VARIABLES].index("surface_temperature")
@@ -68,11 +69,13 @@ def emulator_inputs(planet: Planet, atmosphere: Atmosphere) -> dict[str, float]:
     }
 
 
-def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dict]:
+def make_records(runs: list[Run], recipe: Recipe, facts: Facts = (), gcm: str = GCM) -> list[dict]:
     """The records of some runs, in their order, as the schema's `FEATURES` want them.
 
     Args:
         facts: what archives tell of the metabolic network's organism (`data_build.organism.facts`).
+        gcm: the general circulation model of the emulated climates. Under another than the runs were chosen by, labels
+            follow from its climates; a climate that is not possible (`Candidate.possible`) leaves them open.
     """
     emulator, _, _ = models()
     inputs = [
@@ -80,7 +83,12 @@ def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dic
     ]
     emulated: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
     if inputs:
-        climates = emulator.climates(inputs)
+        climates = emulator.climates(inputs, gcm)
+        if gcm != GCM:
+            runs = [
+                _relabelled(*row)
+                for row in zip(runs, climates.levels, climates.surface, climates.relative_humidity, strict=True)
+            ]
         emulated = zip(climates.levels, climates.surface, strict=True)
     records = [
         _record(
@@ -88,11 +96,19 @@ def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dic
             *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)),
             recipe,
             _told(run, recipe, facts),
+            gcm,
         )
         for run in runs
     ]
     _share_quality(runs, records)
     return records
+
+
+def _relabelled(run: Run, levels: np.ndarray, surface: np.ndarray, relative_humidity: float) -> Run:
+    """The run with the label of another climate than it was chosen by."""
+    candidate = replace(run.candidate, relative_humidity=float(relative_humidity))
+    label = habitability(levels, surface, candidate.atmosphere.surface_pressure_bar) if candidate.possible else None
+    return replace(run, candidate=replace(candidate, label=label))
 
 
 def _share_quality(runs: list[Run], records: list[dict]) -> None:
@@ -114,7 +130,7 @@ def _told(run: Run, recipe: Recipe, facts: Facts) -> Facts:
     return tuple(facts[index] for index in chosen)
 
 
-def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, told: Facts) -> dict:
+def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, told: Facts, gcm: str) -> dict:
     """``levels`` [V, Z, Y, X] and ``surface`` [S, Y, X]: the run's climate, whether or not the record keeps it."""
     candidate = run.candidate
     planet, atmosphere = candidate.planet, candidate.atmosphere
@@ -146,7 +162,7 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, t
         "label": np.int8(candidate.label or 0),
         **_label_probability(run, recipe),
         "retrieval": np.full(len(RETRIEVAL_COLUMNS), np.nan, np.float32),
-        "provenance": _provenance(run, network_of(run, recipe), told),
+        "provenance": _provenance(run, network_of(run, recipe), told, gcm),
     }
     if run.present["climate"]:
         record["climate_levels"] = np.repeat(levels[:, None], CLIMATE_TIMES, axis=1).astype(np.float16)
@@ -203,7 +219,7 @@ def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere, name: s
     }
 
 
-def _provenance(run: Run, network: str, told: Facts) -> dict:
+def _provenance(run: Run, network: str, told: Facts, gcm: str) -> dict:
     planet = run.candidate.planet
     emulator, taurex, cobra = models()
     described = run.named and bool(scrub(planet.description))
@@ -215,7 +231,7 @@ def _provenance(run: Run, network: str, told: Facts) -> dict:
     climate = (
         _climate_source(run.candidate.stored)
         if run.candidate.stored
-        else emulator.info.provenance(domain_quality(emulator_inputs(planet, run.candidate.atmosphere)))
+        else emulator.provenance(emulator_inputs(planet, run.candidate.atmosphere), gcm)
     )
     parts = {
         "planet": _planet_source(planet).provenance(planet.quality),

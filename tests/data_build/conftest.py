@@ -70,7 +70,7 @@ def gathered():
 def quick_build(monkeypatch, gathered, tmp_path_factory):
     """A build of a few planets and atmospheres in this process, where the models are loaded already."""
     recipe = tmp_path_factory.mktemp("recipe") / "quick.yaml"
-    recipe.write_text(yaml.safe_dump({**load_recipe("sample").as_dict(), "candidates_per_planet": 10}))
+    recipe.write_text(yaml.safe_dump({**load_recipe("sample").as_dict(), "candidates_per_planet": 14}))
 
     class Inline:
         def submit(self, task, *arguments):

@@ -102,7 +102,7 @@ FAULTS = {
     ),
     "an edge to nowhere": (set_to("metabolism_edge_index", (0, 1), 10_000), "metabolism_edge_index", "10000", "within"),
     "a flux beyond its bound": (
-        set_to("metabolism_node_features", (100, 9), -5000.0),
+        set_to("metabolism_node_features", (-1, 9), -5000.0),
         "metabolism_node_features.flux",
         "beyond a bound",
         "upper_bound",

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from invented import candidates
 
+from data_build.computed_spectra import quality, terminator
 from data_build.instruments import G395H, LRS, PRISM, SOSS, bin_edges, modes, observed
 from data_build.planets import Atmosphere, Planet
 from data_build.recipe import load_recipe
 from data_build.selection import select_runs, signature
 from data_build.sources.muscles import Muscles
-from data_build.spectra import quality, terminator
 
 WAVELENGTH = np.geomspace(0.6, 12, 1000)
 STARS = Muscles()
