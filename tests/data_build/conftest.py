@@ -63,14 +63,14 @@ def small_dataset(tmp_path_factory, small_limit) -> Path:
 @pytest.fixture(scope="session")
 def gathered():
     """The recipe's planets for a small limit: reading the catalogues takes seconds."""
-    return pipeline.gather_planets(load_recipe("sample"), 12)
+    return pipeline.gather_planets(load_recipe("sample"), 20)
 
 
 @pytest.fixture
 def quick_build(monkeypatch, gathered, tmp_path_factory):
     """A build of a few planets and atmospheres in this process, where the models are loaded already."""
     recipe = tmp_path_factory.mktemp("recipe") / "quick.yaml"
-    recipe.write_text(yaml.safe_dump({**load_recipe("sample").as_dict(), "candidates_per_planet": 14}))
+    recipe.write_text(yaml.safe_dump({**load_recipe("sample").as_dict(), "candidates_per_planet": 10}))
 
     class Inline:
         def submit(self, task, *arguments):
@@ -80,4 +80,4 @@ def quick_build(monkeypatch, gathered, tmp_path_factory):
 
     monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit, harvests: gathered)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: nullcontext(Inline()))
-    return lambda out: build(recipe, out, limit=12, progress=False)
+    return lambda out: build(recipe, out, limit=20, progress=False)
