@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,9 @@ from data_build.validation import read_records
 from data_build.vocabulary import train_tokenizer
 from data_build.writing import SplitWriter
 
+#: Groups of runs, each with its records.
+Made = Iterable[tuple[Sequence[Run], list[dict]]]
+
 #: What the labels follow from, as the manifest has it.
 RULES = {"habitability_rule": HABITABILITY_RULE, "label_probability": LABEL_PROBABILITY}
 
@@ -37,7 +40,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def records_of(groups: list[tuple[Run, ...]], chunks: Iterable[Path]) -> Iterator[tuple[tuple[Run, ...], list[dict]]]:
+def records_of(groups: Iterable[Sequence[Run]], chunks: Iterable[Path]) -> Made:
     """Each group of runs with its records, read back from the chunks they were written to, in order."""
     records = (record for path in chunks for record in read_records(datasets.Dataset.from_file(str(path))))
     for group in groups:
@@ -48,7 +51,8 @@ def assemble(
     folder: Path,
     recipe: Recipe,
     identity: dict,
-    made: Iterable[tuple[tuple[Run, ...], list[dict]]],
+    made: Made,
+    further: Mapping[str, Made],
     planets_aside: list[dict],
     quality: Quality,
     sources: list[str],
@@ -58,12 +62,13 @@ def assemble(
 
     Args:
         made: groups of runs with their records, in the dataset's order.
+        further: the same of the further test sets, by name.
         planets_aside: planets that were set aside before, with the reason.
         sources, harvests: what the manifest and the card name besides.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    written = _write_records(made, planets_aside, folder, quality)
+    written = _write_records(made, further, planets_aside, folder, quality)
     with written.train_texts.open() as texts:
         train_tokenizer((json.loads(line) for line in texts), recipe.vocabulary_size, folder / "tokenizer")
     written.train_texts.unlink()
@@ -108,7 +113,7 @@ class _Written:
 
 
 def _write_records(
-    made: Iterable[tuple[tuple[Run, ...], list[dict]]], planets_aside: list[dict], folder: Path, quality: Quality
+    made: Made, further: Mapping[str, Made], planets_aside: list[dict], folder: Path, quality: Quality
 ) -> _Written:
     """Check the records of each group of runs, and write them to their split or to quarantine.jsonl."""
     statistics, text_file = Statistics(), folder / "train_texts"
@@ -136,13 +141,21 @@ def _write_records(
                 if run.split == "train":
                     statistics.add(record)
                     texts.write(json.dumps(record["text"]) + "\n")
+        for name, groups in further.items():
+            for runs, records in groups:
+                for run, record in zip(runs, records, strict=True):
+                    if problem := "; ".join(map(str, record_problems(record))):
+                        set_aside({"run_id": record["run_id"], "test_set": name, "reason": problem})
+                        continue
+                    writer.write(name, record)
+                    quality.add_further(name, run, record)
         empty = [split for split in SPLITS if not writer.digests[split]]
         if empty:
             raise DataError(f"no record is left for {', '.join(empty)}: raise the limit or the recipe's numbers")
         writer.finish()
     digest = hashlib.sha256()
-    for split in SPLITS:
-        for record_digest in writer.digests[split]:
+    for digests in writer.digests.values():
+        for record_digest in digests:
             digest.update(record_digest)
     return _Written(digest.hexdigest(), statistics, text_file)
 

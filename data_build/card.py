@@ -3,9 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
+from astrobio.schema import HELD_OUT_GCM, OPTIONAL_MODALITIES, TEST_SETS
 from data_build.humidity import SUPERSATURATION_LIMIT
-from data_build.sources.taurex import VISITS
+from data_build.instruments import G395H, LRS, PRISM, SOSS, VISITS
+from data_build.sources.networks import NETWORKS
 
 
 def write_card(folder: Path, manifest: dict, quality: dict) -> None:
@@ -27,8 +28,8 @@ def card(manifest: dict, quality: dict) -> str:
             count.get("label_open", 0),
             *(count.get(f"with_{modality}", 0) for modality in OPTIONAL_MODALITIES),
         ]
-        for split in SPLITS
-        for kind, count in manifest["counts"][split].items()
+        for split, kinds in manifest["counts"].items()
+        for kind, count in kinds.items()
     ]
     complete = quality["completeness"]["observed"]
     completeness = [
@@ -41,6 +42,7 @@ def card(manifest: dict, quality: dict) -> str:
         for name, info in manifest["sources"].items()
     ]
     beyond = sum(kind.get("beyond saturation", 0) for kind in quality["candidates"].values())
+    networks = "; ".join(f"`{name}`, {network.meaning}" for name, network in NETWORKS.items())
     match = quality["crossmatch"]
     in_common = match["by_name"] + match["by_alias"] + match["by_position"]
     return f"""# astrobio dataset `{recipe["name"]}`
@@ -97,9 +99,14 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 - Catalogued planets above about 1.6 Earth radii may have no rocky surface at all (Rogers 2015).
 - Masses of planets known by transit alone follow from a mass–radius relation (Chen & Kipping 2017), as do radii of
   planets known by radial velocity alone, from M sin i.
-- The metabolic network is a candidate: the core network of Escherichia coli fermenting organics, with bounds that
-  follow from temperature, CO2 and CH4 by the assumptions in `data_build/sources/cobra.py`.
-- Spectra have no clouds; their noise is that of {VISITS} transits seen by a telescope like JWST.
+- The metabolic network is a candidate, one of {len(NETWORKS)} and the same for both runs of a pair, with bounds that
+  follow from temperature, CO2 and CH4 by the assumptions in `data_build/sources/cobra.py`: {networks}.
+  None is a methanogen's, an acetogen's or a phototroph's.
+- Spectra are of {VISITS} transits in each mode of JWST that the star's brightness allows: {PRISM.name} from J =
+  {PRISM.brightest_j:g} on, {SOSS.name} and {G395H.name} of brighter stars, and {LRS.name}. Elsewhere they are NaN. A
+  catalogued planet that is not known to transit has none; sampled planets are taken to transit.
+- Clouds are one grey deck over a share of the terminator. Collision-induced absorption is left out: no Python package
+  ships tables of the pairs of N2, CO2 and CH4.
 - Set aside, with reasons in `quarantine.jsonl`: {sum(quality["set_aside"].values())}.
 """
 
@@ -107,6 +114,13 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 def _label(manifest: dict, figures: dict) -> str:
     """The section on the label."""
     rule, probability = manifest["habitability_rule"], manifest["label_probability"]
+    flips = ""
+    if "share_that_flips" in figures:
+        flips = f"""
+
+`{TEST_SETS[0]}/` has the runs of the test planets once more, with climate, spectrum and label of {HELD_OUT_GCM}, of
+which no record of train and validation knows anything. {figures["share_that_flips"]:.0%} of the labels that both models
+give are opposite."""
     return f"""`{rule["name"]}` version {rule["version"]}: {rule["text"]}.
 
 It is computed from the emulated climate of a hypothetical ocean planet, not observed. Runs are chosen in pairs of one
@@ -119,7 +133,7 @@ runs says nothing about planets at large.
 ({", ".join(probability["gcms"])}, {probability["draws_per_gcm"]} draws each). A record's own label has a probability of
 {figures["mean_probability_of_own_label"]:.0%} on average; {figures["share_less_probable_than_not"]:.1%} of the labels
 are less probable than their opposite. Who guesses the more probable label of each run is right in
-{figures["bayes_ceiling"]:.0%} of the draws: the Bayes ceiling of any classifier of these runs."""
+{figures["bayes_ceiling"]:.0%} of the draws: the Bayes ceiling of any classifier of these runs.{flips}"""
 
 
 def _archives(archives: dict) -> str:

@@ -16,8 +16,8 @@ from astrobio.schema import (
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
     PROVENANCE_KINDS,
+    RETRIEVAL_COLUMNS,
     SHAPES,
-    SPECTRUM_POINTS,
 )
 from data_build.humidity import RELATIVE_HUMIDITY_LIMIT
 from data_build.humidity import relative_humidity as humidity_of
@@ -76,6 +76,7 @@ def record_problems(record: dict) -> list[Problem]:
                 "metabolism": _metabolism_problems,
                 "spectrum": _spectrum_problems,
             }[modality](record)
+    problems += _retrieval_problems(record)
     problems += _label_and_text_problems(record)
     return problems
 
@@ -216,12 +217,14 @@ def _spectrum_problems(record: dict) -> list[Problem]:
     spectrum, shape = np.asarray(record["spectrum"], float), SHAPES["spectrum"]
     if spectrum.shape != tuple(shape):
         return [Problem("spectrum", f"of shape {spectrum.shape}", f"of shape {shape}")]
-    if not np.isfinite(spectrum).all():
-        return [Problem("spectrum", "not finite", "finite")]
     wavelength, depth, sigma = spectrum.T
+    seen = np.isfinite(depth)
+    if not seen.any() or not np.isfinite(wavelength).all() or (np.isfinite(sigma) != seen).any():
+        return [Problem("spectrum", "not finite", "finite, or depth and σ both NaN where it is not observed")]
     problems = []
     if not (np.diff(wavelength) > 0).all() or wavelength[0] <= 0:
         problems.append(Problem("spectrum.wavelength_um", "not rising", "rising and above 0"))
+    depth, sigma = depth[seen], sigma[seen]
     if not ((sigma > 0) & (sigma < 1)).all():
         problems.append(Problem("spectrum.transit_depth_sigma", f"{sigma.min():g} to {sigma.max():g}", "within (0, 1)"))
     radius, stellar = (_planet_value(record, name) for name in ("radius_earth", "stellar_radius_sun"))
@@ -235,11 +238,25 @@ def _spectrum_problems(record: dict) -> list[Problem]:
             problems.append(
                 Problem(
                     "spectrum.transit_depth",
-                    f"{mean:g} on average over {SPECTRUM_POINTS} points",
+                    f"{mean:g} on average over {seen.sum()} points",
                     f"within [{low:g}, {high:g}], as (R_p/R_*)² is {bare:g}",
                 )
             )
     return problems
+
+
+def _retrieval_problems(record: dict) -> list[Problem]:
+    values, shape = np.asarray(record["retrieval"], float), (len(RETRIEVAL_COLUMNS),)
+    if values.shape != shape:
+        return [Problem("retrieval", f"of shape {values.shape}", f"of shape {shape}")]
+    if not (record["spectrum_present"] and record["provenance"]["spectrum"]["kind"] != "observed"):
+        filled = np.isfinite(values).any()
+        return [Problem("retrieval", "filled", "NaN without a computed spectrum")] if filled else []
+    return [
+        Problem(f"retrieval.{column.name}", f"{value:g} {column.unit}", _range(column))
+        for value, column in zip(values, RETRIEVAL_COLUMNS, strict=True)
+        if not _within(value, column)
+    ]
 
 
 def _label_and_text_problems(record: dict) -> list[Problem]:

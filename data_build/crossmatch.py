@@ -119,7 +119,14 @@ def _merge(primary: Planet, secondary: Planet) -> Planet:
             name: getattr(primary, name) if getattr(primary, name) is not None else getattr(secondary, name)
             for name in ("luminosity_sun", "j_magnitude")
         },
+        transits=_either(primary.transits, secondary.transits),
     )
+
+
+def _either(first: bool | None, second: bool | None) -> bool | None:
+    """True if one catalogue has seen it; False if one says no."""
+    known = [told for told in (first, second) if told is not None]
+    return any(known) if known else None
 
 
 def _disagreements(first: Planet, second: Planet) -> list[dict]:

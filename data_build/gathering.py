@@ -49,7 +49,7 @@ def gather_planets(
         lacking = [
             name for name in ("stellar_radius_sun", "semi_major_axis_au", "mass_earth") if name not in planet.values
         ] + (["j_magnitude"] if planet.j_magnitude is None else [])
-        if lacking:
+        if lacking and planet.transits:
             set_aside.append(
                 {"planet_key": planet.key, "reason": f"no spectrum can be computed without {', '.join(lacking)}"}
             )

@@ -10,7 +10,7 @@ from cobra.core.formula import Formula
 
 from data_build.harvest import Harvest
 from data_build.sources import Cobra
-from data_build.sources.cobra import ORGANISM
+from data_build.sources.networks import E_COLI
 
 #: Two archives' lengths of one genome may differ by this share.
 LENGTH_LIMIT = 0.001
@@ -21,29 +21,29 @@ def facts(harvests: Mapping[str, Harvest]) -> tuple[tuple[str, str], ...]:
     told = {}
     if genome := _genome(harvests, "genbank"):
         told["genbank"] = (
-            f"NCBI GenBank gives the genome of {ORGANISM.name} as {genome['length_bp']} base pairs with "
+            f"NCBI GenBank gives the genome of {E_COLI.name} as {genome['length_bp']} base pairs with "
             f"a GC content of {genome['gc_fraction']:.1%} and {genome['coding_sequences']} coding "
             "sequences."
         )
     if genome := _genome(harvests, "ensembl"):
-        told["ensembl"] = f"Ensembl Genomes lists {ORGANISM.name} with the assembly {genome['assembly']}" + (
+        told["ensembl"] = f"Ensembl Genomes lists {E_COLI.name} with the assembly {genome['assembly']}" + (
             f" of {genome['length_bp']} base pairs." if genome["length_bp"] else "."
         )
     if genome := _genome(harvests, "gtdb"):
         ranks = [rank.split("__")[1] for rank in genome["taxonomy"].split(";") if "__" in rank]
-        told["gtdb"] = f"GTDB places {ORGANISM.name} in {', '.join(ranks)}" + (
+        told["gtdb"] = f"GTDB places {E_COLI.name} in {', '.join(ranks)}" + (
             f" and predicts {genome['proteins']} proteins." if genome["proteins"] else "."
         )
     enzymes = _enzymes(harvests)
     if enzymes:
         classes = {number for row in enzymes for number in _classes(row)}
         told["uniprot"] = (
-            f"UniProt lists {len(enzymes)} reviewed enzymes of {ORGANISM.name} in {len(classes)} enzyme classes."
+            f"UniProt lists {len(enzymes)} reviewed enzymes of {E_COLI.name} in {len(classes)} enzyme classes."
         )
     checked = compounds(harvests)
     if checked["checked"]:
         told["kegg"] = (
-            f"The core metabolic network of {ORGANISM.name} has {checked['checked']} metabolites that KEGG "
+            f"The core metabolic network of {E_COLI.name} has {checked['checked']} metabolites that KEGG "
             f"lists, {checked['agree']} of them with the same atoms."
         )
     return tuple(sorted(told.items()))
@@ -70,7 +70,7 @@ def checks(harvests: Mapping[str, Harvest]) -> list[dict]:
         spread = max(lengths.values()) / min(lengths.values()) - 1
         found.append(
             {
-                "check": f"genome length of {ORGANISM.name}, bp",
+                "check": f"genome length of {E_COLI.name}, bp",
                 "limit": LENGTH_LIMIT,
                 "checked": len(lengths),
                 "beyond": lengths if spread > LENGTH_LIMIT else {},
@@ -102,7 +102,7 @@ def compounds(harvests: Mapping[str, Harvest]) -> dict:
 def _genome(harvests: Mapping[str, Harvest], archive: str) -> dict | None:
     """The archive's row of the organism's genome."""
     key = {"genbank": "accession", "gtdb": "accession", "ensembl": "assembly"}[archive]
-    mark = ORGANISM.sequence if archive == "genbank" else ORGANISM.assembly
+    mark = E_COLI.sequence if archive == "genbank" else E_COLI.assembly
     rows = harvests[archive].rows() if archive in harvests else ()
     return next((row for row in rows if mark in (row[key] or "")), None)
 
@@ -111,7 +111,7 @@ def _enzymes(harvests: Mapping[str, Harvest]) -> list[dict]:
     """UniProt's enzymes of the organism; none where the rows were limited, since their number would mean nothing."""
     if "uniprot" not in harvests or not harvests["uniprot"].manifest["complete"]:
         return []
-    return [row for row in harvests["uniprot"].rows() if row["taxonomy_id"] == ORGANISM.uniprot_id]
+    return [row for row in harvests["uniprot"].rows() if row["taxonomy_id"] == E_COLI.uniprot_id]
 
 
 def _classes(row: dict) -> list[str]:

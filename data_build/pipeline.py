@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from astrobio.files import sync
+from astrobio.schema import TEST_SETS
 from data_build.assembly import RULES, assemble, records_of, versions
 from data_build.cache import DataError
 from data_build.climates import archived, simulate, simulated, to_simulate, write_row
@@ -31,7 +32,7 @@ from data_build.policy import Policy
 from data_build.progress import Stages
 from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
-from data_build.selection import Candidate, select_runs, without_supersaturated
+from data_build.selection import Candidate, Run, select_runs, without_supersaturated
 from data_build.sources import CATALOGUES, OPTIONAL, SOURCES, ExoPlaSim
 from data_build.validation import validate
 from data_build.work import WorkFolder
@@ -39,6 +40,7 @@ from data_build.workers import (
     candidates_as_json,
     candidates_from_json,
     group_records,
+    held_out_records,
     ordered,
     planet_candidates,
     worker_pool,
@@ -49,6 +51,7 @@ from data_build.writing import write_records
 #: sums, do not depend on the number of workers.
 _GROUPS_PER_TASK = 8
 _PLANETS_PER_TASK = 4
+HELD_OUT, MEASURED = TEST_SETS
 
 __all__ = ["build", "fetch", "gather_planets", "validate"]
 
@@ -133,17 +136,30 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
             for start in range(0, len(groups), _GROUPS_PER_TASK)
         ]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
+        held_out = _held_out(groups, recipe)
+        again = [(runs, recipe, sentences) for runs in held_out]
+        held_out_chunks = computed(HELD_OUT, held_out_records, again, write_records, ".arrow")
     stages.say("dataset: checks, statistics, tokenizer, reports")
     return assemble(
         work.folder / "dataset",
         recipe,
         identity,
         records_of(groups, chunks),
+        {HELD_OUT: records_of(held_out, held_out_chunks)},
         set_aside + supersaturated + alone + crashed,
         quality,
         sources,
         harvests,
     )
+
+
+def _held_out(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[list[Run]]:
+    """The test planets' runs that can be emulated with the model held out, a task's at a time."""
+    if not recipe.held_out_gcm:
+        return []
+    chosen = [run for group in groups for run in group if run.split == "test" and run.candidate.stored is None]
+    size = 2 * _GROUPS_PER_TASK
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
 def _harvest(recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages, policy: Policy) -> dict[str, Harvest]:

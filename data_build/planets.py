@@ -61,7 +61,7 @@ class Planet:
     columns, but the instellation and the spectrum's noise follow from them. ``source`` names the catalogues the
     values come from, joined by ``+``; ``kind`` is observed or synthetic; ``raw_columns`` were read, not derived.
     ``epoch`` is the Julian year of the position; ``observations`` are pairs of an archive and what it tells of others'
-    observations of the star.
+    observations of the star. ``transits`` is None where no catalogue tells whether the planet does.
     """
 
     key: str
@@ -80,6 +80,7 @@ class Planet:
     raw_columns: frozenset[str] = frozenset()
     epoch: float = 2000.0
     observations: tuple[tuple[str, str], ...] = ()
+    transits: bool | None = None
 
     @property
     def quality(self) -> float:

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from astrobio.schema import MODALITIES, OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
+from astrobio.schema import HELD_OUT_GCM, MODALITIES, OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS, TEST_SETS
 from data_build import checks
 from data_build.climates import report
+from data_build.computed_spectra import HALF_QUALITY_SIGMA
 from data_build.humidity import RELATIVE_HUMIDITY_LIMIT, SUPERSATURATION_LIMIT
 from data_build.planets import PLANET_PARAMETERS, Planet, kepler_axis_au
 from data_build.recipe import Recipe
 from data_build.selection import Candidate, Run
 from data_build.sources import Cobra
+from data_build.sources.clero import GCM
 
 _KEPLER_LIMIT = 0.10
+HELD_OUT = TEST_SETS[0]
 
 
 class Quality:
@@ -23,7 +26,9 @@ class Quality:
     def __init__(self, recipe: Recipe, planets: list[Planet], crossmatch: dict, more_checks: Sequence[dict] = ()):
         self._recipe, self._crossmatch, self._more_checks = recipe, crossmatch, more_checks
         self._planets = {planet.key: planet for planet in planets}
-        self._used: dict[str, str] = {}  # planet key → split
+        self._used: set[str] = set()  # keys of the splits' planets
+        self._members: dict[tuple[str, str], set[str]] = defaultdict(set)  # (split or test set, kind) → planet keys
+        self._flips: list[bool] = []
         self._tally: Counter = Counter()
         self._set_aside: Counter = Counter()
         self._imbalance: list[float] = []
@@ -54,14 +59,10 @@ class Quality:
     def add(self, run: Run, record: dict) -> None:
         """Count a record of the dataset."""
         planet = run.candidate.planet
-        self._used[planet.key] = run.split
-        split, kind = run.split, planet.kind
-        self._tally[split, kind, "records"] += 1
-        self._tally[split, kind, f"label {_label_name(run.candidate.label)}"] += 1
-        self._tally[split, kind, "core domain"] += run.candidate.core
-        self._tally[split, kind, "named"] += run.named
-        for modality in OPTIONAL_MODALITIES:
-            self._tally[split, kind, f"with {modality}"] += run.present[modality]
+        self._used.add(planet.key)
+        self._count(run.split, planet, record)
+        self._tally[run.split, planet.kind, "core domain"] += run.candidate.core
+        self._tally[run.split, planet.kind, "named"] += run.named
         if record["climate_present"]:
             self._imbalance.append(checks.energy_imbalance(record))
             self._humidity.append(checks.relative_humidity(record))
@@ -69,18 +70,34 @@ class Quality:
         if record["label_present"] and not np.isnan(probability):
             self._own_probability.append(probability if record["label"] else 1 - probability)
 
+    def add_further(self, name: str, run: Run, record: dict) -> None:
+        """Count a record of a further test set."""
+        self._count(name, run.candidate.planet, record)
+        if name == HELD_OUT and record["label_present"] and run.candidate.label is not None:
+            self._flips.append(int(record["label"]) != run.candidate.label)
+
+    def _count(self, name: str, planet: Planet, record: dict) -> None:
+        label = int(record["label"]) if record["label_present"] else None
+        self._members[name, planet.kind].add(planet.key)
+        self._tally[name, planet.kind, "records"] += 1
+        self._tally[name, planet.kind, f"label {_label_name(label)}"] += 1
+        for modality in OPTIONAL_MODALITIES:
+            self._tally[name, planet.kind, f"with {modality}"] += record[f"{modality}_present"]
+
     def counts(self) -> dict:
-        """Split → kind of planet → counts of planets, records, labels and modalities."""
-        counts: dict = {split: {kind: {"planets": 0} for kind in ("observed", "synthetic")} for split in SPLITS}
-        for key, split in self._used.items():
-            counts[split][self._planets[key].kind]["planets"] += 1
+        """Split, or further test set, → kind of planet → counts of planets, records, labels and modalities."""
+        names = [*SPLITS, *(name for name in TEST_SETS if any(name == member for member, _ in self._members))]
+        counts: dict = {
+            name: {kind: {"planets": len(self._members[name, kind])} for kind in ("observed", "synthetic")}
+            for name in names
+        }
         for (split, kind, name), number in sorted(self._tally.items()):
             counts[split][kind][name.replace(" ", "_")] = number
         return counts
 
     def report(self) -> dict:
         """The content of quality.json."""
-        planets = [self._planets[key] for key in self._used]
+        planets = [planet for key, planet in self._planets.items() if key in self._used]
         return {
             "completeness": {
                 kind: _completeness([planet for planet in planets if planet.kind == kind])
@@ -97,22 +114,29 @@ class Quality:
                 "climate": "1 inside CLERO's core domain, 1 / (1 + d²) at the distance d from it, in units of its "
                 "distance from the end of the extended domain"
                 + ("; 1 where it was not emulated" if self._stored else ""),
-                "metabolism": "0.5: a candidate, not an observation",
-                "spectrum": "1; its σ tells the rest",
+                "metabolism": "share of the network's conditions that follow from the record, the temperature counted "
+                "with the climate's quality; the others are assumed",
+                "spectrum": f"s² / (s² + {HALF_QUALITY_SIGMA**2:g}), by how many σ s its features exclude a flat line",
                 "text": "1 with a catalogue's description, 0.5 without",
             },
             "modalities": list(MODALITIES),
         }
 
     def _label(self) -> dict:
-        """How sure the labels are, by their own probability."""
+        """How sure the labels are, by their own probability; and how many are others under the model held out."""
         own = np.array(self._own_probability or [np.nan])
-        return {
+        figures = {
             "labelled": len(self._own_probability),
             "mean_probability_of_own_label": round(float(own.mean()), 4),
             "share_less_probable_than_not": round(float((own < 0.5).mean()), 4),
             "bayes_ceiling": round(float(np.maximum(own, 1 - own).mean()), 4),
         }
+        if self._flips:
+            figures |= {
+                f"labelled_by_{GCM}_and_{HELD_OUT_GCM}": len(self._flips),
+                "share_that_flips": round(float(np.mean(self._flips)), 4),
+            }
+        return figures
 
     def _checks(self, planets: list[Planet]) -> list[dict]:
         ranges = [

@@ -1,7 +1,7 @@
 """What to build: a recipe is a YAML file of `Recipe`'s fields; unknown keys are errors."""
 
 import difflib
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -10,6 +10,7 @@ from astrobio.schema import OPTIONAL_MODALITIES, SPLITS
 from data_build.cache import DataError
 from data_build.sources import ARCHIVES, CATALOGUES, PLANET_ARCHIVES
 
+_OPTIONAL = ("archives", "held_out_gcm", "exoplasim")
 _FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -37,6 +38,7 @@ class Recipe:
     wavelength_um: tuple[float, float]
     vocabulary_size: int
     archives: dict[str, int] = field(default_factory=dict)
+    held_out_gcm: bool = False  # whether the test planets' runs are emulated with the model held out too
     exoplasim: dict[str, int] = field(default_factory=dict)  # planets, and years at most, for a real GCM to run
 
     def as_dict(self) -> dict:
@@ -44,7 +46,7 @@ class Recipe:
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
-            if key not in ("archives", "exoplasim") or value
+            if key not in _OPTIONAL or value
         }
 
 
@@ -61,8 +63,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
         raise DataError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: a recipe is a mapping of keys to values, this is {type(content).__name__}")
-    required = [entry.name for entry in fields(Recipe) if entry.default_factory is MISSING]
-    _check_keys(path, "", content, required, optional=("archives", "exoplasim"))
+    required = [entry.name for entry in fields(Recipe) if entry.name not in _OPTIONAL]
+    _check_keys(path, "", content, required, optional=_OPTIONAL)
     if content.get("exoplasim"):
         _check_keys(path, "exoplasim.", content["exoplasim"], ("planets", "years"))
     _check_keys(path, "absent_share.", content["absent_share"], OPTIONAL_MODALITIES)
@@ -148,6 +150,8 @@ def _check_values(path: Path, content: dict) -> None:
         require(key, value, _is_number(value) and 0 <= value < 1, "a share in [0, 1)")
     total = sum(content["splits"].values())
     require("splits", content["splits"], abs(total - 1) < 1e-9, f"shares that add up to 1 (they add up to {total:g})")
+    held_out = content.get("held_out_gcm", False)
+    require("held_out_gcm", held_out, isinstance(held_out, bool), "true or false")
     catalogues = content["catalogues"]
     require("catalogues", catalogues, isinstance(catalogues, tuple) and bool(catalogues), "a list of catalogue names")
     for name in catalogues:

@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from astrobio.schema import (
-    CLIMATE_LEVEL_VARIABLES,
     CLIMATE_SURFACE_VARIABLES,
     CLIMATE_TIMES,
     FEATURES,
@@ -19,27 +19,23 @@ from astrobio.schema import (
     PLANET_COLUMNS,
     PROVENANCE_PARTS,
     RETRIEVAL_COLUMNS,
-    SHAPES,
 )
 from data_build.climates import read
-from data_build.habitability import habitable_share
-from data_build.humidity import water_vmr
+from data_build.computed_spectra import computed_spectrum
+from data_build.habitability import habitability, habitable_share
 from data_build.planets import EMULATOR_INPUTS, Atmosphere, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import SAMPLED_SOURCE, stream
 from data_build.selection import Run, StoredClimate
-from data_build.sources import INFOS, Clero, Cobra, SourceInfo, TauRex
-from data_build.sources.clero import area_mean, domain_quality, pressures_pa, terminator_mean
-from data_build.sources.taurex import noise
+from data_build.sources import INFOS, Clero, Cobra, Muscles, SourceInfo, TauRex
+from data_build.sources.clero import GCM, area_mean
+from data_build.sources.networks import E_COLI, NETWORKS
 from data_build.text import describe, scrub
 
-_TEMPERATURE = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("air_temperature")
-_HUMIDITY = [column.name for column in CLIMATE_LEVEL_VARIABLES].index("log10_specific_humidity")
 _SURFACE_TEMPERATURE = [column.name for column in CLIMATE_SURFACE_VARIABLES].index("surface_temperature")
 
-#: Qualities that do not follow from the planet. A candidate metabolism is a hypothesis; a text without a catalogue's
-#: description repeats the table.
-_QUALITY_METABOLISM, _QUALITY_PLAIN_TEXT = 0.5, 0.5
+#: Of a text without a catalogue's description, which repeats the table.
+_QUALITY_PLAIN_TEXT = 0.5
 
 _SAMPLED = SourceInfo(SAMPLED_SOURCE, "planet", "1", "Apache-2.0", "data_build.sampling", "synthetic")
 _SOLAR_SYSTEM = SourceInfo(
@@ -57,9 +53,10 @@ def models() -> tuple[Clero, TauRex, Cobra]:
     return Clero(), TauRex(), Cobra()
 
 
-def wavelengths(recipe: Recipe) -> np.ndarray:
-    """Centres [W] of the spectrum's bins in µm, log-spaced, rising."""
-    return np.geomspace(*recipe.wavelength_um, SHAPES["spectrum"][0])
+@cache
+def stars() -> Muscles:
+    """The stars' spectra, read once a process."""
+    return Muscles()
 
 
 def emulator_inputs(planet: Planet, atmosphere: Atmosphere) -> dict[str, float]:
@@ -72,11 +69,13 @@ def emulator_inputs(planet: Planet, atmosphere: Atmosphere) -> dict[str, float]:
     }
 
 
-def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dict]:
+def make_records(runs: list[Run], recipe: Recipe, facts: Facts = (), gcm: str = GCM) -> list[dict]:
     """The records of some runs, in their order, as the schema's `FEATURES` want them.
 
     Args:
         facts: what archives tell of the metabolic network's organism (`data_build.organism.facts`).
+        gcm: the general circulation model of the emulated climates. Under another than the runs were chosen by, labels
+            follow from its climates; a climate that is not possible (`Candidate.possible`) leaves them open.
     """
     emulator, _, _ = models()
     inputs = [
@@ -84,7 +83,12 @@ def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dic
     ]
     emulated: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
     if inputs:
-        climates = emulator.climates(inputs)
+        climates = emulator.climates(inputs, gcm)
+        if gcm != GCM:
+            runs = [
+                _relabelled(*row)
+                for row in zip(runs, climates.levels, climates.surface, climates.relative_humidity, strict=True)
+            ]
         emulated = zip(climates.levels, climates.surface, strict=True)
     records = [
         _record(
@@ -92,11 +96,19 @@ def make_records(runs: list[Run], recipe: Recipe, facts: Facts = ()) -> list[dic
             *(next(emulated) if run.candidate.stored is None else read(run.candidate.stored)),
             recipe,
             _told(run, recipe, facts),
+            gcm,
         )
         for run in runs
     ]
     _share_quality(runs, records)
     return records
+
+
+def _relabelled(run: Run, levels: np.ndarray, surface: np.ndarray, relative_humidity: float) -> Run:
+    """The run with the label of another climate than it was chosen by."""
+    candidate = replace(run.candidate, relative_humidity=float(relative_humidity))
+    label = habitability(levels, surface, candidate.atmosphere.surface_pressure_bar) if candidate.possible else None
+    return replace(run, candidate=replace(candidate, label=label))
 
 
 def _share_quality(runs: list[Run], records: list[dict]) -> None:
@@ -111,14 +123,14 @@ def _share_quality(runs: list[Run], records: list[dict]) -> None:
 
 
 def _told(run: Run, recipe: Recipe, facts: Facts) -> Facts:
-    """Two of the facts for a run with a metabolism, the same two for its partner."""
-    if not run.present["metabolism"] or not facts:
+    """Two of the facts for a run with the organism's metabolism, the same two for its partner."""
+    if not run.present["metabolism"] or not facts or NETWORKS[network_of(run, recipe)].organism != E_COLI:
         return ()
     chosen = stream(recipe.seed, "organism", run.pair).permutation(len(facts))[:2]
     return tuple(facts[index] for index in chosen)
 
 
-def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, told: Facts) -> dict:
+def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, told: Facts, gcm: str) -> dict:
     """``levels`` [V, Z, Y, X] and ``surface`` [S, Y, X]: the run's climate, whether or not the record keeps it."""
     candidate = run.candidate
     planet, atmosphere = candidate.planet, candidate.atmosphere
@@ -150,15 +162,19 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, t
         "label": np.int8(candidate.label or 0),
         **_label_probability(run, recipe),
         "retrieval": np.full(len(RETRIEVAL_COLUMNS), np.nan, np.float32),
-        "provenance": _provenance(run, told),
+        "provenance": _provenance(run, network_of(run, recipe), told, gcm),
     }
     if run.present["climate"]:
         record["climate_levels"] = np.repeat(levels[:, None], CLIMATE_TIMES, axis=1).astype(np.float16)
         record["climate_surface"] = np.repeat(surface[:, None], CLIMATE_TIMES, axis=1).astype(np.float16)
     if run.present["metabolism"]:
-        record |= _metabolism(surface[_SURFACE_TEMPERATURE], atmosphere)
+        record |= _metabolism(surface[_SURFACE_TEMPERATURE], atmosphere, network_of(run, recipe))
     if run.present["spectrum"]:
-        record["spectrum"] = _spectrum(run, levels, recipe)
+        rng = stream(recipe.seed, "noise", candidate.run_id)
+        _, taurex, _ = models()
+        computed = computed_spectrum(planet, atmosphere, levels, recipe, rng, taurex, stars())
+        record["spectrum"], record["retrieval"] = computed.spectrum, computed.retrieval
+        record["provenance"]["spectrum"]["quality"] = computed.quality
     return record
 
 
@@ -179,13 +195,20 @@ def _label_probability(run: Run, recipe: Recipe) -> dict:
     }
 
 
-def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere) -> dict:
+def network_of(run: Run, recipe: Recipe) -> str:
+    """The run's metabolic network, the same for its partner."""
+    names = list(NETWORKS)
+    return names[stream(recipe.seed, "network", run.pair).integers(len(names))]
+
+
+def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere, name: str) -> dict:
     _, _, cobra = models()
     # Cells live where there is liquid: the mean over the surface free of ice, or over all of it if there is none.
     free = surface_temperature >= HABITABILITY_RULE["freezing_point_k"]
     share = area_mean(free.astype(float))
     temperature = area_mean(surface_temperature * free) / share if share > 0 else area_mean(surface_temperature)
     network = cobra.network(
+        name,
         float(temperature),
         atmosphere.co2_vmr * atmosphere.surface_pressure_bar,
         atmosphere.ch4_vmr * atmosphere.surface_pressure_bar,
@@ -196,28 +219,7 @@ def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere) -> dict
     }
 
 
-def _spectrum(run: Run, levels: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """[W, 3]: wavelength, the transit depth as observed (noise added), its 1σ."""
-    _, taurex, _ = models()
-    planet, atmosphere = run.candidate.planet, run.candidate.atmosphere
-    wavelength = wavelengths(recipe)
-    humidity = terminator_mean(10.0 ** levels[_HUMIDITY])
-    depth = taurex.spectrum(
-        planet,
-        surface_pressure_pa=atmosphere.surface_pressure_bar * 1e5,
-        pressure_pa=pressures_pa(atmosphere.surface_pressure_bar),
-        temperature_k=terminator_mean(levels[_TEMPERATURE]),
-        h2o_vmr=water_vmr(humidity, atmosphere),
-        co2_vmr=atmosphere.co2_vmr,
-        ch4_vmr=atmosphere.ch4_vmr,
-        wavelength_um=wavelength,
-    )
-    sigma = noise(planet, wavelength)
-    error = stream(recipe.seed, "noise", run.candidate.run_id).normal(0, sigma)
-    return np.stack([wavelength, depth + error, sigma], axis=1).astype(np.float32)
-
-
-def _provenance(run: Run, told: Facts) -> dict:
+def _provenance(run: Run, network: str, told: Facts, gcm: str) -> dict:
     planet = run.candidate.planet
     emulator, taurex, cobra = models()
     described = run.named and bool(scrub(planet.description))
@@ -226,13 +228,16 @@ def _provenance(run: Run, told: Facts) -> dict:
         text = _together([text, *(INFOS[name] for name, _ in planet.observations)], text.kind)
     if told:
         text = _together([text, *(INFOS[name] for name, _ in told)], text.kind)
+    climate = (
+        _climate_source(run.candidate.stored)
+        if run.candidate.stored
+        else emulator.provenance(emulator_inputs(planet, run.candidate.atmosphere), gcm)
+    )
     parts = {
         "planet": _planet_source(planet).provenance(planet.quality),
-        "climate": _climate_source(run.candidate.stored)
-        if run.candidate.stored
-        else emulator.info.provenance(domain_quality(emulator_inputs(planet, run.candidate.atmosphere))),
-        "metabolism": cobra.info.provenance(_QUALITY_METABOLISM),
-        "spectrum": taurex.info.provenance(1.0),
+        "climate": climate,
+        "metabolism": cobra.provenance(network, cobra.known_share(network, climate["quality"])),
+        "spectrum": _together([taurex.info, Muscles.info], "simulated").provenance(0.0),
         "text": text.provenance(1.0 if described else _QUALITY_PLAIN_TEXT),
     }
     for modality, present in run.present.items():

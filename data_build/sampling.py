@@ -94,6 +94,7 @@ def _sample_planet(host: Planet, key: str, rng: np.random.Generator, attempts: i
             luminosity_sun=luminosity,
             j_magnitude=host.j_magnitude,
             host=host.host,
+            transits=True,
         )
         planet = tidally_locked(planet)
         if in_domain(planet, clero.EXTENDED_DOMAIN):

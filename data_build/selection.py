@@ -17,6 +17,7 @@ from pathlib import Path
 
 from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, SPLITS
 from data_build.humidity import SUPERSATURATION_LIMIT
+from data_build.instruments import modes
 from data_build.planets import Atmosphere, Planet
 from data_build.recipe import Recipe
 from data_build.sampling import stream
@@ -140,6 +141,7 @@ def signature(planet: Planet) -> tuple:
     return (
         planet.kind,
         planet.source,
+        tuple(mode.name for mode in modes(planet)),
         len(planet.raw_columns),
         tuple(name in planet.values for name in names),
         tuple(name in planet.derived for name in names),
@@ -220,7 +222,7 @@ def assign_splits(blocks: list[Block], recipe: Recipe) -> list[str]:
 
 def _pair_runs(pair: tuple[Candidate, Candidate], split: str, recipe: Recipe) -> tuple[Run, ...]:
     name = "+".join(candidate.run_id for candidate in pair)
-    present = _draw_present(name, recipe)
+    present = _draw_present(name, pair[0].planet, recipe)
     named = pair[0].planet.key == pair[1].planet.key
     # In the order of their numbers, not the habitable one first: the order of records must not reveal the label either.
     ordered = sorted(pair, key=lambda candidate: (candidate.number, candidate.planet.key))
@@ -240,7 +242,7 @@ def _unlabelled(
                 open_[i],
                 planet_split[open_[i].planet.key],
                 open_[i].run_id,
-                _draw_present(open_[i].run_id, recipe),
+                _draw_present(open_[i].run_id, open_[i].planet, recipe),
                 named=True,
             ),
         )
@@ -268,7 +270,7 @@ def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: 
         for group in [*pairs, *alone]:
             name = "+".join(candidate.run_id for candidate in group)
             # The climate is the record's purpose; a spectrum would need a tidally locked planet's terminator.
-            present = {**_draw_present(name, recipe), "climate": True, "spectrum": False}
+            present = {**_draw_present(name, group[0].planet, recipe), "climate": True, "spectrum": False}
             ordered = sorted(group, key=lambda candidate: candidate.number)
             runs.append(
                 tuple(
@@ -279,6 +281,8 @@ def _stored_runs(stored: list[Candidate], planet_split: dict[str, str], recipe: 
     return runs
 
 
-def _draw_present(name: str, recipe: Recipe) -> dict[str, bool]:
+def _draw_present(name: str, planet: Planet, recipe: Recipe) -> dict[str, bool]:
+    """Which modalities a group of runs has; a partner's planet has the same `signature`, and with it the same modes."""
     rng = stream(recipe.seed, "present", name)
-    return {modality: bool(rng.random() >= recipe.absent_share[modality]) for modality in OPTIONAL_MODALITIES}
+    present = {modality: bool(rng.random() >= recipe.absent_share[modality]) for modality in OPTIONAL_MODALITIES}
+    return {**present, "spectrum": present["spectrum"] and bool(modes(planet))}

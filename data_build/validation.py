@@ -17,6 +17,7 @@ from astrobio.schema import (
     OPTIONAL_MODALITIES,
     PLANET_COLUMNS,
     SPLITS,
+    TEST_SETS,
 )
 from data_build.checks import record_problems
 from data_build.habitability import column_water_fraction, rule_holds
@@ -46,9 +47,10 @@ def validate(folder: str | Path) -> list[str]:
         if manifest[key] != rule:
             problems.append(f"{folder / 'manifest.json'}: {key} is not that of this program: build it again")
     digest = hashlib.sha256()
-    seen_runs: set[str] = set()
+    seen_runs: set[tuple[str, str]] = set()
     split_of: dict[str, str] = {}
-    for split in SPLITS:
+    sets = [name for name in TEST_SETS if name in manifest["counts"]]
+    for split in (*SPLITS, *sets):
         try:
             table = datasets.load_from_disk(str(folder / split))
             if table.features != FEATURES:
@@ -58,11 +60,14 @@ def validate(folder: str | Path) -> list[str]:
                 digest.update(record_digest(record))
                 where = f"{folder / split}: record {number} ({record['run_id']})"
                 problems += [f"{where}: {problem}" for problem in record_problems(record) or _label_problems(record)]
-                if record["run_id"] in seen_runs:
+                if (split if split in sets else "", record["run_id"]) in seen_runs:
                     problems.append(f"{where}: this run_id is there twice")
-                seen_runs.add(record["run_id"])
-                other = split_of.setdefault(record["planet_key"], split)
-                if other != split:
+                seen_runs.add((split if split in sets else "", record["run_id"]))
+                if split == "measured":  # it has no label: a planet may be in a split as well
+                    continue
+                home = "test" if split in sets else split
+                other = split_of.setdefault(record["planet_key"], home)
+                if other != home:
                     problems.append(f"{where}: its planet {record['planet_key']} is in {other} as well")
                 if len(problems) >= _MOST_PROBLEMS:
                     return [*problems, f"{folder}: more than {_MOST_PROBLEMS} problems; the rest was not read"]

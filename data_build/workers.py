@@ -9,6 +9,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 
+from astrobio.schema import HELD_OUT_GCM
 from data_build.habitability import habitability
 from data_build.planets import Planet
 from data_build.recipe import Recipe
@@ -63,6 +64,11 @@ def candidates_from_json(planet: Planet, stored: list, recipe: Recipe) -> list[C
 def group_records(groups: list[tuple[Run, ...]], recipe: Recipe, facts: Facts) -> list[dict]:
     """A worker's task: the records of some groups of runs, in order."""
     return make_records([run for group in groups for run in group], recipe, facts)
+
+
+def held_out_records(runs: list[Run], recipe: Recipe, facts: Facts) -> list[dict]:
+    """A worker's task: the records of some runs under the general circulation model held out."""
+    return make_records(runs, recipe, facts, HELD_OUT_GCM)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from astrobio.schema import FEATURES, SPLITS
+from astrobio.schema import FEATURES, SPLITS, TEST_SETS
 from data_build.records import record_digest
 
 _BATCH = 32  # records held in memory before they are written, about 8 MB
@@ -22,14 +22,14 @@ SHARD = 2048  # records of a file, about 480 MB
 class SplitWriter:
     """A context: `write` takes one record at a time, `finish` completes the folder.
 
-    ``digests`` maps split → canonical digests of its records, in order.
+    ``digests`` maps split, or further test set, → canonical digests of its records, in order.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self.digests: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+        self.digests: dict[str, list[bytes]] = {split: [] for split in (*SPLITS, *TEST_SETS)}
         self._writers: dict[str, ArrowWriter] = {}
-        self._shards: dict[str, list[Path]] = {split: [] for split in SPLITS}
+        self._shards: dict[str, list[Path]] = {split: [] for split in self.digests}
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -46,8 +46,8 @@ class SplitWriter:
         self._writers[split].write(record)
 
     def finish(self) -> None:
-        """Complete ``train/``, ``validation/``, ``test/`` and ``dataset_dict.json``, as `datasets` reads them."""
-        written = [split for split in SPLITS if self._shards[split]]
+        """Complete the folder of each split and further test set, and ``dataset_dict.json``."""
+        written = [split for split, shards in self._shards.items() if shards]
         for split in written:
             self._writers.pop(split).finalize()
             shards = self._shards[split]

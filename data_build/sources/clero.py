@@ -57,13 +57,16 @@ class Climates:
     relative_humidity: np.ndarray
 
 
+_VERSION = "0.1.4, GCM {}, humidity capped at saturation"
+
+
 class Clero:
     """Steady-state climates on 10 levels × 32 latitudes × 64 longitudes."""
 
     info = SourceInfo(
         name="clero",
         modality="climate",
-        version=f"0.1.4, GCM {GCM}, humidity capped at saturation",
+        version=_VERSION.format(GCM),
         licence="MIT",
         citation="CLERO (github.com/astroautomata/clero), trained on ThousandWorlds",
         kind="emulated",
@@ -83,9 +86,13 @@ class Clero:
         """Fetch and check the source's files; raises `DataError` if that fails."""
         _ = self._emulator
 
-    def climates(self, inputs: list[dict[str, float]]) -> Climates:
-        """The emulator's mean climates of a batch of its input dicts."""
-        fields = self._emulator.predict([{**row, "GCM": GCM} for row in inputs])
+    def provenance(self, inputs: dict[str, float], gcm: str = GCM) -> dict:
+        """The provenance of a climate."""
+        return {**self.info.provenance(domain_quality(inputs)), "version": _VERSION.format(gcm)}
+
+    def climates(self, inputs: list[dict[str, float]], gcm: str = GCM) -> Climates:
+        """The emulator's mean climates of a batch of its input dicts, as the general circulation model ``gcm``."""
+        fields = self._emulator.predict([{**row, "GCM": gcm} for row in inputs])
         levels = np.stack([_top_first(fields, _LEVEL_FIELDS[column.name]) for column in CLIMATE_LEVEL_VARIABLES], 1)
         surfaces = np.zeros(len(inputs))
         for number, row in enumerate(inputs):

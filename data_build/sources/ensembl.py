@@ -8,7 +8,7 @@ import requests
 
 from data_build.cache import DataError
 from data_build.sources.base import Field, SourceInfo, good, require_columns
-from data_build.sources.cobra import ORGANISM
+from data_build.sources.networks import E_COLI
 
 #: Genera that live where it is hot, salty, cold, sour, or without oxygen, and the metabolic network's organism: names
 #: or NCBI's numbers, with all that is beneath them.
@@ -19,7 +19,7 @@ TAXA = (
     "Sulfolobus",
     "Pyrococcus",
     "Thermococcus",
-    str(ORGANISM.taxonomy_id),
+    str(E_COLI.taxonomy_id),
 )
 
 

@@ -12,12 +12,12 @@ from data_build.credentials import Credentials, SignIn
 from data_build.fetch import Authorisation
 from data_build.sources.base import Field, SourceInfo
 from data_build.sources.biopython import sent_through
-from data_build.sources.cobra import ORGANISM
+from data_build.sources.networks import E_COLI
 
 SEARCH_PAGE, FETCH_PAGE = 500, 20
 TERM = (
     "(Methanobacteriota[Organism] AND refseq[Filter] AND complete genome[Title] AND 500000:4000000[SLEN]) "
-    f"OR {ORGANISM.sequence}[Accession]"
+    f"OR {E_COLI.sequence}[Accession]"
 )
 
 

@@ -14,7 +14,7 @@ import requests
 
 from data_build.cache import DataError
 from data_build.sources.base import Field, SourceInfo, good, require_columns
-from data_build.sources.cobra import ORGANISM
+from data_build.sources.networks import E_COLI
 
 RELEASE = "https://data.gtdb.ecogenomic.org/releases/release220/220.0"
 ARCHAEA, BACTERIA = "ar53_metadata_r220.tsv.gz", "bac120_metadata_r220.tsv.gz"
@@ -51,7 +51,7 @@ class Gtdb:
         sums = good(session.get(f"{RELEASE}/MD5SUM.txt"), self.info).text
         yield from self._genomes(session, sums, ARCHAEA)
         for row in self._genomes(session, sums, BACTERIA):
-            if ORGANISM.assembly in row["accession"]:
+            if E_COLI.assembly in row["accession"]:
                 yield row
 
     def _genomes(self, session: requests.Session, sums: str, file: str) -> Iterator[dict[str, Any]]:

@@ -7,18 +7,9 @@ import numpy as np
 from astropy.io.votable import parse_single_table
 from astropy.table import Table
 
-from data_build.cache import WheelFiles
 from data_build.planets import EARTH_INSTELLATION, Planet
 from data_build.sources.base import SourceInfo
-
-_MEMBER = "EXOSIMS/PlanetPopulation/planets_2019.05.31_11.18.02.votable"
-
-FILES = WheelFiles(
-    project="exosims",
-    version="3.6.6",
-    wheel_sha256="09238a29e7df461d2f65327bcf03f5521f0165992c43d97a6bfc79280637ad29",
-    members={_MEMBER: "3db8ada01e64aa9e6f728893ffeb8c7665ad9627c313dedf5b9c355b35cafde2"},
-)
+from data_build.sources.exosims import FILES, PLANETS
 
 #: Archive column → schema column; the archive's units (K, R_sun, M_sun, R_earth, M_earth, d, au) are the schema's.
 _COLUMNS = {
@@ -43,6 +34,7 @@ _READ = (
     "st_j",
     "st_lum",
     "pl_insol",
+    "pl_tranflag",
     *_COLUMNS,
     *(f"{name}lim" for name in _COLUMNS),
 )
@@ -66,7 +58,7 @@ class NasaExoplanetArchive:
 
     @cached_property
     def _table(self) -> Table:
-        path = FILES.ensure()[_MEMBER]
+        path = FILES.ensure()[PLANETS]
         with warnings.catch_warnings():  # the archive's old VOTable names units astropy does not know
             warnings.simplefilter("ignore")
             return parse_single_table(path, columns=list(_READ)).to_table()
@@ -108,6 +100,7 @@ class NasaExoplanetArchive:
             j_magnitude=_number(row, "st_j"),
             host=str(row["pl_hostname"]),
             raw_columns=frozenset(values),
+            transits=_number(row, "pl_tranflag") == 1,
         )
 
 

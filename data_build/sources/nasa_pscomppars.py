@@ -43,6 +43,7 @@ class NasaPsCompPars:
             Field("orbital_period_d", "float64", "d", 0.01, 1e9, theirs="pl_orbper"),
             Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="pl_orbsmax"),
             Field("eccentricity", "float64", "1", 0, 1, theirs="pl_orbeccen"),
+            Field("transits", "int64", minimum=0, maximum=1, theirs="tran_flag"),
             Field("insolation_earth", "float64", "S_earth", 0, 1e7, theirs="pl_insol"),
         ),
     )
@@ -74,4 +75,5 @@ class NasaPsCompPars:
             j_magnitude=row["j_magnitude"],
             host=row["host"],
             raw_columns=frozenset(values),
+            transits=None if row["transits"] is None else row["transits"] == 1,
         )

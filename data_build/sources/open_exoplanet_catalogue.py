@@ -90,6 +90,7 @@ class OpenExoplanetCatalogue:
             host=star.findtext("name") or names[0],
             description=" ".join((planet.findtext("description") or "").split()),
             raw_columns=frozenset(values),
+            transits=True if planet.findtext("istransiting") == "1" else None,
         )
 
 

@@ -1,16 +1,15 @@
-"""TauREx 3 with the Exo-Transmit opacities: transmission spectra, and the noise of an observation of them."""
+"""TauREx 3 with the Exo-Transmit opacities: transmission spectra."""
 
 import contextlib
 import io
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from astropy import constants
 from astropy import units as u
-from astropy.modeling.physical_models import BlackBody
 
 from data_build.cache import WheelFiles
-from data_build.planets import Planet
+from data_build.planets import Atmosphere, Planet
 from data_build.sources.base import SourceInfo
 
 FILES = WheelFiles(
@@ -26,16 +25,25 @@ FILES = WheelFiles(
 
 _LAYERS = 40
 _TOP_PRESSURE_PA = 1.0  # the emulator's top level is 1,000 Pa; above it the atmosphere continues as at that level
-VISITS = 25  # transits stacked
-_COLLECTING_AREA = 25.4 * u.m**2  # JWST
-_THROUGHPUT = 0.3  # of telescope, instrument and detector
-_FLOOR = 10e-6  # systematic floor of the transit depth that more photons do not lower (Greene et al. 2016)
-_J_BAND = 1.235 * u.um
-_J_ZERO_POINT = 1594 * u.Jy  # 2MASS J = 0 (Cohen, Wheaton & Megeath 2003)
+
+
+@dataclass(frozen=True)
+class Terminator:
+    """The air that a transmission spectrum sees: profiles [Z] from the top down, the share of it that clouds cover, and
+    the pressure of their top, below which nothing is seen through them."""
+
+    pressure_pa: np.ndarray
+    temperature_k: np.ndarray
+    h2o_vmr: np.ndarray
+    cloud_fraction: float
+    cloud_top_pa: float
 
 
 class TauRex:
-    """Transmission spectra of N2, CO2, CH4 and H2O by absorption and Rayleigh scattering, without clouds."""
+    """Transmission spectra of N2, CO2, CH4 and H2O by absorption, Rayleigh scattering and a grey cloud deck.
+
+    Without collision-induced absorption: no wheel has tables of the pairs of N2, CO2 and CH4.
+    """
 
     info = SourceInfo(
         name="taurex",
@@ -65,48 +73,53 @@ class TauRex:
             cache.add_opacity(opacity)
 
     def spectrum(
-        self,
-        planet: Planet,
-        surface_pressure_pa: float,
-        pressure_pa: np.ndarray,
-        temperature_k: np.ndarray,
-        h2o_vmr: np.ndarray,
-        co2_vmr: float,
-        ch4_vmr: float,
-        wavelength_um: np.ndarray,
+        self, planet: Planet, atmosphere: Atmosphere, air: Terminator, wavelength_um: np.ndarray
     ) -> np.ndarray:
-        """Transit depth at the terminator, without noise.
+        """Transit depth at the terminator, without noise: (1 − f) clear + f cloudy for a cloud fraction f, as rays
+        that pass over clouds and rays that do not are seen side by side.
 
         Args:
-            planet: its radius, mass and stellar radius must be known.
-            surface_pressure_pa: where the atmosphere ends; the planet's radius is there.
-            pressure_pa, temperature_k, h2o_vmr: profiles [Z], top of the atmosphere first; above and below, the
-                values at their ends continue.
-            co2_vmr, ch4_vmr: volume mixing ratios of the dry air; water takes its share from all dry gases alike.
+            planet: its radius, mass and stellar radius must be known. The radius is that of the surface.
+            atmosphere: CO2 and CH4 are of the dry air; water takes its share from all dry gases alike.
+            air: profiles; above and below, the values at their ends continue.
             wavelength_um: [W] centres of the bins, rising.
 
         Returns:
             Transit depth (R_p/R_*)² [W], as the mean over each bin.
         """
+        depth = self._depth(planet, atmosphere, air, wavelength_um, cloudy=False)
+        if air.cloud_fraction > 0:
+            cloudy = self._depth(planet, atmosphere, air, wavelength_um, cloudy=True)
+            depth = (1 - air.cloud_fraction) * depth + air.cloud_fraction * cloudy
+        return depth
+
+    def _depth(
+        self, planet: Planet, atmosphere: Atmosphere, air: Terminator, wavelength_um: np.ndarray, cloudy: bool
+    ) -> np.ndarray:
         _ = self._opacities  # imports TauREx quietly
         from taurex.binning import FluxBinner
         from taurex.chemistry import ArrayGas, TaurexChemistry
-        from taurex.contributions import AbsorptionContribution, RayleighContribution
+        from taurex.contributions import AbsorptionContribution, RayleighContribution, SimpleCloudsContribution
         from taurex.data.profiles.temperature.temparray import TemperatureArray
         from taurex.model import TransmissionModel
         from taurex.planet import Planet as TaurexPlanet
         from taurex.pressure import SimplePressureProfile
         from taurex.stellar import BlackbodyStar
 
-        grid = SimplePressureProfile(_LAYERS, _TOP_PRESSURE_PA, surface_pressure_pa)
+        grid = SimplePressureProfile(_LAYERS, _TOP_PRESSURE_PA, atmosphere.surface_pressure_bar * 1e5)
         grid.compute_pressure_profile()
-        log_pressure = np.log(pressure_pa)
+        log_pressure = np.log(air.pressure_pa)
         layers = np.log(grid.profile)  # surface first
-        temperature = np.interp(layers, log_pressure, temperature_k)
-        water = np.interp(layers, log_pressure, h2o_vmr)
+        temperature = np.interp(layers, log_pressure, air.temperature_k)
+        water = np.interp(layers, log_pressure, air.h2o_vmr)
+        contributions = [AbsorptionContribution(), RayleighContribution()]
+        if cloudy:
+            contributions.append(SimpleCloudsContribution(air.cloud_top_pa))
 
         chemistry = TaurexChemistry(fill_gases=["N2"])
-        for molecule, ratio in (("H2O", water), ("CO2", co2_vmr * (1 - water)), ("CH4", ch4_vmr * (1 - water))):
+        dry = {"CO2": atmosphere.co2_vmr, "CH4": atmosphere.ch4_vmr}
+        ratios = {"H2O": water, **{molecule: ratio * (1 - water) for molecule, ratio in dry.items()}}
+        for molecule, ratio in ratios.items():
             chemistry.addGas(ArrayGas(molecule, ratio.tolist()))  # an array has no truth value, which it asks for
         value = planet.values
         model = TransmissionModel(
@@ -118,7 +131,7 @@ class TauRex:
             pressure_profile=grid,
             temperature_profile=TemperatureArray(temperature),
             chemistry=chemistry,
-            contributions=[AbsorptionContribution(), RayleighContribution()],
+            contributions=contributions,
             nlayers=_LAYERS,
         )
         model.build()
@@ -146,23 +159,3 @@ def pressures_in_pa(opacity) -> None:
     if opacity.pressureGrid.max() > 1e10:
         opacity._pressure_grid = opacity._pressure_grid / 1e5
         opacity._min_pressure, opacity._max_pressure = opacity._pressure_grid.min(), opacity._pressure_grid.max()
-
-
-def noise(planet: Planet, wavelength_um: np.ndarray) -> np.ndarray:
-    """1σ [W] of the transit depth in each wavelength bin: photon noise of the star and a systematic floor.
-
-    The star is a black body scaled to its J magnitude; as many photons are collected in transit as out of it, over
-    the transits of `VISITS` visits by a telescope like JWST. The transit lasts P R_*/(π a), a central one.
-    """
-    value = planet.values
-    wavelength = wavelength_um * u.um
-    body = BlackBody(temperature=value["stellar_temperature_k"] * u.K)
-    assert planet.j_magnitude is not None  # gather_planets sets other planets aside
-    flux_j = _J_ZERO_POINT * 10 ** (-0.4 * planet.j_magnitude)
-    flux = flux_j * (body(wavelength) / body(_J_BAND)).to_value(u.one)
-    relative_width = np.gradient(np.log(wavelength_um))
-    rate = (flux * _COLLECTING_AREA * _THROUGHPUT / constants.h).to(1 / u.s) * relative_width
-    chord = (value["stellar_radius_sun"] * u.R_sun / (np.pi * value["semi_major_axis_au"] * u.au)).to(u.one)
-    duration = (value["orbital_period_d"] * u.day * chord).to(u.s)
-    photons = (rate * duration * VISITS).to_value(u.one)
-    return np.hypot(np.sqrt(2 / photons), _FLOOR)

@@ -8,10 +8,10 @@ import requests
 
 from data_build.cache import DataError
 from data_build.sources.base import Field, SourceInfo, good, require_columns
-from data_build.sources.cobra import ORGANISM
+from data_build.sources.networks import E_COLI
 
 PAGE = 500  # entries, the service's limit
-QUERY = f"reviewed:true AND ec:* AND (taxonomy_id:2157 OR organism_id:{ORGANISM.uniprot_id})"
+QUERY = f"reviewed:true AND ec:* AND (taxonomy_id:2157 OR organism_id:{E_COLI.uniprot_id})"
 
 
 class UniProt:

@@ -63,7 +63,7 @@ def small_dataset(tmp_path_factory, small_limit) -> Path:
 @pytest.fixture(scope="session")
 def gathered():
     """The recipe's planets for a small limit: reading the catalogues takes seconds."""
-    return pipeline.gather_planets(load_recipe("sample"), 12)
+    return pipeline.gather_planets(load_recipe("sample"), 20)
 
 
 @pytest.fixture
@@ -80,4 +80,4 @@ def quick_build(monkeypatch, gathered, tmp_path_factory):
 
     monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit, harvests: gathered)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: nullcontext(Inline()))
-    return lambda out: build(recipe, out, limit=12, progress=False)
+    return lambda out: build(recipe, out, limit=20, progress=False)

@@ -166,6 +166,7 @@ def nasa() -> FakeTap:
             "pl_orbsmax": [0.0486, 0.0115, 0.0293, 0.0385],
             "pl_orbeccen": [0.0, 0.006, 0.005, 0.01],
             "pl_insol": [0.65, 4.15, 0.646, 0.373],
+            "tran_flag": [0, 1, 1, 1],
         },
         "exoplanetarchive.ipac.caltech.edu",
     )

@@ -102,7 +102,7 @@ FAULTS = {
     ),
     "an edge to nowhere": (set_to("metabolism_edge_index", (0, 1), 10_000), "metabolism_edge_index", "10000", "within"),
     "a flux beyond its bound": (
-        set_to("metabolism_node_features", (100, 9), -5000.0),
+        set_to("metabolism_node_features", (-1, 9), -5000.0),
         "metabolism_node_features.flux",
         "beyond a bound",
         "upper_bound",
@@ -114,6 +114,13 @@ FAULTS = {
         "(R_p/R_*)²",
     ),
     "a negative error": (set_to("spectrum", (7, 2), -1.0), "spectrum.transit_depth_sigma", "-1", "(0, 1)"),
+    "a depth without its error": (set_to("spectrum", (7, 2), np.nan), "spectrum", "not finite", "both NaN"),
+    "a retrieved quantity out of its range": (
+        set_to("retrieval", 0, 5000.0),
+        "retrieval.terminator_temperature_k",
+        "5000 K",
+        "[30, 2000]",
+    ),
     "wavelengths out of order": (set_to("spectrum", (7, 0), 0.1), "spectrum.wavelength_um", "not rising", "rising"),
 }
 
@@ -126,6 +133,13 @@ def test_a_fault_is_named(record, fault):
     assert [
         problem for problem in problems if problem.field == field and value in problem.value and limit in problem.limit
     ], problems
+
+
+def test_where_nobody_looks_a_spectrum_is_nan(record):
+    record["spectrum"][:300, 1:] = np.nan
+    assert record_problems(record) == []
+    record["spectrum"][:, 1:] = np.nan
+    assert [problem.field for problem in record_problems(record)] == ["spectrum"]
 
 
 def test_absent_means_null(record):

@@ -12,6 +12,7 @@ from fake_archives import LATITUDE, LONGITUDE, PRESSURES, era5, model_e, netcdf,
 from invented import candidates
 
 from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_SURFACE_VARIABLES, PLANET_COLUMNS
+from data_build import records as records_module
 from data_build.checks import record_problems
 from data_build.climates import archived, report
 from data_build.harvest import Harvest
@@ -269,7 +270,9 @@ def test_only_pairs_that_are_alike_are_labelled(stored):
     assert report(stored)[0]["habitable"] == 1  # the verdict that the record does not have is told here
 
 
-def test_partners_are_told_the_same_of_the_organism(stored):
+@pytest.mark.parametrize(("network", "sentences"), [("e_coli_core", 2), ("glycolysis", 0)])
+def test_partners_are_told_the_same_of_the_organism_if_the_network_is_its(stored, network, sentences, monkeypatch):
+    monkeypatch.setattr(records_module, "network_of", lambda run, recipe: network)
     groups, _ = select_runs({}, load_recipe("sample"), stored)
     pair = next(group for group in groups if len(group) == 2)
     known = tuple((name, f"A sentence of {name}.") for name in ("genbank", "gtdb", "kegg", "uniprot"))
@@ -277,9 +280,10 @@ def test_partners_are_told_the_same_of_the_organism(stored):
         runs = [replace(run, present={**run.present, "metabolism": present}) for run in pair]
         records = make_records(runs, load_recipe("sample"), known)
         words = [[word for word in record["text"].split() if not any(map(str.isdigit, word))] for record in records]
-        assert words[0] == words[1] and records[0]["text"].count("A sentence of") == 2 * present
+        assert words[0] == words[1] and records[0]["text"].count("A sentence of") == sentences * present
         assert str(records[0]["provenance"]) == str(records[1]["provenance"])
-        assert len(records[0]["provenance"]["text"]["source"].split("+")) == 1 + 2 * present
+        assert len(records[0]["provenance"]["text"]["source"].split("+")) == 1 + sentences * present
+        assert f", {network}:" in records[0]["provenance"]["metabolism"]["version"]
 
 
 def test_a_planet_of_the_catalogue_stays_in_its_split(stored):

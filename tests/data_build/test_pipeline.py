@@ -43,7 +43,8 @@ def test_the_manifest_is_whole(small_dataset):
     files = {path.relative_to(small_dataset).as_posix() for path in small_dataset.rglob("*") if path.is_file()}
     assert files == manifest["files"].keys() | {"manifest.json"}
     counts = manifest["counts"]
-    for split in SPLITS:
+    assert list(counts) == [*SPLITS, "held_out_gcm"]
+    for split in counts:
         stored = len(datasets.load_from_disk(str(small_dataset / split)))
         assert stored == sum(count.get("records", 0) for count in counts[split].values())
 
@@ -67,6 +68,28 @@ def test_a_second_build_returns_what_is_there(small_dataset, small_limit):
 def test_another_recipe_at_the_same_place_is_refused(small_dataset, small_limit):
     with pytest.raises(DataError, match="another recipe .*limit"):
         build("sample", small_dataset, limit=small_limit + 1, progress=False)
+
+
+def test_the_held_out_model_emulates_the_test_runs_again(small_dataset):
+    test, held_out = (
+        {record["run_id"]: record for record in read_records(datasets.load_from_disk(str(small_dataset / name)))}
+        for name in ("test", "held_out_gcm")
+    )
+    assert test.keys() == held_out.keys()
+    same = ("planet_key", "text", "climate_present", "spectrum_present", "metabolism_present", "label_probability")
+    for run_id, record in held_out.items():
+        assert all(record[name] == test[run_id][name] for name in same)
+        assert "GCM exocam" in record["provenance"]["climate"]["version"]
+        assert "GCM um" in test[run_id]["provenance"]["climate"]["version"]
+        for name in ("climate_levels", "spectrum"):
+            if record[name] is not None:
+                assert not np.array_equal(record[name], test[run_id][name], equal_nan=True)
+    labelled = [run_id for run_id in test if test[run_id]["label_present"] and held_out[run_id]["label_present"]]
+    flips = np.mean([test[run_id]["label"] != held_out[run_id]["label"] for run_id in labelled])
+    figures = json.loads((small_dataset / "quality.json").read_text())["label"]
+    assert figures["labelled_by_um_and_exocam"] == len(labelled)
+    assert figures["share_that_flips"] == pytest.approx(flips, abs=1e-4)
+    assert set(datasets.load_from_disk(str(small_dataset))) == {*SPLITS, "held_out_gcm"}
 
 
 def test_a_dataset_of_the_schema_before_is_refused_with_the_cure(copied, small_limit):
@@ -200,9 +223,10 @@ def test_a_record_that_fails_is_set_aside_with_its_partner(tmp_path, monkeypatch
     entries = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     runs = {entry["run_id"]: entry["reason"] for entry in entries if "run_id" in entry}
     assert [runs.get(run) for run in bad] == ["too odd"] and len(runs) <= 2
-    kept = sum(count.get("records", 0) for kinds in manifest["counts"].values() for count in kinds.values())
+    counts = manifest["counts"]
+    kept = sum(count.get("records", 0) for kinds in counts.values() for count in kinds.values())
     assert kept == len(checked) - len(runs)
-    for kinds in manifest["counts"].values():
+    for kinds in (counts[split] for split in SPLITS):
         for count in kinds.values():
             assert count.get("label_habitable", 0) == count.get("label_not_habitable", 0)
 
@@ -261,7 +285,7 @@ class TestCommandLine:
     def test_sources_as_json(self, capsys):
         assert main(["sources", "--json"]) == 0
         sources = json.loads(capsys.readouterr().out)["sources"]
-        assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "cobra"} <= {
+        assert {"nasa_exoplanet_archive", "open_exoplanet_catalogue", "clero", "taurex", "muscles", "cobra"} <= {
             source["name"] for source in sources
         }
         assert len([source for source in sources if source["network"]]) >= 17
@@ -271,4 +295,4 @@ class TestCommandLine:
 
     def test_fetch_finds_everything_there(self, capsys):
         assert main(["fetch", "sample"]) == 0
-        assert capsys.readouterr().out.count("there, checked") == 5
+        assert capsys.readouterr().out.count("there, checked") == 6
