@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -192,9 +192,10 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
         yield {field.name: _converted(row.get(field.column), field) for field in info.fields}
 
 
-def require_columns(info: SourceInfo, columns) -> None:
-    """Raise a `DataError` that names the fields an answer lacks."""
-    lacking = [field.column for field in info.fields if field.column not in columns]
+def require_columns(info: SourceInfo, columns, needed: Iterable[str] | None = None) -> None:
+    """Raise a `DataError` that names the columns, those of the fields if not ``needed``, that an answer lacks."""
+    needed = [field.column for field in info.fields] if needed is None else needed
+    lacking = [column for column in needed if column not in columns]
     if lacking:
         raise DataError(
             f"{info.title}: the answer lacks {', '.join(lacking)}; it has {', '.join(list(columns)[:20])}: "

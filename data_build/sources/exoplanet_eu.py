@@ -10,11 +10,14 @@ import astropy.units as u
 
 from data_build.planets import PLANET_PARAMETERS, Planet
 from data_build.sources.base import Field, SourceInfo
-from data_build.sources.tap import tap_rows
+from data_build.sources.tap import TapArchive
 
 
-class ExoplanetEu:
+class ExoplanetEu(TapArchive):
     """One row for each planet; masses and radii come in Jupiter's."""
+
+    service = "http://voparis-tap-planeto.obspm.fr/tap"  # it has no https
+    table = "exoplanet.epn_core"
 
     info = SourceInfo(
         name="exoplanet_eu",
@@ -45,11 +48,6 @@ class ExoplanetEu:
             Field("eccentricity", "float64", "1", 0, 1),
         ),
     )
-
-    def rows(self, session):
-        """Every planet, however it was published."""
-        # The service has no https.
-        return tap_rows(self.info, session, "http://voparis-tap-planeto.obspm.fr/tap", "exoplanet.epn_core")
 
     @classmethod
     def planet(cls, row: dict[str, Any]) -> Planet | None:

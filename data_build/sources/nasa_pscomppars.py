@@ -7,11 +7,14 @@ from typing import Any
 
 from data_build.planets import EARTH_INSTELLATION, PLANET_PARAMETERS, Planet
 from data_build.sources.base import Field, SourceInfo
-from data_build.sources.tap import tap_rows
+from data_build.sources.tap import TapArchive
 
 
-class NasaPsCompPars:
+class NasaPsCompPars(TapArchive):
     """One row for each confirmed planet, put together from all its references."""
+
+    service = "https://exoplanetarchive.ipac.caltech.edu/TAP"
+    table = "pscomppars"
 
     info = SourceInfo(
         name="nasa_pscomppars",
@@ -46,10 +49,6 @@ class NasaPsCompPars:
             Field("insolation_earth", "float64", "S_earth", 0, 1e7, theirs="pl_insol"),
         ),
     )
-
-    def rows(self, session):
-        """Every confirmed planet."""
-        return tap_rows(self.info, session, "https://exoplanetarchive.ipac.caltech.edu/TAP", "pscomppars")
 
     @classmethod
     def planet(cls, row: dict[str, Any]) -> Planet:

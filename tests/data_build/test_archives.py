@@ -8,10 +8,9 @@ import traceback
 
 import pytest
 from archive_server import ArchiveServer, Reply
-from astropy.table import Table
 from Bio import Entrez
 from Bio.KEGG import REST
-from fake_archives import fake, votable
+from fake_archives import fake
 from planted import PLANTED, forms_of_the_secret
 
 from data_build.cache import DataError
@@ -211,35 +210,6 @@ def test_a_model_that_is_not_installed_is_refused_with_the_cure(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match="ExoPlaSim is not installed.*pip install exoplasim.*gfortran"):
         OPTIONAL["exoplasim"]().ensure()
-
-
-@pytest.mark.parametrize("page", [1, 2, 3])
-def test_a_table_that_ends_early_without_a_word_is_refused(page, tmp_path):
-    """The service counts five rows, gives two a page, and from some page on nothing."""
-    stand_in, pages = fake("keck", tmp_path), []
-    stand_in.cut_short = True
-
-    def script(request):
-        if "TOP" in request.form["QUERY"]:
-            pages.append(request)
-            if len(pages) >= page:
-                return votable(Table(stand_in.columns)[:0])
-        return stand_in.reply(request)
-
-    with pytest.raises(DataError, match=f"gave {2 * (page - 1)} rows, but counts 5: the answer was cut short"):
-        rows_of("keck", script, tmp_path)
-
-
-def test_a_table_out_of_order_is_refused(tmp_path):
-    stand_in = fake("keck", tmp_path)
-
-    def script(request):
-        if "TOP" in request.form["QUERY"]:  # the same page again and again
-            return votable(Table(stand_in.columns)[:2])
-        return stand_in.reply(request)
-
-    with pytest.raises(DataError, match="does not keep the order"):
-        rows_of("keck", script, tmp_path)
 
 
 def test_mast_pages_that_end_early_are_refused(tmp_path):

@@ -4,7 +4,7 @@ The pairs are written by hand: left the name in the NASA Exoplanet Archive, righ
 """
 
 import pytest
-from fake_archives import exoplanet_eu, nasa
+from fake_tap import exoplanet_eu, nasa
 
 from data_build.crossmatch import DISAGREEMENT, crossmatch
 from data_build.harvest import Harvest
