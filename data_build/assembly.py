@@ -70,7 +70,7 @@ def assemble(
     report = quality.report()
     if harvests:
         report["archives"] = {
-            name: {key: harvest.manifest[key] for key in ("rows", "complete", "quarantined", "completeness")}
+            name: {key: harvest.manifest[key] for key in ("rows", "complete", "quarantined", "unused", "completeness")}
             for name, harvest in harvests.items()
         }
     _write_json(folder / "quality.json", report)

@@ -109,7 +109,13 @@ def _archives(archives: dict) -> str:
     if not archives:
         return ""
     rows = [
-        [name, entry["rows"], "all" if entry["complete"] else "the first, by key", sum(entry["quarantined"].values())]
+        [
+            name,
+            entry["rows"],
+            "all" if entry["complete"] else "the first, by key",
+            sum(entry["quarantined"].values()),
+            "; ".join(f"{count}: {reason}" for reason, count in entry["unused"].items()) or 0,
+        ]
         for name, entry in archives.items()
     ]
     return f"""## Archives
@@ -119,7 +125,7 @@ Catalogues and Gaia are merged into the planet table, telescopes' observations o
 climates are records of their own. Of genomes, proteins and compounds, those of the metabolic network's organism are
 told in the text of records that have the network, and check it (`quality.json`).
 
-{_table(["archive", "rows", "of what it has", "reasons to set rows aside"], rows)}
+{_table(["archive", "rows", "of what it has", "reasons to set rows aside", "not used"], rows)}
 
 """
 

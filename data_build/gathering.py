@@ -69,8 +69,9 @@ def gather_planets(
 def _catalogue(name: str, harvests: Mapping[str, Harvest]) -> list[Planet]:
     if name in CATALOGUES:
         return CATALOGUES[name]().planets()
-    planets = [PLANET_ARCHIVES[name].planet(row) for row in harvests[name].rows()]
-    return [planet for planet in planets if planet is not None]
+    archive = PLANET_ARCHIVES[name]
+    unused = getattr(archive, "unused", lambda row: "")
+    return [archive.planet(row) for row in harvests[name].rows() if not unused(row)]
 
 
 def _merged(recipe: Recipe, catalogues: list[list[Planet]]) -> tuple[list[Planet], dict]:

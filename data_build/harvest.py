@@ -90,7 +90,7 @@ def harvest(
     """The archive's stage in ``folder``: found, if it is whole and of the same limit, else made.
 
     Raises:
-        DataError: the archive could not be read, or less than 95% of its rows have the required fields.
+        DataError: the archive could not be read, less than 95% of its rows have the required fields, or none is of use.
     """
     found = _found(folder, archive.info, limit)
     if found is not None and not policy.refresh:
@@ -108,6 +108,11 @@ def harvest(
         raise DataError(
             f"{archive.info.title}: required fields are there in too few of {quality.rows} rows: "
             f"{', '.join(lacking)}; 95% are needed: the archive has changed, please report it"
+        )
+    if quality.rows and not quality.used:
+        raise DataError(
+            f"{archive.info.title}: not one of {quality.rows} rows can be used, most often because "
+            f"{quality.main_reason()}: the archive has changed, please report it"
         )
     (partial / "keys.sqlite").unlink()
     files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
@@ -134,6 +139,7 @@ def _write(
     """Write rows and quarantine; returns whether the archive ended before the limit did."""
     schema = schema_of(archive.info.fields)
     key = archive.info.fields[0].name
+    unused = getattr(archive, "unused", lambda row: "")
     rows = read(archive, connect(archive, policy))
     chunk = VECTOR_CHUNK if any("[" in field.dtype for field in archive.info.fields) else CHUNK
     number, taken = 0, 0
@@ -145,7 +151,7 @@ def _write(
                 problems = row_problems(row, archive)
                 if row[key] is not None and not quality.new(row[key]):
                     problems.append(f"{key} is there twice")
-                quality.add(row, problems)
+                quality.add(row, problems, "" if problems else unused(row))
                 if problems:
                     quarantine.write(json.dumps({key: row[key], "reasons": problems}) + "\n")
                 else:

@@ -109,8 +109,9 @@ class SourceInfo:
 class Archive(Protocol):
     """An archive, read over the network: a small class with its ``info`` and a way to read rows.
 
-    It may also have ``authorise(credentials, ask) -> Authorisation``, ``settled(method, head) -> bool`` and
-    ``volatile`` (see `data_build.fetch.Transport`), and ``check(row) -> list[str]``, for what `Field` cannot check.
+    It may also have ``authorise(credentials, ask) -> Authorisation``, ``settled(method, head) -> bool``,
+    ``absent(ask) -> bool`` and ``volatile`` (see `data_build.fetch.Transport`); ``check(row) -> list[str]``, for what
+    `Field` cannot check; and ``unused(row) -> str``, why a good row is not used, empty if it is.
     """
 
     info: SourceInfo
@@ -127,8 +128,8 @@ class PlanetArchive(Archive, Protocol):
     """An archive of planets."""
 
     @classmethod
-    def planet(cls, row: dict[str, Any]) -> Planet | None:
-        """A row as a planet, or None if it must not be used."""
+    def planet(cls, row: dict[str, Any]) -> Planet:
+        """A row as a planet."""
         ...
 
 
@@ -160,6 +161,7 @@ def connect(archive: Archive, policy: Policy, explicit: Mapping[str, str] | None
         sign_in=info.sign_in,
         settled=getattr(archive, "settled", lambda method, head: True),
         volatile=getattr(archive, "volatile", None),
+        absent=getattr(archive, "absent", None),
     )
     return open_session(transport)
 

@@ -1,7 +1,8 @@
 """Encyclopaedia of exoplanetary systems (exoplanet.eu): its table in the Observatoire de Paris' TAP service.
 
 Columns and units are those of the service's own resource descriptor (github.com/epn-vespa/VESPA-CRISM-helper-scripts,
-q.rd_examples/exoplanet/q.rd): it tells how a planet was published, not whether it is confirmed.
+q.rd_examples/exoplanet/q.rd): it tells how a planet was published, not whether it is confirmed. The catalogue's own
+tables spell the status out ("Published in a refereed paper"), the descriptor has letters (R); both are understood.
 """
 
 from typing import Any
@@ -49,12 +50,16 @@ class ExoplanetEu(TapArchive):
         ),
     )
 
+    @staticmethod
+    def unused(row: dict[str, Any]) -> str:
+        """Why the row is no planet here: empty for one from a refereed paper."""
+        status = " ".join((row["status"] or "").split())
+        refereed = status.upper() == "R" or status.lower().startswith("published in a refereed")
+        return "" if refereed else f"publication_status is {status!r}"
+
     @classmethod
-    def planet(cls, row: dict[str, Any]) -> Planet | None:
-        """A row as a planet; None unless it is from a refereed paper (status R). Masses count as derived: which are
-        M sin i it does not tell."""
-        if (row["status"] or "").upper() != "R":
-            return None
+    def planet(cls, row: dict[str, Any]) -> Planet:
+        """A row as a planet. Masses count as derived: which are M sin i it does not tell."""
         values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
         others = [name.strip() for name in (row["other_names"] or "").replace(";", ",").split(",") if name.strip()]
         return Planet(

@@ -195,7 +195,7 @@ PATHWAY     map00010  Glycolysis
 
 
 class FakeEnsembl:
-    """Synthetic genomes, in the form of the service."""
+    """Synthetic genomes, in the form of the service; 500 for a taxon that it does not have."""
 
     then, host = "continued", "rest.ensembl.org"
 
@@ -220,8 +220,11 @@ class FakeEnsembl:
         self.cut_short = False
 
     def reply(self, request):
-        found = {"Methanococcus": self.genomes, "511145": [self.coli] if self.genomes else []}
-        body = json.dumps(found.get(request.path.split("/")[-1], [])).encode()
+        found = {"Methanococcus": self.genomes, "511145": [self.coli], "9606": [{"name": "synthetic_human"}]}
+        taxon = request.path.split("/")[-1]
+        if not found.get(taxon) or (taxon == "511145" and not self.genomes):
+            return Reply(b'{"error":"Can\'t call method \\"taxon_id\\" on an undefined value"}', 500)
+        body = json.dumps(found[taxon]).encode()
         cut, self.cut_short = (10 if self.cut_short else None), False
         return Reply(body, cut=cut)
 

@@ -228,6 +228,35 @@ def test_mast_pages_that_end_early_are_refused(tmp_path):
         rows_of("jwst", script, tmp_path)
 
 
+@pytest.mark.parametrize("status", [400, 404, 500, 502])
+def test_ensembl_answers_errors_in_passing(status, tmp_path):
+    stand_in, asked = fake("ensembl", tmp_path), set()
+
+    def once(request):
+        first = request.path not in asked
+        asked.add(request.path)
+        return Reply(b"synthetic hiccup", status) if first else stand_in.reply(request)
+
+    check(rows_of("ensembl", once, tmp_path), "ensembl", stand_in)
+
+
+def test_a_taxon_that_ensembl_lacks_is_an_answer_that_is_kept(tmp_path):
+    stand_in = fake("ensembl", tmp_path)
+    check(rows_of("ensembl", stand_in.reply, tmp_path), "ensembl", stand_in)
+    check(rows_of("ensembl", stand_in.reply, tmp_path, offline=True), "ensembl", stand_in)
+    assert rows_of.requests == []
+
+
+def test_errors_of_ensembl_as_a_whole_are_a_failure(tmp_path):
+    stand_in = fake("ensembl", tmp_path)
+
+    def broken(request):
+        return stand_in.reply(request) if request.path.endswith("Methanococcus") else Reply(b"oh", 500)
+
+    with pytest.raises(DataError, match="Methanosarcina failed after 2 of 2 tries: it answered 500"):
+        rows_of("ensembl", broken, tmp_path)
+
+
 def test_a_day_with_more_than_the_archives_limit_is_refused(tmp_path):
     stand_in = fake("gemini", tmp_path)
     rows = [{**stand_in.rows[0], "name": str(i)} for i in range(600)]

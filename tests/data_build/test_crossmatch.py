@@ -228,9 +228,3 @@ def test_pointings_at_a_star_are_told_of_its_planets():
     assert planets[0].observations == (("jwst", "JWST at MAST lists 3 observations of the star, by MIRI, NIRSPEC."),)
     assert planets[1].observations == ()
     assert report == {"jwst": {"with_a_position": 5, "of_a_planets_star": 3}}
-
-
-def test_a_planet_of_exoplanet_eu_counts_where_it_is_from_a_refereed_paper():
-    row = {field.name: None for field in ARCHIVES["exoplanet_eu"].info.fields} | {"name": "Synthetic b"}
-    planet_of = ARCHIVES["exoplanet_eu"].planet
-    assert [status for status in ("R", "S", "C", "W", None) if planet_of({**row, "status": status})] == ["R"]
