@@ -44,6 +44,8 @@ class ExoplanetEu(TapArchive):
             Field("j_magnitude", "float64", "mag", -5, 30, theirs="mag_j"),
             Field("radius_earth", "float64", "R_earth", 0.1, 100, theirs="radius", factor=u.R_jup.to(u.R_earth)),
             Field("mass_earth", "float64", "M_earth", 1e-3, 3e4, theirs="mass", factor=u.M_jup.to(u.M_earth)),
+            Field("radius_detection", "string", theirs="radius_detection_type"),
+            Field("mass_detection", "string", theirs="mass_detection_type"),
             Field("period_d", "float64", "d", 0.01, 1e9, theirs="period"),
             Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="semi_major_axis"),
             Field("eccentricity", "float64", "1", 0, 1),
@@ -59,8 +61,14 @@ class ExoplanetEu(TapArchive):
 
     @classmethod
     def planet(cls, row: dict[str, Any]) -> Planet:
-        """A row as a planet. Masses count as derived: which are M sin i it does not tell."""
+        """A row as a planet. Masses count as derived: which are M sin i it does not tell. A theoretical radius or mass
+        (type 11) is derived and was not read."""
         values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
+        calculated = {
+            name
+            for name, detection in (("radius_earth", "radius_detection"), ("mass_earth", "mass_detection"))
+            if (row[detection] or "").strip().lower().startswith(("theor", "11"))
+        }
         others = [name.strip() for name in (row["other_names"] or "").replace(";", ",").split(",") if name.strip()]
         return Planet(
             key="",
@@ -68,11 +76,11 @@ class ExoplanetEu(TapArchive):
             source=cls.info.name,
             kind="observed",
             values=values,
-            derived=frozenset({"mass_earth"} & values.keys()),
+            derived=frozenset(({"mass_earth"} | calculated) & values.keys()),
             aliases=frozenset({row["name"], *others}),
             ra_deg=row["ra_deg"],
             dec_deg=row["dec_deg"],
             j_magnitude=row["j_magnitude"],
             host=row["host"] or row["name"],
-            raw_columns=frozenset(values),
+            raw_columns=frozenset(values.keys() - calculated),
         )

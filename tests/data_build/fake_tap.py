@@ -136,35 +136,46 @@ def keck() -> FakeTap:
     return FakeTap(observations("koaid", **names), "koa.ipac.caltech.edu", cuts_first=True)
 
 
+#: The archive's own words for what it calculated.
+CALCULATED = "<a refstr=CALCULATED_VALUE href=/docs/pscp_calc.html target=_blank>Calculated Value</a>"
+
+
 def nasa() -> FakeTap:
     """Values as published for TRAPPIST-1 and Proxima, the rest synthetic."""
     planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e", "TRAPPIST-1 f"]
-    return FakeTap(
-        {
-            "pl_name": planets,
-            "hostname": [name[:-2] for name in planets],
-            "pl_letter": [name[-1] for name in planets],
-            "hd_name": [""] * 4,
-            "hip_name": ["HIP 70890", "", "", ""],
-            "tic_id": ["TIC 1"] * 4,
-            "ra": [217.39, 346.62, 346.62, 346.62],
-            "dec": [-62.68, -5.04, -5.04, -5.04],
-            "st_teff": [2900.0, 2566.0, 2566.0, 2566.0],
-            "st_rad": [0.14, 0.12, 0.12, 0.12],
-            "st_mass": [0.12, 0.09, 0.09, 0.09],
-            "st_lum": [-2.8, -3.26, -3.26, -3.26],
-            "sy_jmag": [5.36] + [11.35] * 3,
-            "pl_rade": [1.03, 1.12, 0.92, 1.05],
-            "pl_bmasse": [1.07, 1.37, 0.69, 1.04],
-            "pl_bmassprov": ["Msini", "Mass", "Mass", "Mass"],
-            "pl_orbper": [11.19, 1.51, 6.10, 9.21],
-            "pl_orbsmax": [0.0486, 0.0115, 0.0293, 0.0385],
-            "pl_orbeccen": [0.0, 0.006, 0.005, 0.01],
-            "pl_insol": [0.65, 4.15, 0.646, 0.373],
-        },
-        "exoplanetarchive.ipac.caltech.edu",
-        cuts_first=True,
+    columns = {
+        "pl_name": planets,
+        "hostname": [name[:-2] for name in planets],
+        "pl_letter": [name[-1] for name in planets],
+        "hd_name": [""] * 4,
+        "hip_name": ["HIP 70890", "", "", ""],
+        "tic_id": ["TIC 1"] * 4,
+        "ra": [217.39, 346.62, 346.62, 346.62],
+        "dec": [-62.68, -5.04, -5.04, -5.04],
+        "st_teff": [2900.0, 2566.0, 2566.0, 2566.0],
+        "st_rad": [0.14, 0.12, 0.12, 0.12],
+        "st_mass": [0.12, 0.09, 0.09, 0.09],
+        "st_lum": [-2.8, -3.26, -3.26, -3.26],
+        "sy_jmag": [5.36] + [11.35] * 3,
+        "pl_rade": [1.03, 1.12, 0.92, 1.05],
+        "pl_bmasse": [1.07, 1.37, 0.69, 1.04],
+        "pl_bmassprov": ["Msini", "Mass", "Mass", "Mass"],
+        "pl_orbper": [11.19, 1.51, 6.10, 9.21],
+        "pl_orbsmax": [0.0486, 0.0115, 0.0293, 0.0385],
+        "pl_orbeccen": [0.0, 0.006, 0.005, 0.01],
+        "pl_insol": [0.65, 4.15, 0.646, 0.373],
+    }
+    measured = (
+        "st_teff",
+        "st_rad",
+        "st_mass",
+        "st_lum",
+        *(name for name in columns if name.startswith("pl_") and name not in ("pl_name", "pl_letter", "pl_bmassprov")),
     )
+    columns |= {f"{name}lim": [0] * 4 for name in measured}
+    columns |= {f"{name}_reflink": ["<a refstr=SYNTHETIC_2020 target=ref>Synthetic 2020</a>"] * 4 for name in measured}
+    columns["pl_rade_reflink"][0] = CALCULATED  # Proxima Cen b does not transit
+    return FakeTap(columns, "exoplanetarchive.ipac.caltech.edu", cuts_first=True)
 
 
 def exoplanet_eu() -> FakeTap:
@@ -184,6 +195,8 @@ def exoplanet_eu() -> FakeTap:
             "mag_j": [5.36, 11.35, 11.35],
             "radius": [0.1, 0.0997, 0.0819],
             "mass": [0.0037, 0.0043, 0.0022],
+            "radius_detection_type": ["Theoretical", "Primary Transit", "Primary Transit"],
+            "mass_detection_type": ["Radial Velocity", "TTV", "TTV"],
             "period": [11.18, 1.51, 6.10],
             "semi_major_axis": [0.0485, 0.0115, 0.0293],
             "eccentricity": [0.35, 0.0, 0.0],
