@@ -547,6 +547,7 @@ class FakeRocke3d:
             "Synthetic2020/frozen/": model_e(folder, -60, **told),
             "Tsigaridis2025GMD-planet_2.0/P2Synthetic/": model_e(folder, 0),
         }
+        self.decks = {folder: ["P2Synthetic.R"] for folder in self.runs if folder.startswith("Synthetic")}
         self.is_empty, self.cut_short = False, False
 
     def reply(self, request):
@@ -559,13 +560,14 @@ class FakeRocke3d:
             return Reply(RUNDECK.encode())
         links = ["../", "?C=M"]
         if path in self.runs and not self.is_empty:
-            links += [f"ANN{year}.{kind}P2Synthetic.nc" for year in (4000, 4001) for kind in ("aij", "aijl", "aijk")]
-            links += ["P2Synthetic.R"] if path.startswith("Synthetic") else []
+            links += [f"ANN{year}.{kind}P2Synthetic.nc" for year in (4000, 4001) for kind in self.runs[path]]
+            links += self.decks.get(path, [])
         else:
             links += sorted(
                 {folder.removeprefix(path).split("/")[0] + "/" for folder in self.runs if folder.startswith(path)}
                 - {"/"}
             )
+            links += self.decks.get(path, [])
         return Reply(
             f"<html><body>{''.join(f'<a href={chr(34)}{link}{chr(34)}>a</a>' for link in links)}</body></html>".encode()
         )

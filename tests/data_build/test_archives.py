@@ -258,6 +258,27 @@ def test_errors_of_ensembl_as_a_whole_are_a_failure(tmp_path):
         rows_of("ensembl", broken, tmp_path)
 
 
+def test_diagnostics_in_folders_of_their_own_are_a_pair(tmp_path):
+    """As Way et al. 2018 keep them; the last year of one kind may lack the other."""
+    stand_in = fake("rocke3d", tmp_path)
+    files = stand_in.runs["Synthetic2020/warm/"]
+    stand_in.runs = {f"Synthetic2018/{kind.upper()}/": {kind: file} for kind, file in files.items()}
+    stand_in.decks = {"Synthetic2018/RUNDECKS/": ["P2Synthetic.R", "P2Other.R"]}
+    stand_in.runs["Synthetic2018/RUNDECKS/"] = {}
+
+    def script(request):
+        reply = stand_in.reply(request)
+        if request.path.endswith("AIJ/"):
+            reply.body = reply.body.replace(b"</body>", b'<a href="ANN4002.aijP2Synthetic.nc">a</a></body>')
+            reply.headers = {}
+        return reply
+
+    rows = rows_of("rocke3d", script, tmp_path)
+    assert [row["climate_id"] for row in rows] == ["Synthetic2018/ANN4001.P2Synthetic"]
+    assert row_problems(rows[0], ARCHIVES["rocke3d"]()) == []
+    assert rows[0]["instellation_w_m2"] == 1000.0  # of the rundeck, in a folder of its own as well
+
+
 def test_a_day_with_more_than_the_archives_limit_is_refused(tmp_path):
     stand_in = fake("gemini", tmp_path)
     rows = [{**stand_in.rows[0], "name": str(i)} for i in range(600)]
