@@ -78,6 +78,15 @@ def _build(arguments: argparse.Namespace) -> int:
         )
         print(f"{split}: {told}")
     print(f"{arguments.out}: content {manifest['content_sha256']}")
+    failed = manifest.get("failed_archives", {})
+    for name, reason in failed.items():
+        print(f"not read: {name}: {reason}", file=sys.stderr)
+    if failed:
+        print(
+            f"warning: {arguments.out} is without {len(failed)} of {len(manifest['recipe']['archives'])} archives: "
+            f"{', '.join(failed)}; to try them again remove it and run the same command: what was fetched is kept",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -50,6 +50,7 @@ def assemble(
     quality: Quality,
     sources: list[str],
     harvests: Mapping[str, Harvest],
+    failed: Mapping[str, str],
 ) -> dict:
     """Write the dataset into ``folder`` (removed first, if there is one) and return its manifest.
 
@@ -57,6 +58,7 @@ def assemble(
         made: groups of runs with their records, in the dataset's order.
         planets_aside: planets that were set aside before, with the reason.
         sources, harvests: what the manifest and the card name besides.
+        failed: archives that could not be read → why.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -84,6 +86,8 @@ def assemble(
         "versions": versions(),
         "sources": {name: INFOS[name].as_dict() for name in (*sources, *harvests)},
     }
+    if failed:
+        manifest["failed_archives"] = dict(failed)
     write_card(folder, manifest, report)
     manifest["files"] = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}

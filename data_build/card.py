@@ -91,7 +91,9 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 
 {_table(["column", "read", "derived", "known"], completeness)}
 
-{_archives(quality.get("archives", {}))}{_stored(quality.get("stored_climates", []))}## What to keep in mind
+{_archives(quality.get("archives", {}))}{_failed(manifest.get("failed_archives", {}))}{
+        _stored(quality.get("stored_climates", []))
+    }## What to keep in mind
 
 - The climates are an emulator's mean for tidally locked, ocean-covered planets; catalogued planets above about 1.6
   Earth radii may have no rocky surface at all (Rogers 2015).
@@ -126,6 +128,20 @@ climates are records of their own. Of genomes, proteins and compounds, those of 
 told in the text of records that have the network, and check it (`quality.json`).
 
 {_table(["archive", "rows", "of what it has", "reasons to set rows aside", "not used"], rows)}
+
+"""
+
+
+def _failed(archives: dict[str, str]) -> str:
+    """The section on archives that could not be read; empty if there are none."""
+    if not archives:
+        return ""
+    rows = [[name, " ".join(reason.split()).replace("|", "\\|")] for name, reason in archives.items()]
+    return f"""## Archives that could not be read
+
+The recipe names these archives too. They could not be read when the dataset was built, and nothing of them is in it.
+
+{_table(["archive", "why"], rows)}
 
 """
 

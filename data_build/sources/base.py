@@ -1,5 +1,6 @@
 """What every source declares, and how an archive is read."""
 
+import errno
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,6 +58,7 @@ DTYPES = {
 #: Numbers at least as large as this are fill values that nothing declared as such: netCDF's default 9.96921e36, the
 #: 1e20 of CMIP, 1e30 and 1e36 of older models. No quantity here comes near.
 FILL = 1e19
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -177,13 +179,13 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
     info = archive.info
     rows = archive.rows(session)
     while True:
-        problem = None
+        problem: DataError | OSError | None = None
         try:
             row = next(rows, None)
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001 - seven client libraries, each with its own errors
-            problem = _data_error(error) or DataError(
+            problem = _ours(error) or DataError(
                 f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
                 f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
             )
@@ -225,11 +227,11 @@ def downloaded(session: requests.Session, url: str, info: SourceInfo) -> Iterato
         yield Path(file.name)
 
 
-def _data_error(error: BaseException | None) -> DataError | None:
-    """The `DataError` that a client wrapped in an error of its own."""
+def _ours(error: BaseException | None) -> DataError | OSError | None:
+    """The `DataError`, or the error of a full disk, that a client wrapped in an error of its own."""
     seen = 0
     while error is not None and seen < 10:
-        if isinstance(error, DataError):
+        if isinstance(error, DataError) or (isinstance(error, OSError) and error.errno in _DISK_FULL):
             return error
         error, seen = error.__cause__ or error.__context__ or getattr(error, "cause", None), seen + 1
     return None

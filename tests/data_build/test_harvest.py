@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from archive_server import ArchiveServer, Reply
-from fake_archives import RECORDINGS, FakeGtdb, FakeRocke3d, fake
+from archive_server import ArchiveServer
+from fake_archives import RECORDINGS, FakeGtdb, FakeRocke3d
 from fake_tap import exoplanet_eu
 
 from data_build import harvest as harvest_module
 from data_build import store, work
 from data_build.cache import DataError
 from data_build.gathering import gather_planets
-from data_build.harvest import harvest, harvest_all
+from data_build.harvest import harvest
 from data_build.policy import Policy, RateLimit
 from data_build.recipe import load_recipe
 from data_build.sources import ARCHIVES
@@ -240,35 +240,6 @@ def test_what_was_answered_is_not_asked_again_after_a_kill(tmp_path, monkeypatch
         monkeypatch.setattr(pq, "write_table", write)
         harvest(ARCHIVES["gtdb"](), tmp_path / "gtdb", policy, 100)
         assert len(server.requests) == asked == 3
-
-
-def test_several_archives_at_once_and_every_failure_is_told(tmp_path):
-    stand_ins = {name: fake(name, tmp_path) for name in ("ensembl", "uniprot", "keck", "gtdb")}
-
-    def script(request):
-        for name, stand_in in stand_ins.items():
-            if request.host == stand_in.host:
-                return Reply(b"", 500) if name in failing else stand_in.reply(request)
-        return Reply(b"", 404)
-
-    failing = {"uniprot", "keck"}
-    most = dict.fromkeys(stand_ins, 100)
-    with ArchiveServer(script) as server:
-        policy = Policy(tries=1, mirror=server.url, root=tmp_path / "cache")
-        with pytest.raises(DataError) as caught:
-            harvest_all(most, tmp_path / "stages", policy)
-        told = [line.split(":")[0] for line in str(caught.value).splitlines()]
-        assert told == ["UniProt", "Keck Observatory Archive"]
-        failing.clear()
-        before = len(server.requests)
-        made = harvest_all(most, tmp_path / "stages", policy)
-        assert {request.host for request in server.requests[before:]} == {"rest.uniprot.org", "koa.ipac.caltech.edu"}
-    assert {name: entry.manifest["rows"] for name, entry in made.items()} == {
-        "ensembl": 3,
-        "uniprot": 5,
-        "keck": 5,
-        "gtdb": 4,
-    }
 
 
 def test_a_cmip6_file_with_unmasked_fill_values_is_quarantined_with_that_reason(tmp_path):
