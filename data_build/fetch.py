@@ -123,11 +123,10 @@ class Transport(HTTPAdapter):
         """The cache key of a request: method, address, body, and the form and range of the answer."""
         body = request.body or b""
         body = body.encode() if isinstance(body, str) else body
+        url = request.url
         if self._volatile:
-            body = self._volatile.sub("", body.decode("utf-8", "replace")).encode()
-        return key_of(
-            request.method, request.url, body, request.headers.get("Accept", ""), request.headers.get("Range", "")
-        )
+            body, url = self._volatile.sub("", body.decode("utf-8", "replace")).encode(), self._volatile.sub("", url)
+        return key_of(request.method, url, body, request.headers.get("Accept", ""), request.headers.get("Range", ""))
 
     def _replay(self, request, answer: Answer) -> requests.Response:
         headers = {**answer.headers, "content-length": str(answer.size)}

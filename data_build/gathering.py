@@ -10,7 +10,7 @@ from data_build.observed import describe_observations, match_stars
 from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain
 from data_build.recipe import Recipe
 from data_build.sampling import sample_planets, stream
-from data_build.sources import ARCHIVES, CATALOGUES, PLANET_ARCHIVES
+from data_build.sources import CATALOGUES, PLANET_ARCHIVES, TELESCOPES
 
 
 def gather_planets(
@@ -60,7 +60,7 @@ def gather_planets(
         share = limit * len(real) // max(1, len(real) + len(sampled))
         chosen = stream(recipe.seed, "limit").permutation(len(real))[:share]
         real, sampled = [real[index] for index in sorted(chosen)], sampled[: limit - share]
-    telescopes = {name: harvest for name, harvest in harvests.items() if ARCHIVES[name].info.modality == "spectrum"}
+    telescopes = {name: harvest for name, harvest in harvests.items() if name in TELESCOPES}
     if telescopes:
         real, report["observations"] = describe_observations(real, telescopes)
     return real + sampled, report, set_aside

@@ -21,6 +21,10 @@ from data_build.policy import Policy, RateLimit
 from data_build.store import AnswerStore
 
 
+class ArchiveChanged(DataError):
+    """An archive answers otherwise than its class expects."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One number or text of an archive's record.
@@ -185,7 +189,7 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001 - seven client libraries, each with its own errors
-            problem = _ours(error) or DataError(
+            problem = _ours(error) or ArchiveChanged(
                 f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
                 f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
             )
@@ -197,11 +201,11 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
 
 
 def require_columns(info: SourceInfo, columns, needed: Iterable[str] | None = None) -> None:
-    """Raise a `DataError` that names the columns, those of the fields if not ``needed``, that an answer lacks."""
+    """Raise an `ArchiveChanged` that names the columns, those of the fields if not ``needed``, that an answer lacks."""
     needed = [field.column for field in info.fields] if needed is None else needed
     lacking = [column for column in needed if column not in columns]
     if lacking:
-        raise DataError(
+        raise ArchiveChanged(
             f"{info.title}: the answer lacks {', '.join(lacking)}; it has {', '.join(list(columns)[:20])}: "
             "the archive has changed, please report it"
         )

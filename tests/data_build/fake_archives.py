@@ -19,7 +19,7 @@ from archive_server import Reply
 from Bio import SeqIO
 from Bio.Seq import Seq
 from Bio.SeqRecord import SeqRecord
-from fake_tap import FakeEso, FakeSubaru, exoplanet_eu, gaia, keck, nasa, recorded_by_astroquery
+from fake_tap import FakeEso, FakeSpectra, FakeSubaru, exoplanet_eu, gaia, keck, nasa, recorded_by_astroquery
 
 from data_build.sources import copernicus
 
@@ -599,6 +599,7 @@ def fake(name: str, folder: Path):
         "keck": keck,
         "subaru": FakeSubaru,
         "gemini": FakeGemini,
+        "nasa_spectra": FakeSpectra,
         "genbank": FakeGenBank,
         "ensembl": FakeEnsembl,
         "uniprot": FakeUniProt,

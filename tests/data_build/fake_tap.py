@@ -216,3 +216,88 @@ def gaia() -> FakeTap:
         for name in ("source_id", "ra", "dec", "ref_epoch", "pmra", "pmdec", "phot_g_mean_mag")
     }
     return FakeTap({**columns, "parallax": [50.0] * 5, "teff_gspphot": [3200.0] * 5}, "gea.esac.esa.int")
+
+
+#: Path → column → value at each point of two synthetic spectra; depths and their errors in percent.
+POINTS = {
+    "aa/01/Synthetic_1_b_1.tbl": {
+        "CENTRALWAVELNG": ["1.2", "0.8", "4.5"],
+        "BANDWIDTH": ["0.1", "0.05", "null"],
+        "PL_TRANDEP": ["1.50", "1.40", "1.55"],
+        "PL_TRANDEPERR1": ["0.010", "0.02", "0.04"],
+        "PL_TRANDEPERR2": ["-0.030", "-0.02", "null"],
+        "PL_TRANDEPLIM": ["0", "0", "0"],
+        "PL_TRANDEP_AUTHORS": ["Synthetic et al. 2020"] * 3,
+    },
+    "bb/02/Synthetic_2_c_7.tbl": {
+        "CENTRALWAVELNG": ["5.0", "6.0"],
+        "BANDWIDTH": ["0.5", "0.5"],
+        "PL_TRANDEP": ["0.70", "0.71"],
+        "PL_TRANDEPERR1": ["0.01", "null"],
+        "PL_TRANDEPERR2": ["-0.01", "null"],
+        "PL_TRANDEPLIM": ["0", "0"],
+        "PL_TRANDEP_AUTHORS": ["Calculated"] * 2,
+    },
+}
+UNITS = {"CENTRALWAVELNG": "microns", "BANDWIDTH": "microns", "PL_TRANDEP": "%"}
+
+
+def ipac(points: dict[str, list[str]], units: dict[str, str] = UNITS, nulls: bool = True) -> str:
+    """A synthetic IPAC table, in the form of the archive's files."""
+    kinds = {
+        name: "char" if name.endswith("AUTHORS") else "int" if name.endswith("LIM") else "double" for name in points
+    }
+    heads = {name: [name, kinds[name], units.get(name, ""), *(["null"] if nulls else [])] for name in points}
+    widths = {name: max(map(len, [*heads[name], *points[name]])) for name in points}
+    lines = ["\\SPEC_TYPE = Transmission", "\\NOTE = synthetic"]
+    lines += [f"|{'|'.join(heads[name][line].rjust(widths[name]) for name in points)}|" for line in range(3 + nulls)]
+    lines += [
+        f" {' '.join(value.rjust(widths[name]) for name, value in zip(points, row, strict=True))} "
+        for row in zip(*points.values(), strict=True)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class FakeSpectra(FakeTap):
+    """Two synthetic spectra; their files are in the workspace that was opened last, and in no other."""
+
+    def __init__(self):
+        names = {"Synthetic-1 b": "James Webb Space Telescope", "Synthetic-2 c": "Hubble Space Telescope"}
+        super().__init__(
+            {
+                "spec_path": list(POINTS),
+                "pl_name": list(names),
+                "facility": list(names.values()),
+                "instrument": ["Near Infrared Spectrograph (NIRSpec)", "Wide Field Camera 3"],
+                "authors": ["<a target=ref>D&eacute;sert et al. 2015</a>", "Synthetic et al. 2020"],
+                "bibcode": ["2015ApJ...804...59D", "2020Synth...1....1S"],
+                "num_datapoints": [3, 2],
+            },
+            "exoplanetarchive.ipac.caltech.edu",
+            cuts_first=True,
+        )
+        self.files, self.visits = {path: ipac(points) for path, points in POINTS.items()}, 0
+
+    def reply(self, request: Request) -> Reply:
+        if request.path.endswith("/nph-firefly"):
+            self.visits += 1
+            page = f"<html><body onload=\"FF_InitPage('/work/TMP_x{self.visits}/w', '/workspace/TMP_x{self.visits}')\">"
+            return Reply(page.encode())
+        if request.path.startswith("/workspace/"):
+            _, _, workspace, path = request.path.split("/", 3)
+            file = self.files.get(path.removeprefix("atmospheres/tab1/data/"))
+            there = workspace == f"TMP_x{self.visits}" and file is not None
+            return Reply(file.encode()) if there else Reply(b"<html>not found</html>", 404)
+        return super().reply(request)
+
+    def expected(self, field) -> list:
+        if not len(self.columns["pl_name"]):
+            return []
+        return {
+            "planet": ["Synthetic-1 b"] * 3 + ["Synthetic-2 c"] * 2,
+            "reference": ["Désert et al. 2015, 2015ApJ...804...59D"] * 3
+            + ["Synthetic et al. 2020, 2020Synth...1....1S"] * 2,
+            "wavelength_um": [1.2, 0.8, 4.5, 5.0, 6.0],
+            "transit_depth": [0.015, 0.014, 0.0155, 0.007, 0.0071],
+            "sigma": [2e-4, 2e-4, 4e-4, 1e-4, None],
+        }.get(field.name)
