@@ -3,12 +3,12 @@
 import errno
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import requests
@@ -62,6 +62,7 @@ DTYPES = {
 #: Numbers at least as large as this are fill values that nothing declared as such: netCDF's default 9.96921e36, the
 #: 1e20 of CMIP, 1e30 and 1e36 of older models. No quantity here comes near.
 FILL = 1e19
+T = TypeVar("T")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -117,7 +118,8 @@ class Archive(Protocol):
 
     It may also have ``authorise(credentials, ask) -> Authorisation``, ``settled(method, head) -> bool``,
     ``absent(ask) -> bool`` and ``volatile`` (see `data_build.fetch.Transport`); ``check(row) -> list[str]``, for what
-    `Field` cannot check; and ``unused(row) -> str``, why a good row is not used, empty if it is.
+    `Field` cannot check; ``unused(row) -> str``, why a good row is not used, empty if it is; and ``changes(session) ->
+    list[str]``, what it has otherwise than expected, where `first_row_changes` would fetch too much to tell.
     """
 
     info: SourceInfo
@@ -182,22 +184,38 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
     """
     info = archive.info
     rows = archive.rows(session)
-    while True:
-        problem: DataError | OSError | None = None
-        try:
-            row = next(rows, None)
-        except DataError:
-            raise
-        except Exception as error:  # noqa: BLE001 - seven client libraries, each with its own errors
-            problem = _ours(error) or ArchiveChanged(
-                f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
-                f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
-            )
-        if problem is not None:  # raised outside the handler: a chained error may quote a credential
-            raise problem
-        if row is None:
-            return
+    while (row := guarded(info, lambda: next(rows, None))) is not None:
         yield {field.name: _converted(row.get(field.column), field) for field in info.fields}
+
+
+def guarded(info: SourceInfo, step: Callable[[], T]) -> T:
+    """``step()`` of an archive's client, whose own errors become a `DataError`."""
+    problem: DataError | OSError
+    try:
+        return step()
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - seven client libraries, each with its own errors
+        problem = _ours(error) or ArchiveChanged(
+            f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
+            f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
+        )
+    raise problem  # outside the handler: a chained error may quote a credential
+
+
+def first_row_changes(archive: Archive, session: requests.Session) -> list[str]:
+    """What the archive's first row has otherwise than its class expects: fields that are not there, other types."""
+    row = next(archive.rows(session), None)
+    if row is None:
+        return ["it gave no row"]
+    fields = archive.info.fields
+    lacking = [f"{field.column} is missing" for field in fields if field.column not in row]
+    values = {field: _converted(row.get(field.column), field) for field in fields}
+    return lacking + [
+        f"{field.column} is {type(value).__name__}, {field.dtype} is expected"
+        for field, value in values.items()
+        if value is not None and not isinstance(value, DTYPES[field.dtype])
+    ]
 
 
 def require_columns(info: SourceInfo, columns, needed: Iterable[str] | None = None) -> None:
@@ -214,7 +232,7 @@ def require_columns(info: SourceInfo, columns, needed: Iterable[str] | None = No
 def good(response: requests.Response, info: SourceInfo) -> requests.Response:
     """The response if its status is good; else a `DataError` with the archive's message."""
     if response.status_code >= 400:
-        raise DataError(
+        raise (ArchiveChanged if response.status_code < 500 else DataError)(
             f"{info.title}: {response.request.method} {redacted(response.url)} gave {response.status_code} "
             f"{response.reason}: {' '.join(redacted(response.text).split())[:200]}"
         )

@@ -10,8 +10,7 @@ from typing import Any
 
 import requests
 
-from data_build.cache import DataError
-from data_build.sources.base import Field, SourceInfo, require_columns
+from data_build.sources.base import ArchiveChanged, Field, SourceInfo, require_columns
 from data_build.sources.cobra import ORGANISM
 
 URL = "https://rest.ensembl.org/info/genomes/taxonomy"
@@ -60,7 +59,7 @@ class Ensembl:
                 continue
             answer = response.json()
             if not isinstance(answer, list):
-                raise DataError(
+                raise ArchiveChanged(
                     f"{self.info.title}: the answer for {taxon} is no list of genomes: the service has "
                     "changed, please report it"
                 )

@@ -83,6 +83,12 @@ class NasaSpectra(TapArchive):
                 row = {"point": f"{path}#{number}", **spectrum, **point}
                 yield {**row, "problem": problem or point.get("problem")}
 
+    def changes(self, session: requests.Session) -> list[str]:
+        """What the list of spectra has otherwise than expected, and whether the first of them can be read."""
+        found = super().changes(session)
+        first = None if found else next(self.rows(session))
+        return found if first is None or "wavelength_um" in first else [f"{first['spectrum']}: {first['problem']}"]
+
     @staticmethod
     def check(row: Mapping[str, Any]) -> list[str]:
         """Why the point is no measurement."""

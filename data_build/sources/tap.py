@@ -6,17 +6,22 @@ without a word. So a page counts only if the archive itself counts as many rows 
 spans; else a shorter range is asked for. In the end the rows are counted against the table's own ``COUNT(*)``.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import astropy.units as u
 import requests
 from astropy.table import Table
 from pyvo.dal import TAPService
 
 from data_build.cache import DataError
-from data_build.sources.base import SourceInfo, require_columns
+from data_build.sources.base import Field, SourceInfo, require_columns
 
+#: dtype of a field → kinds of NumPy types that hold it.
+_KINDS = {"string": "OUS", "float64": "fiu", "int64": "fiu", "bool": "b"}
+_TYPES = {**dict.fromkeys("OUS", "string"), "f": "float64", "i": "int64", "u": "int64", "b": "bool"}
 PAGE = 2000  # rows; below the synchronous limits of all archives here
 _FAILED = re.compile(rb"""value=["']ERROR["']|ORA-\d{5}""")  # NExScI passes Oracle's own errors on
 
@@ -49,6 +54,17 @@ class TapArchive:
         condition = f" WHERE {self.where}" if self.where else ""
         query = f"SELECT TOP 1 * FROM {self.table}{condition}"
         return TAPService(self.service, session=session).run_sync(query).to_table()
+
+    def changes(self, session: requests.Session) -> list[str]:
+        """What the table has otherwise than expected: columns that are not there, other types and units."""
+        row = self.first(session)
+        there = {name.lower(): row[name] for name in row.colnames}
+        fields = [field for field in self.info.fields if field.column.lower() in there]
+        return [
+            *(["it gave no row"] if not len(row) else []),
+            *(f"{column} is missing" for column in self.columns if column.lower() not in there),
+            *filter(None, (_change(there[field.column.lower()], field) for field in fields)),
+        ]
 
     @staticmethod
     def settled(method: str, head: bytes) -> bool:
@@ -127,6 +143,18 @@ class _Keyed:
         where = self._archive.where
         parts = [f"({where})" if where and bounds else where, *bounds]
         return f" WHERE {' AND '.join(part for part in parts if part)}" if any(parts) else ""
+
+
+def _change(column: Any, field: Field) -> str:
+    """What a column's type or unit has otherwise than the field expects; units that astropy cannot read are left."""
+    if column.dtype.kind not in _KINDS[field.dtype]:
+        return f"{field.column} is {_TYPES.get(column.dtype.kind, column.dtype)}, {field.dtype} is expected"
+    theirs, ours = (u.Unit(str(unit or ""), parse_strict="silent") for unit in (column.unit, field.unit))
+    if any(unit == u.dimensionless_unscaled or isinstance(unit, u.UnrecognizedUnit) for unit in (theirs, ours)):
+        return ""
+    same = theirs.is_equivalent(ours) and math.isclose(theirs.to(ours), field.factor, rel_tol=0.01)
+    expected = field.unit if field.factor == 1 else f"{1 / field.factor:g} {field.unit}"
+    return "" if same else f"{field.column} is in {column.unit}, {expected} is expected"
 
 
 def _plain(value: Any) -> Any:
