@@ -124,8 +124,9 @@ def _archives(archives: dict) -> str:
 
 The rows of these archives are in `archives/`, checked, as Parquet, with the rows set aside in `quarantine.jsonl` there.
 Catalogues and Gaia are merged into the planet table, telescopes' observations of a planet's star are told in its text,
-climates are records of their own. Of genomes, proteins and compounds, those of the metabolic network's organism are
-told in the text of records that have the network, and check it (`quality.json`).
+climates are records of their own, measured spectra (`nasa_spectra`) are only in `archives/`. Of genomes, proteins and
+compounds, those of the metabolic network's organism are told in the text of records that have the network, and check
+it (`quality.json`).
 
 {_table(["archive", "rows", "of what it has", "reasons to set rows aside", "not used"], rows)}
 
