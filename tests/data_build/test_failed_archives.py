@@ -7,6 +7,7 @@ import yaml
 from archive_server import ArchiveServer, Reply
 from fake_archives import fake
 
+from astrobio import files
 from data_build import harvest as harvest_module
 from data_build import policy as policies
 from data_build.__main__ import main
@@ -92,8 +93,12 @@ def test_what_a_failed_archive_gave_is_not_left(archives, tmp_path, monkeypatch)
 
 
 def test_a_full_disk_is_no_failure_of_an_archive(archives, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+    write = files.write_whole
+
+    def full(path, content):
+        if "uniprot" in str(path):
+            raise OSError(28, "No space left on device")
+        write(path, content)
 
     monkeypatch.setattr("data_build.store.files.write_whole", full)
     with pytest.raises(DataError, match="cannot be written: No space left.*free some space"):
