@@ -116,7 +116,7 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
     sources = _ensure_sources(recipe)
     harvests, failed = _harvest(recipe, identity["limit"], work, stages, policy)
     for name, reason in failed.items():
-        stages.say(f"archives: goes on without {name}: {reason}")
+        stages.say(f"archives: going on without {name}: {reason}")
     # An archive may fail in one run and not in the next.
     work.based_on("archives", {name: sha256_of(harvest.folder / MANIFEST) for name, harvest in harvests.items()})
     recipe = _without(recipe, failed)

@@ -1,6 +1,6 @@
 """Transmission spectra that were measured, out of the rows that an archive gave of their points."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -33,25 +33,24 @@ def measured_spectra(harvest: Harvest) -> list[MeasuredSpectrum]:
 
     A point without an error is left out, and so is the last spectrum where the rows were limited: it may be cut short.
     """
-    return list(_spectra(harvest))
+    found = [_spectrum(points) for _, points in groupby(harvest.rows(), lambda row: row["spectrum"])]
+    return [spectrum for spectrum in (found if harvest.manifest["complete"] else found[:-1]) if spectrum is not None]
 
 
-def _spectra(harvest: Harvest) -> Iterator[MeasuredSpectrum]:
-    groups = [list(points) for _, points in groupby(harvest.rows(), lambda row: row["spectrum"])]
-    for points in groups if harvest.manifest["complete"] else groups[:-1]:
-        known = sorted((point for point in points if point["sigma"]), key=lambda point: point["wavelength_um"])
-        if not known:
-            continue
-        yield MeasuredSpectrum(
-            planet=known[0]["planet"],
-            facility=known[0]["facility"] or "",
-            instrument=known[0]["instrument"] or "",
-            reference=known[0]["reference"] or "",
-            wavelength_um=_column(known, "wavelength_um"),
-            bandwidth_um=_column(known, "bandwidth_um"),
-            transit_depth=_column(known, "transit_depth"),
-            sigma=_column(known, "sigma"),
-        )
+def _spectrum(points: Iterable[dict[str, Any]]) -> MeasuredSpectrum | None:
+    known = sorted((point for point in points if point["sigma"]), key=lambda point: point["wavelength_um"])
+    if not known:
+        return None
+    return MeasuredSpectrum(
+        planet=known[0]["planet"],
+        facility=known[0]["facility"] or "",
+        instrument=known[0]["instrument"] or "",
+        reference=known[0]["reference"] or "",
+        wavelength_um=_column(known, "wavelength_um"),
+        bandwidth_um=_column(known, "bandwidth_um"),
+        transit_depth=_column(known, "transit_depth"),
+        sigma=_column(known, "sigma"),
+    )
 
 
 def _column(points: list[dict[str, Any]], name: str) -> np.ndarray:
