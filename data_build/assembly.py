@@ -57,6 +57,7 @@ def assemble(
     quality: Quality,
     sources: list[str],
     harvests: Mapping[str, Harvest],
+    failed: Mapping[str, str],
 ) -> dict:
     """Write the dataset into ``folder`` (removed first, if there is one) and return its manifest.
 
@@ -65,6 +66,7 @@ def assemble(
         further: the same of the further test sets, by name.
         planets_aside: planets that were set aside before, with the reason.
         sources, harvests: what the manifest and the card name besides.
+        failed: archives that could not be read → why.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -78,7 +80,7 @@ def assemble(
     report = quality.report()
     if harvests:
         report["archives"] = {
-            name: {key: harvest.manifest[key] for key in ("rows", "complete", "quarantined", "completeness")}
+            name: {key: harvest.manifest[key] for key in ("rows", "complete", "quarantined", "unused", "completeness")}
             for name, harvest in harvests.items()
         }
     _write_json(folder / "quality.json", report)
@@ -92,6 +94,8 @@ def assemble(
         "versions": versions(),
         "sources": {name: INFOS[name].as_dict() for name in (*sources, *harvests)},
     }
+    if failed:
+        manifest["failed_archives"] = dict(failed)
     write_card(folder, manifest, report)
     manifest["files"] = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}

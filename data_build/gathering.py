@@ -10,7 +10,7 @@ from data_build.observed import describe_observations, match_stars
 from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain, tidally_locked
 from data_build.recipe import Recipe
 from data_build.sampling import sample_planets, stream
-from data_build.sources import ARCHIVES, CATALOGUES, PLANET_ARCHIVES
+from data_build.sources import CATALOGUES, PLANET_ARCHIVES, TELESCOPES
 
 
 def gather_planets(
@@ -60,7 +60,7 @@ def gather_planets(
         share = limit * len(real) // max(1, len(real) + len(sampled))
         chosen = stream(recipe.seed, "limit").permutation(len(real))[:share]
         real, sampled = [real[index] for index in sorted(chosen)], sampled[: limit - share]
-    telescopes = {name: harvest for name, harvest in harvests.items() if ARCHIVES[name].info.modality == "spectrum"}
+    telescopes = {name: harvest for name, harvest in harvests.items() if name in TELESCOPES}
     if telescopes:
         real, report["observations"] = describe_observations(real, telescopes)
     return real + sampled, report, set_aside
@@ -69,8 +69,9 @@ def gather_planets(
 def _catalogue(name: str, harvests: Mapping[str, Harvest]) -> list[Planet]:
     if name in CATALOGUES:
         return CATALOGUES[name]().planets()
-    planets = [PLANET_ARCHIVES[name].planet(row) for row in harvests[name].rows()]
-    return [planet for planet in planets if planet is not None]
+    archive = PLANET_ARCHIVES[name]
+    unused = getattr(archive, "unused", lambda row: "")
+    return [archive.planet(row) for row in harvests[name].rows() if not unused(row)]
 
 
 def _merged(recipe: Recipe, catalogues: list[list[Planet]]) -> tuple[list[Planet], dict]:

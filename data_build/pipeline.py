@@ -10,22 +10,23 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
 
 from astrobio.files import sync
-from astrobio.schema import TEST_SETS
+from astrobio.schema import TEST_SETS, sha256_of
 from data_build.assembly import RULES, assemble, records_of, versions
 from data_build.cache import DataError
 from data_build.climates import archived, simulate, simulated, to_simulate, write_row
 from data_build.gathering import gather_planets
-from data_build.harvest import Harvest, harvest_all
+from data_build.harvest import MANIFEST, Harvest, harvest_all
 from data_build.organism import checks, facts
 from data_build.planets import Planet
 from data_build.policy import Policy
@@ -79,8 +80,9 @@ def build(
         policy: how archives are read; offline, only cached answers are used.
 
     Raises:
-        DataError: a bad recipe, something else at ``out``, data that cannot be fetched, a full disk, a killed worker.
-            Nothing is left at ``out``; finished chunks stay next to it for the next try.
+        DataError: a bad recipe, something else at ``out``, data that cannot be fetched (of an archive only if the
+            recipe requires it, or no other was read), a full disk, a killed worker. Nothing is left at ``out``;
+            finished chunks stay next to it for the next try.
     """
     plan = load_recipe(recipe)
     out = Path(out).absolute()
@@ -114,7 +116,12 @@ def fetch(recipe: str | Path) -> list[str]:
 def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: Stages, policy: Policy) -> dict:
     work = WorkFolder(folder, {"recipe": identity, "versions": versions(), **RULES})
     sources = _ensure_sources(recipe)
-    harvests = _harvest(recipe, identity["limit"], work, stages, policy)
+    harvests, failed = _harvest(recipe, identity["limit"], work, stages, policy)
+    for name, reason in failed.items():
+        stages.say(f"archives: going on without {name}: {reason}")
+    # An archive may fail in one run and not in the next.
+    work.based_on("archives", {name: sha256_of(harvest.folder / MANIFEST) for name, harvest in harvests.items()})
+    recipe = _without(recipe, failed)
     stages.say("planets: reading and matching the catalogues")
     planets, report, set_aside = gather_planets(recipe, identity["limit"], harvests)
     work.finish("planets", planets=len(planets), set_aside=len(set_aside))
@@ -150,6 +157,7 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         quality,
         sources,
         harvests,
+        failed,
     )
 
 
@@ -162,15 +170,27 @@ def _held_out(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[list[Run]]:
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
-def _harvest(recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages, policy: Policy) -> dict[str, Harvest]:
+def _harvest(
+    recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages, policy: Policy
+) -> tuple[dict[str, Harvest], dict[str, str]]:
     if not recipe.archives:
-        return {}
+        return {}, {}
     most = {
-        name: rows if limit is None or name in recipe.catalogues else min(rows, limit)
-        for name, rows in recipe.archives.items()
+        name: wanted.rows if limit is None or name in recipe.catalogues else min(wanted.rows, limit)
+        for name, wanted in recipe.archives.items()
     }
+    required = [name for name, wanted in recipe.archives.items() if wanted.required]
     with stages.rows(most) as report:
-        return harvest_all(most, work.path("archives"), policy, report)
+        return harvest_all(most, work.path("archives"), policy, report, required=required)
+
+
+def _without(recipe: Recipe, failed: Mapping[str, str]) -> Recipe:
+    """The recipe without the catalogues that could not be read."""
+    catalogues = tuple(name for name in recipe.catalogues if name not in failed)
+    if not catalogues:
+        reasons = [failed[name] for name in recipe.catalogues]
+        raise DataError("\n".join([*reasons, "not one of the recipe's catalogues was read: there are no planets"]))
+    return replace(recipe, catalogues=catalogues)
 
 
 def _candidates(recipe: Recipe, planets: list[Planet], computed: Callable) -> dict[str, list[Candidate]]:

@@ -179,7 +179,7 @@ class Assessment:
         parts = [_figures_table(self.figures[0])] if self.figures[0] else []
         if self.ceiling is not None:
             parts.append(
-                f"Bayes ceiling of climates drawn anew: {self.ceiling:.3f}. Who sees the climate can tell this one's label "
+                f"Bayes ceiling of climates drawn anew: {self.ceiling:.3f}. Who sees the climate can tell its one label "
                 "better."
             )
         if self.scores[0]:
