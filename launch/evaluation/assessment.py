@@ -178,10 +178,7 @@ class Assessment:
         """Tables: of the first run, and of the tasks over all runs."""
         parts = [_figures_table(self.figures[0])] if self.figures[0] else []
         if self.ceiling is not None:
-            parts.append(
-                f"Bayes ceiling of climates drawn anew: {self.ceiling:.3f}. Who sees the climate can tell its one label "
-                "better."
-            )
+            parts.append(f"Bayes ceiling of climates drawn anew: {self.ceiling:.3f}; who sees the climate can pass it")
         if self.scores[0]:
             parts.append("\n".join(f"{name:55s} {figure}" for name, figure in self.scores[0].items()))
         if self.tasks:
