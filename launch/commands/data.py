@@ -6,7 +6,7 @@ import argparse
 def add_parser(commands) -> None:
     # Without a prefix character nothing is an option, and -h too goes to data_build.
     parser = commands.add_parser(
-        "data", help="sources | build | fetch | sample | validate: datasets", add_help=False, prefix_chars="\0"
+        "data", help="sources | probe | build | fetch | sample | validate: datasets", add_help=False, prefix_chars="\0"
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     parser.set_defaults(run=run)
