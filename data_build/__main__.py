@@ -9,7 +9,7 @@ from data_build.cache import DataError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 good, 1 a dataset has problems, 2 something the user must mend."""
+    """Run a command; returns the exit code: 0 good, 1 a dataset or an archive has problems, 2 the user must mend it."""
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -47,6 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     sources.add_argument("--json", action="store_true", help="print JSON")
     sources.set_defaults(run=_sources)
 
+    probe = commands.add_parser(
+        "probe",
+        help="read one row of each archive, live, and compare it with what the sources expect",
+        description="Read one row of each archive, live, and compare its columns, types and units with what the source "
+        "expects. Exits with 1 if an archive has changed or cannot be reached, or a named one needs credentials.",
+        epilog="example:\n  astrobio data probe gaia nasa_pscomppars --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    probe.add_argument("names", metavar="NAME", nargs="*", help="an archive of `astrobio data sources` (default: all)")
+    probe.add_argument("--json", action="store_true", help="print JSON")
+    probe.set_defaults(run=_probe)
+
     sample = commands.add_parser("sample", help="the first records of a dataset, small enough to carry elsewhere")
     sample.add_argument(
         "--of", metavar="DIR", type=Path, default=Path("data/sample"), help="a built dataset (default: data/sample)"
@@ -78,6 +90,15 @@ def _build(arguments: argparse.Namespace) -> int:
         )
         print(f"{split}: {told}")
     print(f"{arguments.out}: content {manifest['content_sha256']}")
+    failed = manifest.get("failed_archives", {})
+    for name, reason in failed.items():
+        print(f"not read: {name}: {reason}", file=sys.stderr)
+    if failed:
+        print(
+            f"warning: {arguments.out} is without {len(failed)} of {len(manifest['recipe']['archives'])} archives: "
+            f"{', '.join(failed)}; to try them again remove it and run the same command: what was fetched is kept",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -98,6 +119,14 @@ def _sources(arguments: argparse.Namespace) -> int:
     entries = inventory()
     print(json.dumps({"sources": entries}, indent=1) if arguments.json else table(entries))
     return 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from data_build.probe import failed, probe, table
+
+    found = probe(arguments.names)
+    print(json.dumps({"archives": found}, indent=1) if arguments.json else table(found))
+    return 1 if failed(found, named=bool(arguments.names)) else 0
 
 
 def _sample(arguments: argparse.Namespace) -> int:

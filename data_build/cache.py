@@ -22,6 +22,10 @@ class DataError(ConfigError):
     """Something about the data, a recipe or the disk that the user can mend; the message says how."""
 
 
+class DiskError(DataError):
+    """The disk is full or cannot be written: no source's fault."""
+
+
 @dataclass(frozen=True)
 class WheelFiles:
     """Some data files of a wheel that is not installed.

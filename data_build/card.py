@@ -91,7 +91,9 @@ Columns of the observed planets, read from a catalogue or derived by physics:
 
 {_table(["column", "read", "derived", "known"], completeness)}
 
-{_archives(quality.get("archives", {}))}{_stored(quality.get("stored_climates", []))}## What to keep in mind
+{_archives(quality.get("archives", {}))}{_failed(manifest.get("failed_archives", {}))}{
+        _stored(quality.get("stored_climates", []))
+    }## What to keep in mind
 
 - The climates are an emulator's mean for tidally locked, ocean-covered planets. Humidity above saturation is capped; a
   run whose humidity is more than {SUPERSATURATION_LIMIT:g} times saturation next to the surface, on average, is no
@@ -141,17 +143,38 @@ def _archives(archives: dict) -> str:
     if not archives:
         return ""
     rows = [
-        [name, entry["rows"], "all" if entry["complete"] else "the first, by key", sum(entry["quarantined"].values())]
+        [
+            name,
+            entry["rows"],
+            "all" if entry["complete"] else "the first, by key",
+            sum(entry["quarantined"].values()),
+            "; ".join(f"{count}: {reason}" for reason, count in entry["unused"].items()) or 0,
+        ]
         for name, entry in archives.items()
     ]
     return f"""## Archives
 
 The rows of these archives are in `archives/`, checked, as Parquet, with the rows set aside in `quarantine.jsonl` there.
 Catalogues and Gaia are merged into the planet table, telescopes' observations of a planet's star are told in its text,
-climates are records of their own. Of genomes, proteins and compounds, those of the metabolic network's organism are
-told in the text of records that have the network, and check it (`quality.json`).
+climates are records of their own, measured spectra (`nasa_spectra`) are only in `archives/`. Of genomes, proteins and
+compounds, those of the metabolic network's organism are told in the text of records that have the network, and check
+it (`quality.json`).
 
-{_table(["archive", "rows", "of what it has", "reasons to set rows aside"], rows)}
+{_table(["archive", "rows", "of what it has", "reasons to set rows aside", "not used"], rows)}
+
+"""
+
+
+def _failed(archives: dict[str, str]) -> str:
+    """The section on archives that could not be read; empty if there are none."""
+    if not archives:
+        return ""
+    rows = [[name, " ".join(reason.split()).replace("|", "\\|")] for name, reason in archives.items()]
+    return f"""## Archives that could not be read
+
+The recipe names these archives too. They could not be read when the dataset was built, and nothing of them is in it.
+
+{_table(["archive", "why"], rows)}
 
 """
 

@@ -30,7 +30,7 @@ def crossmatch(primary: Iterable[Planet], secondary: Iterable[Planet]) -> tuple[
     """Merge two catalogues into one list of planets with keys.
 
     A planet of ``secondary`` that is also in ``primary`` fills the columns, aliases and description absent there; the
-    primary's numbers stand where both have one.
+    primary's numbers stand where both have one, unless it calculated what the secondary read.
 
     Returns:
         The merged planets (primary's order, then those only in the secondary), and a report: how many were matched by
@@ -106,13 +106,14 @@ def _neighbours(first: list[Planet], second: list[Planet]) -> dict[int, list[int
 
 
 def _merge(primary: Planet, secondary: Planet) -> Planet:
-    filled = secondary.values.keys() - primary.values.keys()
+    # What one catalogue read stands before what the other calculated.
+    filled = (secondary.values.keys() - primary.values.keys()) | (secondary.raw_columns - primary.raw_columns)
     return replace(
         primary,
         source=f"{primary.source}+{secondary.source}" if filled else primary.source,
-        values={**secondary.values, **primary.values},
-        derived=primary.derived | (secondary.derived & filled),
-        raw_columns=primary.raw_columns | filled,
+        values={**secondary.values, **primary.values, **{name: secondary.values[name] for name in filled}},
+        derived=(primary.derived - filled) | (secondary.derived & filled),
+        raw_columns=primary.raw_columns | (secondary.raw_columns & filled),
         aliases=primary.aliases | secondary.aliases,
         description=primary.description or secondary.description,
         **{

@@ -34,7 +34,7 @@ from data_build.policy import Policy, RateLimit
 from data_build.store import Answer, AnswerStore, key_of, write_whole
 
 #: Answers that say "not now".
-BUSY = (429, 500, 502, 503, 504)
+BUSY = (408, 429, 500, 502, 503, 504)
 _KEPT_STATUS = (200, 201, 301, 302, 303, 307, 308)
 #: Headers of an answer that a client needs in a replay; cookies and the like are not cached.
 _KEPT_HEADERS = (
@@ -74,6 +74,8 @@ class Transport(HTTPAdapter):
         sign_in: which hosts the result may be sent to.
         settled: whether an answer is final, given the method and its first bytes; "still running" is not cached.
         volatile: pattern of what changes in every request without changing its meaning, left out of the key.
+        absent: called with ``ask`` when an error outlasts all tries: whether it is the archive's answer that there is
+            nothing, which is cached. An archive that has it answers any error in passing, so all are tried again.
     """
 
     def __init__(
@@ -87,11 +89,12 @@ class Transport(HTTPAdapter):
         sign_in: SignIn | None = None,
         settled: Callable[[str, bytes], bool] = lambda method, head: True,
         volatile: str | None = None,
+        absent: Callable[[Callable[..., requests.Response]], bool] | None = None,
     ):
         super().__init__(pool_maxsize=8)
         self.title, self.store, self.limit, self.policy = title, store, limit, policy
         self._authorise, self._sign_in, self._settled = authorise, sign_in, settled
-        self._volatile = re.compile(volatile) if volatile else None
+        self._volatile, self._absent = re.compile(volatile) if volatile else None, absent
         self._authorisation: Authorisation | None = None
         self._lock = threading.Lock()
 
@@ -120,11 +123,10 @@ class Transport(HTTPAdapter):
         """The cache key of a request: method, address, body, and the form and range of the answer."""
         body = request.body or b""
         body = body.encode() if isinstance(body, str) else body
+        url = request.url
         if self._volatile:
-            body = self._volatile.sub("", body.decode("utf-8", "replace")).encode()
-        return key_of(
-            request.method, request.url, body, request.headers.get("Accept", ""), request.headers.get("Range", "")
-        )
+            body, url = self._volatile.sub("", body.decode("utf-8", "replace")).encode(), self._volatile.sub("", url)
+        return key_of(request.method, url, body, request.headers.get("Accept", ""), request.headers.get("Range", ""))
 
     def _replay(self, request, answer: Answer) -> requests.Response:
         headers = {**answer.headers, "content-length": str(answer.size)}
@@ -146,15 +148,25 @@ class Transport(HTTPAdapter):
             return self._send(outgoing, **options)
 
         return self._patiently(
-            f"{request.method} {redacted(request.url)}", send, lambda response: self._received(request, key, response)
+            f"{request.method} {redacted(request.url)}",
+            send,
+            lambda response: self._received(request, key, response),
+            lambda response: self._kept_error(request, key, response) if self._nothing_there() else None,
         )
 
     def _send(self, outgoing, **options) -> requests.Response:
         self.limit.wait()
         return super().send(outgoing, stream=True, timeout=self.policy.timeout_s, **options)
 
-    def _patiently(self, what: str, send: Callable[[], requests.Response], take: Callable):
-        """``take(send())``, retried while the archive is busy or the network fails.
+    def _patiently(
+        self,
+        what: str,
+        send: Callable[[], requests.Response],
+        take: Callable,
+        lasting: Callable = lambda response: None,
+    ):
+        """``take(send())``, retried while the archive is busy or the network fails; of an error that outlasts all
+        tries, ``lasting(response)``, if that gives anything.
 
         Raises:
             DataError: every try failed, or the archive refused.
@@ -165,8 +177,10 @@ class Transport(HTTPAdapter):
             # A network error is raised outside its handler: a chained one would carry the URL with its key.
             try:
                 response = send()
-                if response.status_code not in BUSY:
+                if not self._in_passing(response.status_code):
                     return take(response)
+                if attempt == self.policy.tries and (answer := lasting(response)) is not None:
+                    return answer
                 problem = f"it answered {response.status_code} {response.reason}"
                 wait = _pause(response, wait)
                 response.close()
@@ -181,6 +195,21 @@ class Transport(HTTPAdapter):
             f"{self.title}: {what} failed after {attempt} of {self.policy.tries} tries: "
             f"{redacted(problem)}; try again later, what was fetched is kept"
         )
+
+    def _in_passing(self, status: int) -> bool:
+        """Whether an answer with this status may be another one the next time."""
+        return status in BUSY or (self._absent is not None and status >= 400 and status not in (401, 403, 416))
+
+    def _nothing_there(self) -> bool:
+        try:
+            return self._absent is not None and self._absent(self._bare)
+        except DataError:  # the archive fails as a whole
+            return False
+
+    def _kept_error(self, request, key: str, response: requests.Response) -> Answer:
+        partial = self.store.partial / key
+        partial.write_text(redacted(response.text))
+        return self.store.keep(key, partial, request.method, redacted(request.url), response.status_code, {})
 
     def _received(self, request, key: str, response: requests.Response) -> Answer | requests.Response:
         """Receive the body. A final answer is cached; any other is returned as it is."""

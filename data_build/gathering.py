@@ -10,7 +10,7 @@ from data_build.observed import describe_observations, match_stars
 from data_build.planets import PLANET_PARAMETERS, Planet, derive, in_domain, tidally_locked
 from data_build.recipe import Recipe
 from data_build.sampling import sample_planets, stream
-from data_build.sources import ARCHIVES, CATALOGUES, PLANET_ARCHIVES
+from data_build.sources import CATALOGUES, PLANET_ARCHIVES, TELESCOPES
 
 
 def gather_planets(
@@ -27,10 +27,7 @@ def gather_planets(
     """
     harvests = harvests or {}
     catalogues = [_catalogue(name, harvests) for name in recipe.catalogues]
-    planets, report = _merged(recipe, catalogues)
-    if "gaia" in harvests:
-        planets, report["gaia"] = match_stars(planets, harvests["gaia"].rows())
-    planets = [tidally_locked(derive(planet)) for planet in planets]
+    planets, report = _completed(recipe, catalogues, harvests)
     inside = [planet for planet in planets if in_domain(planet, clero.EXTENDED_DOMAIN)]
     report["merged"], report["inside_extended_domain"] = len(planets), len(inside)
     names = {planet.name for planet in inside}
@@ -60,17 +57,32 @@ def gather_planets(
         share = limit * len(real) // max(1, len(real) + len(sampled))
         chosen = stream(recipe.seed, "limit").permutation(len(real))[:share]
         real, sampled = [real[index] for index in sorted(chosen)], sampled[: limit - share]
-    telescopes = {name: harvest for name, harvest in harvests.items() if ARCHIVES[name].info.modality == "spectrum"}
+    telescopes = {name: harvest for name, harvest in harvests.items() if name in TELESCOPES}
     if telescopes:
         real, report["observations"] = describe_observations(real, telescopes)
     return real + sampled, report, set_aside
 
 
+def catalogued_planets(recipe: Recipe, harvests: Mapping[str, Harvest]) -> list[Planet]:
+    """All planets of the recipe's catalogues, merged and completed by physics, wherever they lie."""
+    return _completed(recipe, [_catalogue(name, harvests) for name in recipe.catalogues], harvests)[0]
+
+
+def _completed(
+    recipe: Recipe, catalogues: list[list[Planet]], harvests: Mapping[str, Harvest]
+) -> tuple[list[Planet], dict]:
+    planets, report = _merged(recipe, catalogues)
+    if "gaia" in harvests:
+        planets, report["gaia"] = match_stars(planets, harvests["gaia"].rows())
+    return [tidally_locked(derive(planet)) for planet in planets], report
+
+
 def _catalogue(name: str, harvests: Mapping[str, Harvest]) -> list[Planet]:
     if name in CATALOGUES:
         return CATALOGUES[name]().planets()
-    planets = [PLANET_ARCHIVES[name].planet(row) for row in harvests[name].rows()]
-    return [planet for planet in planets if planet is not None]
+    archive = PLANET_ARCHIVES[name]
+    unused = getattr(archive, "unused", lambda row: "")
+    return [archive.planet(row) for row in harvests[name].rows() if not unused(row)]
 
 
 def _merged(recipe: Recipe, catalogues: list[list[Planet]]) -> tuple[list[Planet], dict]:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from astrobio.files import sync
 from astrobio.schema import sha256_of
-from data_build.cache import DataError
+from data_build.cache import DataError, DiskError
+from data_build.credentials import redacted
 from data_build.policy import Policy
 from data_build.rows import RowQuality, row_problems
 from data_build.sources import ARCHIVES
@@ -59,29 +60,39 @@ def harvest_all(
     policy: Policy,
     told: Callable[[str, int], None] = lambda name, rows: None,
     threads: int = 4,
-) -> dict[str, Harvest]:
+    required: Collection[str] = (),
+) -> tuple[dict[str, Harvest], dict[str, str]]:
     """Every named archive's stage, made or found in ``folder``; several archives at a time.
 
     Args:
         names_and_limits: archive → the most rows to take of it.
         told: called with an archive's name and the number of rows that have just been written.
+        required: archives whose failure is an error.
+
+    Returns:
+        The stages, and the archives that could not be read with the reason; nothing of those is left.
 
     Raises:
-        DataError: with a line for each archive that failed. The others' stages are there.
+        DataError: with a line for each archive that failed, if one of them is required, or none was read. The others'
+            stages are there.
     """
 
     def one(item: tuple[str, int]) -> Harvest | DataError:
         try:
             return harvest(ARCHIVES[item[0]](), folder / item[0], policy, item[1], lambda rows: told(item[0], rows))
+        except DiskError:
+            raise
         except DataError as error:
             return error
 
     with ThreadPoolExecutor(threads) as pool:
         made = dict(zip(names_and_limits, pool.map(one, names_and_limits.items()), strict=True))
-    failed = [str(result) for result in made.values() if isinstance(result, DataError)]
-    if failed:
-        raise DataError("\n".join(failed))
-    return {name: result for name, result in made.items() if isinstance(result, Harvest)}
+    failed = {name: redacted(str(result)) for name, result in made.items() if isinstance(result, DataError)}
+    lacking = [name for name in failed if name in required]
+    if lacking or len(failed) == len(made) > 0:
+        which = f"the recipe requires {', '.join(lacking)}" if lacking else "not one of the recipe's archives was read"
+        raise DataError("\n".join([*failed.values(), f"{which}: nothing was built"]))
+    return {name: result for name, result in made.items() if isinstance(result, Harvest)}, failed
 
 
 def harvest(
@@ -90,7 +101,7 @@ def harvest(
     """The archive's stage in ``folder``: found, if it is whole and of the same limit, else made.
 
     Raises:
-        DataError: the archive could not be read, or less than 95% of its rows have the required fields.
+        DataError: the archive could not be read, less than 95% of its rows have the required fields, or none is of use.
     """
     found = _found(folder, archive.info, limit)
     if found is not None and not policy.refresh:
@@ -98,6 +109,17 @@ def harvest(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        return _made(archive, folder, partial, policy, limit, told)
+    except DataError:
+        shutil.rmtree(partial, ignore_errors=True)  # what a failed archive gave is not whole
+        raise
+
+
+def _made(
+    archive: Archive, folder: Path, partial: Path, policy: Policy, limit: int, told: Callable[[int], None]
+) -> Harvest:
+    """The archive's stage, made in ``partial`` and renamed to ``folder``."""
     quality = RowQuality(archive.info, partial / "keys.sqlite")
     try:
         complete = _write(archive, partial, policy, limit, quality, told)
@@ -108,6 +130,11 @@ def harvest(
         raise DataError(
             f"{archive.info.title}: required fields are there in too few of {quality.rows} rows: "
             f"{', '.join(lacking)}; 95% are needed: the archive has changed, please report it"
+        )
+    if quality.rows and not quality.used:
+        raise DataError(
+            f"{archive.info.title}: not one of {quality.rows} rows can be used, most often because "
+            f"{quality.main_reason()}: the archive has changed, please report it"
         )
     (partial / "keys.sqlite").unlink()
     files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
@@ -134,6 +161,7 @@ def _write(
     """Write rows and quarantine; returns whether the archive ended before the limit did."""
     schema = schema_of(archive.info.fields)
     key = archive.info.fields[0].name
+    unused = getattr(archive, "unused", lambda row: "")
     rows = read(archive, connect(archive, policy))
     chunk = VECTOR_CHUNK if any("[" in field.dtype for field in archive.info.fields) else CHUNK
     number, taken = 0, 0
@@ -145,7 +173,7 @@ def _write(
                 problems = row_problems(row, archive)
                 if row[key] is not None and not quality.new(row[key]):
                     problems.append(f"{key} is there twice")
-                quality.add(row, problems)
+                quality.add(row, problems, "" if problems else unused(row))
                 if problems:
                     quarantine.write(json.dumps({key: row[key], "reasons": problems}) + "\n")
                 else:

@@ -10,22 +10,24 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
 
 from astrobio.files import sync
-from astrobio.schema import TEST_SETS
-from data_build.assembly import RULES, assemble, records_of, versions
+from astrobio.schema import TEST_SETS, sha256_of
+from data_build.assembly import RULES, Further, again, assemble, records_of, versions
 from data_build.cache import DataError
 from data_build.climates import archived, simulate, simulated, to_simulate, write_row
-from data_build.gathering import gather_planets
-from data_build.harvest import Harvest, harvest_all
+from data_build.gathering import catalogued_planets, gather_planets
+from data_build.harvest import MANIFEST, Harvest, harvest_all
+from data_build.measured import measured_records
 from data_build.organism import checks, facts
 from data_build.planets import Planet
 from data_build.policy import Policy
@@ -34,6 +36,8 @@ from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
 from data_build.selection import Candidate, Run, select_runs, without_supersaturated
 from data_build.sources import CATALOGUES, OPTIONAL, SOURCES, ExoPlaSim
+from data_build.sources.nasa_spectra import NasaSpectra
+from data_build.spectra import measured_spectra
 from data_build.validation import validate
 from data_build.work import WorkFolder
 from data_build.workers import (
@@ -52,6 +56,7 @@ from data_build.writing import write_records
 _GROUPS_PER_TASK = 8
 _PLANETS_PER_TASK = 4
 HELD_OUT, MEASURED = TEST_SETS
+_SPECTRA = NasaSpectra.info.name  # the archive of measured spectra
 
 __all__ = ["build", "fetch", "gather_planets", "validate"]
 
@@ -79,8 +84,9 @@ def build(
         policy: how archives are read; offline, only cached answers are used.
 
     Raises:
-        DataError: a bad recipe, something else at ``out``, data that cannot be fetched, a full disk, a killed worker.
-            Nothing is left at ``out``; finished chunks stay next to it for the next try.
+        DataError: a bad recipe, something else at ``out``, data that cannot be fetched (of an archive only if the
+            recipe requires it, or no other was read), a full disk, a killed worker. Nothing is left at ``out``;
+            finished chunks stay next to it for the next try.
     """
     plan = load_recipe(recipe)
     out = Path(out).absolute()
@@ -114,7 +120,12 @@ def fetch(recipe: str | Path) -> list[str]:
 def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: Stages, policy: Policy) -> dict:
     work = WorkFolder(folder, {"recipe": identity, "versions": versions(), **RULES})
     sources = _ensure_sources(recipe)
-    harvests = _harvest(recipe, identity["limit"], work, stages, policy)
+    harvests, failed = _harvest(recipe, identity["limit"], work, stages, policy)
+    for name, reason in failed.items():
+        stages.say(f"archives: going on without {name}: {reason}")
+    # An archive may fail in one run and not in the next.
+    work.based_on("archives", {name: sha256_of(harvest.folder / MANIFEST) for name, harvest in harvests.items()})
+    recipe = _without(recipe, failed)
     stages.say("planets: reading and matching the catalogues")
     planets, report, set_aside = gather_planets(recipe, identity["limit"], harvests)
     work.finish("planets", planets=len(planets), set_aside=len(set_aside))
@@ -137,19 +148,21 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         ]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
         held_out = _held_out(groups, recipe)
-        again = [(runs, recipe, sentences) for runs in held_out]
-        held_out_chunks = computed(HELD_OUT, held_out_records, again, write_records, ".arrow")
+        tasks_again = [(runs, recipe, sentences) for runs in held_out]
+        held_out_chunks = computed(HELD_OUT, held_out_records, tasks_again, write_records, ".arrow")
+    measured, unmatched = _measured(recipe, harvests)
     stages.say("dataset: checks, statistics, tokenizer, reports")
     return assemble(
         work.folder / "dataset",
         recipe,
         identity,
         records_of(groups, chunks),
-        {HELD_OUT: records_of(held_out, held_out_chunks)},
-        set_aside + supersaturated + alone + crashed,
+        {HELD_OUT: again(records_of(held_out, held_out_chunks)), MEASURED: measured},
+        set_aside + supersaturated + alone + crashed + unmatched,
         quality,
         sources,
         harvests,
+        failed,
     )
 
 
@@ -162,15 +175,36 @@ def _held_out(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[list[Run]]:
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
-def _harvest(recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages, policy: Policy) -> dict[str, Harvest]:
+def _measured(recipe: Recipe, harvests: Mapping[str, Harvest]) -> tuple[Further, list[dict]]:
+    """The records of measured spectra, where the recipe has their archive, and the spectra set aside."""
+    if _SPECTRA not in harvests:
+        return (), []
+    planets = catalogued_planets(recipe, harvests)
+    made, set_aside = measured_records(measured_spectra(harvests[_SPECTRA]), _SPECTRA, planets, recipe)
+    return [(planet, None, record) for planet, record in made], set_aside
+
+
+def _harvest(
+    recipe: Recipe, limit: int | None, work: WorkFolder, stages: Stages, policy: Policy
+) -> tuple[dict[str, Harvest], dict[str, str]]:
     if not recipe.archives:
-        return {}
+        return {}, {}
     most = {
-        name: rows if limit is None or name in recipe.catalogues else min(rows, limit)
-        for name, rows in recipe.archives.items()
+        name: wanted.rows if limit is None or name in recipe.catalogues else min(wanted.rows, limit)
+        for name, wanted in recipe.archives.items()
     }
+    required = [name for name, wanted in recipe.archives.items() if wanted.required]
     with stages.rows(most) as report:
-        return harvest_all(most, work.path("archives"), policy, report)
+        return harvest_all(most, work.path("archives"), policy, report, required=required)
+
+
+def _without(recipe: Recipe, failed: Mapping[str, str]) -> Recipe:
+    """The recipe without the catalogues that could not be read."""
+    catalogues = tuple(name for name in recipe.catalogues if name not in failed)
+    if not catalogues:
+        reasons = [failed[name] for name in recipe.catalogues]
+        raise DataError("\n".join([*reasons, "not one of the recipe's catalogues was read: there are no planets"]))
+    return replace(recipe, catalogues=catalogues)
 
 
 def _candidates(recipe: Recipe, planets: list[Planet], computed: Callable) -> dict[str, list[Candidate]]:

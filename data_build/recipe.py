@@ -15,6 +15,15 @@ _FOLDER = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a recipe wants of an archive: at most so many ``rows``. If it cannot be read the build goes on without it,
+    unless it is ``required``."""
+
+    rows: int
+    required: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything a build depends on besides the sources: the same recipe gives the same content hash.
 
@@ -37,15 +46,16 @@ class Recipe:
     splits: dict[str, float]
     wavelength_um: tuple[float, float]
     vocabulary_size: int
-    archives: dict[str, int] = field(default_factory=dict)
+    archives: dict[str, Wanted] = field(default_factory=dict)
     held_out_gcm: bool = False  # whether the test planets' runs are emulated with the model held out too
     exoplasim: dict[str, int] = field(default_factory=dict)  # planets, and years at most, for a real GCM to run
 
     def as_dict(self) -> dict:
         """The recipe as plain JSON-able values, for the manifest; without what is left at its default."""
+        archives = {name: asdict(wanted) if wanted.required else wanted.rows for name, wanted in self.archives.items()}
         return {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
+            for key, value in {**asdict(self), "archives": archives}.items()
             if key not in _OPTIONAL or value
         }
 
@@ -71,7 +81,11 @@ def load_recipe(recipe: str | Path) -> Recipe:
     _check_keys(path, "splits.", content["splits"], SPLITS)
     content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     _check_values(path, content)
-    return Recipe(**content)
+    archives = {
+        name: Wanted(**wanted) if isinstance(wanted, dict) else Wanted(wanted)
+        for name, wanted in content.get("archives", {}).items()
+    }
+    return Recipe(**{**content, "archives": archives})
 
 
 def _recipe_path(recipe: str | Path) -> Path:
@@ -175,12 +189,18 @@ def _check_values(path: Path, content: dict) -> None:
         )
     archives = content.get("archives", {})
     require("archives", archives, isinstance(archives, dict), "a mapping of archives to the most rows to take of each")
-    for name, rows in archives.items():
+    for name, wanted in archives.items():
         if name not in ARCHIVES:
             raise DataError(
                 f"{path}: unknown archive {name!r}{did_you_mean(str(name), ARCHIVES)}; there is: {', '.join(ARCHIVES)}"
             )
-        require(f"archives.{name}", rows, type(rows) is int and rows >= 1, "a whole number of rows, at least 1")
+        key, rows = f"archives.{name}", wanted
+        if isinstance(wanted, dict):
+            _check_keys(path, f"{key}.", wanted, ("rows",), optional=("required",))
+            required, rows = wanted.get("required", False), wanted["rows"]
+            require(f"{key}.required", required, isinstance(required, bool), "true or false")
+            key += ".rows"
+        require(key, rows, type(rows) is int and rows >= 1, "a whole number of rows, at least 1")
 
 
 def _is_number(value) -> bool:

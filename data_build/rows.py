@@ -57,7 +57,9 @@ class RowQuality:
     def __init__(self, info: SourceInfo, seen: Path):
         self._info = info
         self.rows = 0
+        self.used = 0
         self.reasons: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
         self._known: Counter[str] = Counter()
         seen.unlink(missing_ok=True)
         # Keys are on disk: an archive may have more than the memory holds.
@@ -70,9 +72,11 @@ class RowQuality:
         """Whether this key is new; it is remembered."""
         return self._seen.execute("INSERT OR IGNORE INTO keys VALUES (?)", (str(key),)).rowcount == 1
 
-    def add(self, row: dict[str, Any], problems: list[str]) -> None:
-        """Count a row with its problems."""
+    def add(self, row: dict[str, Any], problems: list[str], unused: str = "") -> None:
+        """Count a row with its problems, or why it is not used though it is good."""
         self.rows += 1
+        self.used += not problems and not unused
+        self.unused.update([unused] if unused else [])
         self._known.update(name for name, value in row.items() if value is not None)
         for problem in problems:
             self.reasons[problem] += 1
@@ -82,13 +86,18 @@ class RowQuality:
         self._seen.close()
 
     def report(self) -> dict:
-        """Rows, reasons of quarantine with their counts, and how complete each field is."""
+        """Rows, reasons of quarantine and of not using a row, with their counts, and how complete each field is."""
         count = max(1, self.rows)
         return {
             "rows": self.rows,
             "quarantined": dict(sorted(self.reasons.items())),
+            "unused": dict(sorted(self.unused.items())),
             "completeness": {field.name: round(self._known[field.name] / count, 4) for field in self._info.fields},
         }
+
+    def main_reason(self) -> str:
+        """The most frequent reason for which a row is not used."""
+        return (self.reasons + self.unused).most_common(1)[0][0]
 
     def lacking(self) -> list[str]:
         """Required fields present in less than `REQUIRED_SHARE` of the rows, with the share."""

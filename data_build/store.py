@@ -18,7 +18,7 @@ from pathlib import Path
 
 from astrobio import files
 from astrobio.schema import sha256_of
-from data_build.cache import DataError
+from data_build.cache import DiskError
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def key_of(*parts: str | bytes) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """`astrobio.files.write_whole`, with a `DataError` that says what to do where there is no room."""
+    """`astrobio.files.write_whole`, with a `DiskError` that says what to do where there is no room."""
     try:
         files.write_whole(path, content)
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"{path} cannot be written: {error.strerror}; free some space, or set ASTROBIO_CACHE or --out "
             "to another disk"
         ) from error

@@ -35,6 +35,15 @@ class WorkFolder:
             shutil.rmtree(folder, ignore_errors=True)
             write_whole(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
 
+    def based_on(self, stage: str, facts) -> None:
+        """Tell what ``stage`` gave: stages made from something else are removed, to be made again."""
+        path, text = self.folder / f"{stage}.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
+        if path.is_file() and path.read_text() != text:
+            for other in self.folder.iterdir():
+                if other.is_dir() and other.name != stage:
+                    shutil.rmtree(other)
+        write_whole(path, text)
+
     def path(self, stage: str) -> Path:
         """The stage's folder."""
         path = self.folder / stage

@@ -18,6 +18,7 @@ from data_build.sources.mast import Jwst, Kepler, Tess
 from data_build.sources.muscles import Muscles
 from data_build.sources.nasa_exoplanet_archive import NasaExoplanetArchive
 from data_build.sources.nasa_pscomppars import NasaPsCompPars
+from data_build.sources.nasa_spectra import NasaSpectra
 from data_build.sources.open_exoplanet_catalogue import OpenExoplanetCatalogue
 from data_build.sources.rocke3d import Rocke3d
 from data_build.sources.subaru import Subaru
@@ -35,10 +36,18 @@ ARCHIVES: dict[str, type[Archive]] = {
     **PLANET_ARCHIVES,
     **{
         cls.info.name: cls
-        for cls in (Gaia, Jwst, Kepler, Tess, Eso, Keck, Subaru, Gemini, GenBank, Ensembl, UniProt, Gtdb, Kegg)
+        for cls in (Gaia, Jwst, Kepler, Tess, Eso, Keck, Subaru, Gemini, NasaSpectra)
+        + (GenBank, Ensembl, UniProt, Gtdb, Kegg)
     },
     **CLIMATE_ARCHIVES,
 }
+
+#: The archives of telescopes, which tell where each of their observations points.
+TELESCOPES = tuple(
+    name
+    for name, cls in ARCHIVES.items()
+    if cls.info.modality == "spectrum" and "ra_deg" in {field.name for field in cls.info.fields}
+)
 
 #: What is installed or comes in a wheel. Each class has ``info`` and ``ensure()``, which fetches and checks its files.
 SOURCES = {cls.info.name: cls for cls in (NasaExoplanetArchive, OpenExoplanetCatalogue, Clero, TauRex, Muscles, Cobra)}
@@ -60,6 +69,7 @@ __all__ = [
     "OPTIONAL",
     "PLANET_ARCHIVES",
     "SOURCES",
+    "TELESCOPES",
     "Archive",
     "Clero",
     "Cobra",

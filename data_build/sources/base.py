@@ -1,13 +1,14 @@
 """What every source declares, and how an archive is read."""
 
+import errno
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import requests
@@ -18,6 +19,10 @@ from data_build.fetch import Transport, open_session
 from data_build.planets import Planet
 from data_build.policy import Policy, RateLimit
 from data_build.store import AnswerStore
+
+
+class ArchiveChanged(DataError):
+    """An archive answers otherwise than its class expects."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ DTYPES = {
 #: Numbers at least as large as this are fill values that nothing declared as such: netCDF's default 9.96921e36, the
 #: 1e20 of CMIP, 1e30 and 1e36 of older models. No quantity here comes near.
 FILL = 1e19
+T = TypeVar("T")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,10 @@ class SourceInfo:
 class Archive(Protocol):
     """An archive, read over the network: a small class with its ``info`` and a way to read rows.
 
-    It may also have ``authorise(credentials, ask) -> Authorisation``, ``settled(method, head) -> bool`` and
-    ``volatile`` (see `data_build.fetch.Transport`), and ``check(row) -> list[str]``, for what `Field` cannot check.
+    It may also have ``authorise(credentials, ask) -> Authorisation``, ``settled(method, head) -> bool``,
+    ``absent(ask) -> bool`` and ``volatile`` (see `data_build.fetch.Transport`); ``check(row) -> list[str]``, for what
+    `Field` cannot check; ``unused(row) -> str``, why a good row is not used, empty if it is; and ``changes(session) ->
+    list[str]``, what it has otherwise than expected, where `first_row_changes` would fetch too much to tell.
     """
 
     info: SourceInfo
@@ -127,8 +136,8 @@ class PlanetArchive(Archive, Protocol):
     """An archive of planets."""
 
     @classmethod
-    def planet(cls, row: dict[str, Any]) -> Planet | None:
-        """A row as a planet, or None if it must not be used."""
+    def planet(cls, row: dict[str, Any]) -> Planet:
+        """A row as a planet."""
         ...
 
 
@@ -160,6 +169,7 @@ def connect(archive: Archive, policy: Policy, explicit: Mapping[str, str] | None
         sign_in=info.sign_in,
         settled=getattr(archive, "settled", lambda method, head: True),
         volatile=getattr(archive, "volatile", None),
+        absent=getattr(archive, "absent", None),
     )
     return open_session(transport)
 
@@ -174,29 +184,46 @@ def read(archive: Archive, session: requests.Session) -> Iterator[dict[str, Any]
     """
     info = archive.info
     rows = archive.rows(session)
-    while True:
-        problem = None
-        try:
-            row = next(rows, None)
-        except DataError:
-            raise
-        except Exception as error:  # noqa: BLE001 - seven client libraries, each with its own errors
-            problem = _data_error(error) or DataError(
-                f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
-                f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
-            )
-        if problem is not None:  # raised outside the handler: a chained error may quote a credential
-            raise problem
-        if row is None:
-            return
+    while (row := guarded(info, lambda: next(rows, None))) is not None:
         yield {field.name: _converted(row.get(field.column), field) for field in info.fields}
 
 
-def require_columns(info: SourceInfo, columns) -> None:
-    """Raise a `DataError` that names the fields an answer lacks."""
-    lacking = [field.column for field in info.fields if field.column not in columns]
+def guarded(info: SourceInfo, step: Callable[[], T]) -> T:
+    """``step()`` of an archive's client, whose own errors become a `DataError`."""
+    problem: DataError | OSError
+    try:
+        return step()
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - seven client libraries, each with its own errors
+        problem = _ours(error) or ArchiveChanged(
+            f"{info.title}: the answer is not what {info.client} can read ({type(error).__name__}: "
+            f"{redacted(str(error))[:300]}); if it persists the archive has changed: please report it"
+        )
+    raise problem  # outside the handler: a chained error may quote a credential
+
+
+def first_row_changes(archive: Archive, session: requests.Session) -> list[str]:
+    """What the archive's first row has otherwise than its class expects: fields that are not there, other types."""
+    row = next(archive.rows(session), None)
+    if row is None:
+        return ["it gave no row"]
+    fields = archive.info.fields
+    lacking = [f"{field.column} is missing" for field in fields if field.column not in row]
+    values = {field: _converted(row.get(field.column), field) for field in fields}
+    return lacking + [
+        f"{field.column} is {type(value).__name__}, {field.dtype} is expected"
+        for field, value in values.items()
+        if value is not None and not isinstance(value, DTYPES[field.dtype])
+    ]
+
+
+def require_columns(info: SourceInfo, columns, needed: Iterable[str] | None = None) -> None:
+    """Raise an `ArchiveChanged` that names the columns, those of the fields if not ``needed``, that an answer lacks."""
+    needed = [field.column for field in info.fields] if needed is None else needed
+    lacking = [column for column in needed if column not in columns]
     if lacking:
-        raise DataError(
+        raise ArchiveChanged(
             f"{info.title}: the answer lacks {', '.join(lacking)}; it has {', '.join(list(columns)[:20])}: "
             "the archive has changed, please report it"
         )
@@ -205,7 +232,7 @@ def require_columns(info: SourceInfo, columns) -> None:
 def good(response: requests.Response, info: SourceInfo) -> requests.Response:
     """The response if its status is good; else a `DataError` with the archive's message."""
     if response.status_code >= 400:
-        raise DataError(
+        raise (ArchiveChanged if response.status_code < 500 else DataError)(
             f"{info.title}: {response.request.method} {redacted(response.url)} gave {response.status_code} "
             f"{response.reason}: {' '.join(redacted(response.text).split())[:200]}"
         )
@@ -222,11 +249,11 @@ def downloaded(session: requests.Session, url: str, info: SourceInfo) -> Iterato
         yield Path(file.name)
 
 
-def _data_error(error: BaseException | None) -> DataError | None:
-    """The `DataError` that a client wrapped in an error of its own."""
+def _ours(error: BaseException | None) -> DataError | OSError | None:
+    """The `DataError`, or the error of a full disk, that a client wrapped in an error of its own."""
     seen = 0
     while error is not None and seen < 10:
-        if isinstance(error, DataError):
+        if isinstance(error, DataError) or (isinstance(error, OSError) and error.errno in _DISK_FULL):
             return error
         error, seen = error.__cause__ or error.__context__ or getattr(error, "cause", None), seen + 1
     return None

@@ -77,6 +77,12 @@ class Copernicus:
             values = {**EARTH, "co2_vmr": co2 * 1e-6, "ch4_vmr": ch4 * 1e-9}
             yield climate_row(f"era5-{year}", "Earth", values, merged(parts), problems, "nitrogen and oxygen")
 
+    def changes(self, session: requests.Session) -> list[str]:
+        """What a month's maps have otherwise than expected: a year's files take the store long to make."""
+        means, problems, _ = self._asked(session, min(GASES), "a month of ERA5", *REQUESTS[0], months=1)
+        lacking = {"surface_temperature", "surface_pressure"} - means.keys()
+        return problems + [f"{name} is missing" for name in sorted(lacking)]
+
     def _asked(
         self,
         session: requests.Session,
@@ -85,8 +91,9 @@ class Copernicus:
         dataset: str,
         variables: tuple[str, ...],
         more: dict[str, Any],
+        months: int = MONTHS,
     ):
-        """The means of one file over a year's months."""
+        """The means of one file over a year's months, or the first ones."""
         # A key without a colon makes it the present client; the real one is added by the transport.
         client = cdsapi.Client(
             url=URL,
@@ -103,7 +110,7 @@ class Copernicus:
                 "product_type": ["monthly_averaged_reanalysis"],
                 "variable": list(variables),
                 "year": [str(year)],
-                "month": [f"{month:02d}" for month in range(1, MONTHS + 1)],
+                "month": [f"{month:02d}" for month in range(1, months + 1)],
                 "time": ["00:00"],
                 **more,
                 "grid": [1.0, 1.0],
@@ -118,10 +125,10 @@ class Copernicus:
                     "bytes: the answer was cut short; build with --refresh"
                 )
             means, problems, attributes = read_means(path, name, self.info.title)
-        short = [f"{variable} {mean.times}" for variable, mean in means.items() if mean.times != MONTHS]
+        short = [f"{variable} {mean.times}" for variable, mean in means.items() if mean.times != months]
         if short:
             raise DataError(
-                f"{self.info.title}: {name} has not {MONTHS} months ({', '.join(short)}): the answer was "
+                f"{self.info.title}: {name} has not {months} months ({', '.join(short)}): the answer was "
                 "cut short; build with --refresh"
             )
         return means, problems, attributes

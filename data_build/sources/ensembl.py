@@ -1,14 +1,20 @@
 """Ensembl Genomes: genomes of archaeal genera and of the metabolic network's organism, by its REST service
-(``GET info/genomes/taxonomy/:taxon_name``, rest.ensembl.org/documentation)."""
+(``GET info/genomes/taxonomy/:taxon_name``, rest.ensembl.org/documentation).
+
+It answers 4xx and 5xx in passing, and 500 for a taxon that it does not have (its ``fetch_all_by_taxonomy_branch`` calls
+a method of nothing): what lasts is held against a taxon that it always has.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 import requests
 
-from data_build.cache import DataError
-from data_build.sources.base import Field, SourceInfo, good, require_columns
+from data_build.sources.base import ArchiveChanged, Field, SourceInfo, require_columns
 from data_build.sources.networks import E_COLI
+
+URL = "https://rest.ensembl.org/info/genomes/taxonomy"
+ALWAYS_THERE = "9606"  # Homo sapiens
 
 #: Genera that live where it is hot, salty, cold, sour, or without oxygen, and the metabolic network's organism: names
 #: or NCBI's numbers, with all that is beneath them.
@@ -48,17 +54,20 @@ class Ensembl:
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every genome of `TAXA`."""
         for taxon in TAXA:
-            answer = good(
-                session.get(
-                    f"https://rest.ensembl.org/info/genomes/taxonomy/{taxon}", headers={"Accept": "application/json"}
-                ),
-                self.info,
-            ).json()
+            response = session.get(f"{URL}/{taxon}", headers={"Accept": "application/json"})
+            if response.status_code >= 400:  # only where `absent` says so
+                continue
+            answer = response.json()
             if not isinstance(answer, list):
-                raise DataError(
+                raise ArchiveChanged(
                     f"{self.info.title}: the answer for {taxon} is no list of genomes: the service has "
                     "changed, please report it"
                 )
             for entry in answer:
                 require_columns(self.info, entry)
                 yield entry
+
+    def absent(self, ask) -> bool:
+        """Whether an error that lasts means that the service has nothing of the taxon: it still answers of another."""
+        answer = ask("GET", f"{URL}/{ALWAYS_THERE}", headers={"Accept": "application/json"}).json()
+        return isinstance(answer, list) and len(answer) > 0

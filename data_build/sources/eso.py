@@ -4,11 +4,15 @@ from data_build.credentials import Credentials, Secret, SignIn
 from data_build.fetch import Authorisation, form
 from data_build.sources.base import SourceInfo
 from data_build.sources.observation import OBSCORE, observation_fields
-from data_build.sources.tap import tap_rows
+from data_build.sources.tap import TapArchive
 
 
-class Eso:
+class Eso(TapArchive):
     """Spectra of stars, many of them planets' hosts. Public rows need no sign-in."""
+
+    service = "https://archive.eso.org/tap_obs"
+    table = "ivoa.ObsCore"
+    where = "dataproduct_type = 'spectrum' AND instrument_name = 'ESPRESSO'"
 
     info = SourceInfo(
         name="eso",
@@ -29,16 +33,6 @@ class Eso:
             keyring_service="astrobio:eso",
         ),
     )
-
-    def rows(self, session):
-        """Every reduced ESPRESSO spectrum."""
-        return tap_rows(
-            self.info,
-            session,
-            "https://archive.eso.org/tap_obs",
-            "ivoa.ObsCore",
-            "dataproduct_type = 'spectrum' AND instrument_name = 'ESPRESSO'",
-        )
 
     def authorise(self, credentials: Credentials, ask) -> Authorisation:
         """A bearer token of ESO's OpenID service, as ESO's programmatic-access page describes."""

@@ -1,7 +1,8 @@
 """Encyclopaedia of exoplanetary systems (exoplanet.eu): its table in the Observatoire de Paris' TAP service.
 
 Columns and units are those of the service's own resource descriptor (github.com/epn-vespa/VESPA-CRISM-helper-scripts,
-q.rd_examples/exoplanet/q.rd): it tells how a planet was published, not whether it is confirmed.
+q.rd_examples/exoplanet/q.rd): it tells how a planet was published, not whether it is confirmed. The catalogue's own
+tables spell the status out ("Published in a refereed paper"), the descriptor has letters (R); both are understood.
 """
 
 from typing import Any
@@ -10,11 +11,14 @@ import astropy.units as u
 
 from data_build.planets import PLANET_PARAMETERS, Planet
 from data_build.sources.base import Field, SourceInfo
-from data_build.sources.tap import tap_rows
+from data_build.sources.tap import TapArchive
 
 
-class ExoplanetEu:
+class ExoplanetEu(TapArchive):
     """One row for each planet; masses and radii come in Jupiter's."""
+
+    service = "http://voparis-tap-planeto.obspm.fr/tap"  # it has no https
+    table = "exoplanet.epn_core"
 
     info = SourceInfo(
         name="exoplanet_eu",
@@ -40,24 +44,31 @@ class ExoplanetEu:
             Field("j_magnitude", "float64", "mag", -5, 30, theirs="mag_j"),
             Field("radius_earth", "float64", "R_earth", 0.1, 100, theirs="radius", factor=u.R_jup.to(u.R_earth)),
             Field("mass_earth", "float64", "M_earth", 1e-3, 3e4, theirs="mass", factor=u.M_jup.to(u.M_earth)),
+            Field("radius_detection", "string", theirs="radius_detection_type"),
+            Field("mass_detection", "string", theirs="mass_detection_type"),
             Field("orbital_period_d", "float64", "d", 0.01, 1e9, theirs="period"),
             Field("semi_major_axis_au", "float64", "au", 1e-4, 1e5, theirs="semi_major_axis"),
             Field("eccentricity", "float64", "1", 0, 1),
         ),
     )
 
-    def rows(self, session):
-        """Every planet, however it was published."""
-        # The service has no https.
-        return tap_rows(self.info, session, "http://voparis-tap-planeto.obspm.fr/tap", "exoplanet.epn_core")
+    @staticmethod
+    def unused(row: dict[str, Any]) -> str:
+        """Why the row is no planet here: empty for one from a refereed paper."""
+        status = " ".join((row["status"] or "").split())
+        refereed = status.upper() == "R" or status.lower().startswith("published in a refereed")
+        return "" if refereed else f"publication_status is {status!r}"
 
     @classmethod
-    def planet(cls, row: dict[str, Any]) -> Planet | None:
-        """A row as a planet; None unless it is from a refereed paper (status R). Masses count as derived: which are
-        M sin i it does not tell."""
-        if (row["status"] or "").upper() != "R":
-            return None
+    def planet(cls, row: dict[str, Any]) -> Planet:
+        """A row as a planet. Masses count as derived: which are M sin i it does not tell. A theoretical radius or mass
+        (type 11) is derived and was not read."""
         values = {name: row[name] for name in PLANET_PARAMETERS if row.get(name) is not None}
+        calculated = {
+            name
+            for name, detection in (("radius_earth", "radius_detection"), ("mass_earth", "mass_detection"))
+            if (row[detection] or "").strip().lower().startswith(("theor", "11"))
+        }
         others = [name.strip() for name in (row["other_names"] or "").replace(";", ",").split(",") if name.strip()]
         return Planet(
             key="",
@@ -65,11 +76,11 @@ class ExoplanetEu:
             source=cls.info.name,
             kind="observed",
             values=values,
-            derived=frozenset({"mass_earth"} & values.keys()),
+            derived=frozenset(({"mass_earth"} | calculated) & values.keys()),
             aliases=frozenset({row["name"], *others}),
             ra_deg=row["ra_deg"],
             dec_deg=row["dec_deg"],
             j_magnitude=row["j_magnitude"],
             host=row["host"] or row["name"],
-            raw_columns=frozenset(values),
+            raw_columns=frozenset(values.keys() - calculated),
         )

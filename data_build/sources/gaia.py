@@ -5,11 +5,15 @@ answers end after 2,000 rows, astroquery's after 50: pages are asked for by sour
 """
 
 from data_build.sources.base import Field, SourceInfo
-from data_build.sources.tap import tap_rows
+from data_build.sources.tap import TapArchive
 
 
-class Gaia:
+class Gaia(TapArchive):
     """Stars near enough that rocky planets around them can be followed up."""
+
+    service = "https://gea.esac.esa.int/tap-server/tap"
+    table = "gaiadr3.gaia_source"
+    where = "parallax > 20 AND parallax_over_error > 10"  # within 50 parsecs, and sound
 
     info = SourceInfo(
         name="gaia",
@@ -33,13 +37,3 @@ class Gaia:
             Field("stellar_temperature_k", "float64", "K", 1000, 1e5, theirs="teff_gspphot"),
         ),
     )
-
-    def rows(self, session):
-        """Every star with a sound parallax of at least 20 mas."""
-        return tap_rows(
-            self.info,
-            session,
-            "https://gea.esac.esa.int/tap-server/tap",
-            "gaiadr3.gaia_source",
-            "parallax > 20 AND parallax_over_error > 10",
-        )

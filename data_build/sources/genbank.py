@@ -2,6 +2,7 @@
 counted, fetched in batches."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import requests
@@ -10,7 +11,7 @@ from Bio import Entrez, SeqIO
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn
 from data_build.fetch import Authorisation
-from data_build.sources.base import Field, SourceInfo
+from data_build.sources.base import Field, SourceInfo, first_row_changes
 from data_build.sources.biopython import sent_through
 from data_build.sources.networks import E_COLI
 
@@ -52,26 +53,17 @@ class GenBank:
         ),
     )
 
+    page_size = FETCH_PAGE
+
+    def changes(self, session: requests.Session) -> list[str]:
+        """What a genome has otherwise than expected."""
+        self.page_size = 1
+        return first_row_changes(self, session)
+
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every genome that `TERM` finds."""
-        found: list[str] = []
-        total = None
-        while total is None or len(found) < total:
-            with sent_through(session, Entrez):
-                answer = Entrez.read(
-                    Entrez.esearch(
-                        db="nuccore", term=TERM, retstart=len(found), retmax=SEARCH_PAGE, idtype="acc", sort="accession"
-                    )
-                )
-            total = int(answer["Count"])
-            if not answer["IdList"] and len(found) < total:
-                raise DataError(
-                    f"{self.info.title}: the search gave {len(found)} of {total} identifiers: it was cut "
-                    "short; try again later, what was fetched is kept"
-                )
-            found += answer["IdList"]
-        for start in range(0, len(found), FETCH_PAGE):
-            asked = found[start : start + FETCH_PAGE]
+        found = self._found(session)
+        while asked := list(islice(found, self.page_size)):
             with sent_through(session, Entrez):
                 handle = Entrez.efetch(db="nuccore", id=",".join(asked), rettype="gbwithparts", retmode="text")
             count = 0
@@ -83,6 +75,25 @@ class GenBank:
                     f"{self.info.title}: {len(asked)} records were asked for, {count} came: the answer "
                     "was cut short; try again later, what was fetched is kept"
                 )
+
+    def _found(self, session: requests.Session) -> Iterator[str]:
+        """The identifiers that the search gives."""
+        seen, total = 0, None
+        while total is None or seen < total:
+            with sent_through(session, Entrez):
+                answer = Entrez.read(
+                    Entrez.esearch(
+                        db="nuccore", term=TERM, retstart=seen, retmax=SEARCH_PAGE, idtype="acc", sort="accession"
+                    )
+                )
+            total = int(answer["Count"])
+            if not answer["IdList"] and seen < total:
+                raise DataError(
+                    f"{self.info.title}: the search gave {seen} of {total} identifiers: it was cut "
+                    "short; try again later, what was fetched is kept"
+                )
+            seen += len(answer["IdList"])
+            yield from answer["IdList"]
 
     def authorise(self, credentials: Credentials, ask) -> Authorisation:
         """E-mail address and key travel as parameters; the address that is logged and kept does not have them."""

@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from data_build.cache import DataError
-from data_build.sources.base import Field, SourceInfo, good, require_columns
+from data_build.sources.base import ArchiveChanged, Field, SourceInfo, good, require_columns
 from data_build.sources.networks import E_COLI
 
 RELEASE = "https://data.gtdb.ecogenomic.org/releases/release220/220.0"
@@ -57,7 +57,7 @@ class Gtdb:
     def _genomes(self, session: requests.Session, sums: str, file: str) -> Iterator[dict[str, Any]]:
         expected = next((line.split()[0] for line in sums.splitlines() if line.strip().endswith(file)), None)
         if expected is None:
-            raise DataError(
+            raise ArchiveChanged(
                 f"{self.info.title}: MD5SUM.txt does not list {file}: the release has changed, please report it"
             )
         answer = good(session.get(f"{RELEASE}/{file}", stream=True), self.info)

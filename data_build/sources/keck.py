@@ -7,11 +7,15 @@ proprietary period is over are given.
 
 from data_build.sources.base import SourceInfo
 from data_build.sources.observation import observation_fields
-from data_build.sources.tap import tap_rows
+from data_build.sources.tap import TapArchive
 
 
-class Keck:
+class Keck(TapArchive):
     """Spectra with the HIRES spectrograph; the rows of public exposures need no sign-in."""
+
+    service = "https://koa.ipac.caltech.edu/TAP"
+    table = "koa_hires"
+    where = "koaimtyp = 'object'"
 
     info = SourceInfo(
         name="keck",
@@ -38,7 +42,3 @@ class Keck:
             1e-4,
         ),
     )
-
-    def rows(self, session):
-        """Every science exposure of HIRES."""
-        return tap_rows(self.info, session, "https://koa.ipac.caltech.edu/TAP", "koa_hires", "koaimtyp = 'object'")

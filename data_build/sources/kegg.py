@@ -7,7 +7,7 @@ import requests
 from Bio.KEGG import REST, Compound
 
 from data_build.cache import DataError
-from data_build.sources.base import Field, SourceInfo
+from data_build.sources.base import ArchiveChanged, Field, SourceInfo
 from data_build.sources.biopython import sent_through
 
 BATCH = 10  # entries; the service leaves the rest of a longer list out without a word
@@ -42,7 +42,7 @@ class Kegg:
             text = REST.kegg_link("compound", PATHWAY).read()
         links = [line.split("\t") for line in text.splitlines() if line.strip()]
         if any(len(link) != 2 or not link[1].startswith("cpd:") for link in links):
-            raise DataError(
+            raise ArchiveChanged(
                 f"{self.info.title}: the list of compounds is not lines of pathway and compound: the "
                 "service has changed, please report it"
             )

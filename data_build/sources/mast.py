@@ -13,7 +13,7 @@ from astroquery.mast import ObservationsClass
 from data_build.cache import DataError
 from data_build.credentials import Credentials, SignIn
 from data_build.fetch import Authorisation
-from data_build.sources.base import SourceInfo, require_columns
+from data_build.sources.base import SourceInfo, first_row_changes, require_columns
 from data_build.sources.observation import OBSCORE, observation_fields
 
 PAGE = 5000  # rows
@@ -41,6 +41,7 @@ class _Mast:
 
     info: SourceInfo
     criteria: dict[str, Any]
+    page_size = PAGE
     volatile = r"%22cacheBreaker%22%3A%20%22[^%]*%22"
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
@@ -50,7 +51,7 @@ class _Mast:
         client._portal_api_connection._column_configs = {}  # else one session's answer would be used in another
         page, seen = 1, 0
         while True:
-            answer = client.query_criteria_async(pagesize=PAGE, page=page, **self.criteria)[-1].json()
+            answer = client.query_criteria_async(pagesize=self.page_size, page=page, **self.criteria)[-1].json()
             if answer.get("status") != "COMPLETE":
                 raise DataError(
                     f"{self.info.title}: the query ended with status {answer.get('status')!r}: "
@@ -71,6 +72,11 @@ class _Mast:
                     "later, what was fetched is kept"
                 )
             page += 1
+
+    def changes(self, session: requests.Session) -> list[str]:
+        """What an observation has otherwise than expected."""
+        self.page_size = 1
+        return first_row_changes(self, session)
 
     def settled(self, method: str, head: bytes) -> bool:
         """The portal answers EXECUTING until it is done."""

@@ -22,6 +22,8 @@ _COLUMNS = {
     "pl_orbsmax": "semi_major_axis_au",
     "pl_orbeccen": "eccentricity",
 }
+#: Numbers that no column of the schema holds as they are.
+_OTHERS = ("st_j", "st_lum", "pl_insol")
 _READ = (
     "pl_name",
     "pl_hostname",
@@ -31,12 +33,11 @@ _READ = (
     "pl_bmassprov",
     "ra",
     "dec",
-    "st_j",
-    "st_lum",
-    "pl_insol",
     "pl_tranflag",
     *_COLUMNS,
     *(f"{name}lim" for name in _COLUMNS),
+    *_OTHERS,
+    *(f"{name}lim" for name in _OTHERS),
 )
 
 
@@ -70,11 +71,10 @@ class NasaExoplanetArchive:
     def _planet(self, row) -> Planet:
         values = {}
         for theirs, ours in _COLUMNS.items():
-            number = _number(row, theirs)
-            limit = _number(row, f"{theirs}lim")
-            if number is not None and not limit:  # a limit flag of ±1 makes the number a bound, not a measurement
+            number = _measured(row, theirs)
+            if number is not None:
                 values[ours] = number
-        insolation, log_luminosity = _number(row, "pl_insol"), _number(row, "st_lum")
+        insolation, log_luminosity = _measured(row, "pl_insol"), _measured(row, "st_lum")
         if insolation is not None:
             values["instellation_w_m2"] = insolation * EARTH_INSTELLATION
         # A minimum mass M sin i is an estimate of the mass, not a reading of it.
@@ -97,11 +97,16 @@ class NasaExoplanetArchive:
             ra_deg=_number(row, "ra"),
             dec_deg=_number(row, "dec"),
             luminosity_sun=None if log_luminosity is None else 10**log_luminosity,
-            j_magnitude=_number(row, "st_j"),
+            j_magnitude=_measured(row, "st_j"),
             host=str(row["pl_hostname"]),
             raw_columns=frozenset(values),
             transits=_number(row, "pl_tranflag") == 1,
         )
+
+
+def _measured(row, column: str) -> float | None:
+    """A number; None where a limit flag of ±1 makes it a bound, not a measurement."""
+    return None if _number(row, f"{column}lim") else _number(row, column)
 
 
 def _number(row, column: str) -> float | None:

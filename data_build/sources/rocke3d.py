@@ -3,13 +3,15 @@
 Under `FOLDER` each paper has a folder, with one for each run in it or in that: diagnostics named
 ``<period>.aij<run>.nc`` (maps, among them winds at pressures, ``u_850``), ``aijl`` (model layers) and, in some,
 ``aijk`` (winds on constant pressure), a pair of them for each year, and the run's rundeck ``<run>.R``. The layout is
-that of Tsigaridis et al. 2025 (GMD 18, 5825) and Way et al. 2018 (ApJS 239, 24); the variables' names and units are
+that of Tsigaridis et al. 2025 (GMD 18, 5825); Way et al. 2018 (ApJS 239, 24) keep each kind of file in a folder of its
+own, ``AIJ``, ``AIJL`` and ``AIJK``: folders that differ only in that are one. The variables' names and units are
 ModelE's own (its DEFACC.f). Model layers count at their nominal pressures, though the lower ones follow the ground.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 from urllib.parse import urljoin
 
@@ -23,9 +25,11 @@ from data_build.sources.climate import FIELDS, climate_problems, climate_row
 from data_build.sources.netcdf import Mean, merged, read_means
 
 FOLDER = "https://portal.nccs.nasa.gov/GISS_modelE/ROCKE-3D/publication-supplements/"
+_PAIR = frozenset({"aij", "aijl"})  # without both there is no climate
 DEPTH = 2  # folders below it: papers, and runs in them
 _LINK = re.compile(r'href="([^"?#]+)"')
 _DIAGNOSTICS = re.compile(r"(?P<period>[^/]*?)\.?(?P<kind>aijl|aijk|aij)(?P<run>[^/]*)\.nc$")
+_KIND_IN_FOLDER = re.compile(r"(?i)(?<![a-z])(?:aijl|aijk|aij)(?![a-z])/?")
 _PARAMETER = re.compile(r"^\s*(\w+)\s*=\s*'?([^'!\n]*?)'?\s*(?:!.*)?$", re.MULTILINE)
 
 #: Names of stellar spectra (rundeck ``solar_spec``) → effective temperature in K, and mass and radius in the Sun's
@@ -73,25 +77,41 @@ class Rocke3d:
 
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """A climate for each run in the folders."""
-        for folder, links in self._folders(session, FOLDER, DEPTH):
-            runs: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+        folders = self._folders(session, FOLDER, DEPTH)
+        for _, paper in groupby(folders, lambda found: found[0].removeprefix(FOLDER).split("/")[0]):
+            yield from self._paper(session, list(paper))
+
+    def _paper(self, session: requests.Session, folders: list[tuple[str, list[str]]]) -> Iterator[dict[str, Any]]:
+        """A climate for each run in a paper's folders with their links."""
+        runs: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+        decks: dict[str, dict[str, str]] = defaultdict(dict)
+        for folder, links in folders:
+            home = _KIND_IN_FOLDER.sub("", folder.removeprefix(FOLDER))
             for link in links:
-                if named := _DIAGNOSTICS.match(link.removeprefix(folder)):
-                    runs[named["run"]][named["period"]][named["kind"]] = link
-            decks = {link.removeprefix(folder)[:-2]: link for link in links if link.endswith(".R")}
-            for run, periods in sorted(runs.items()):
-                # Of years (ANN) and means of years (ANM) the last; of other periods only where there is no year.
-                period, files = max(periods.items(), key=lambda item: (item[0].startswith("AN"), item[0]))
-                deck = decks.get(run) or (next(iter(decks.values())) if len(decks) == 1 else None)
-                rundeck = good(session.get(deck), self.info).text if deck else ""
-                yield self._climate(session, f"{folder.removeprefix(FOLDER)}{period}.{run}".strip("/."), files, rundeck)
+                name = link.removeprefix(folder)
+                if named := _DIAGNOSTICS.match(name):
+                    runs[home, named["run"]][named["period"]][named["kind"]] = link
+                elif name.endswith(".R"):
+                    decks[home][name[:-2]] = link
+        for (home, run), periods in sorted(runs.items()):
+            # Of years (ANN) and means of years (ANM) the last; of other periods only where there is no year. A kind
+            # of file may have more years than another.
+            period, files = max(
+                periods.items(), key=lambda item: (_PAIR <= item[1].keys(), item[0].startswith("AN"), item[0])
+            )
+            own = decks.get(home, {})
+            elsewhere = [found[run] for found in decks.values() if run in found]
+            alone = [found for found in (list(own.values()), elsewhere) if len(found) == 1]
+            deck = own.get(run) or (alone[0][0] if alone else None)
+            rundeck = good(session.get(deck), self.info).text if deck else ""
+            yield self._climate(session, f"{home}{period}.{run}".strip("/."), files, rundeck)
 
     def _climate(
         self, session: requests.Session, climate_id: str, files: Mapping[str, str], rundeck: str
     ) -> dict[str, Any]:
         parts: list[dict[str, Mean]] = []
         attributes: dict[str, str] = {}
-        problems = [f"its folder has no {kind} file of that year" for kind in ("aij", "aijl") if kind not in files]
+        problems = [f"there is no {kind} file of that year" for kind in sorted(_PAIR - files.keys())]
         for url in sorted(files.values()) if not problems else ():
             with downloaded(session, url, self.info) as path:
                 means, found, said = read_means(path, url.removeprefix(FOLDER), self.info.title)

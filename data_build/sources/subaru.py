@@ -7,11 +7,15 @@ from data_build.credentials import Credentials, Secret, SignIn
 from data_build.fetch import Authorisation, form
 from data_build.sources.base import SourceInfo
 from data_build.sources.observation import OBSCORE, observation_fields
-from data_build.sources.tap import tap_rows
+from data_build.sources.tap import TapArchive
 
 
-class Subaru:
+class Subaru(TapArchive):
     """Spectra of the collection SUBARU; public rows need no sign-in."""
+
+    service = "https://ws.cadc-ccda.hia-iha.nrc-cnrc.gc.ca/argus"
+    table = "ivoa.ObsCore"
+    where = "obs_collection = 'SUBARU' AND dataproduct_type = 'spectrum'"
 
     info = SourceInfo(
         name="subaru",
@@ -32,16 +36,6 @@ class Subaru:
             keyring_service="astrobio:cadc",
         ),
     )
-
-    def rows(self, session):
-        """Every spectrum of the collection."""
-        return tap_rows(
-            self.info,
-            session,
-            "https://ws.cadc-ccda.hia-iha.nrc-cnrc.gc.ca/argus",
-            "ivoa.ObsCore",
-            "obs_collection = 'SUBARU' AND dataproduct_type = 'spectrum'",
-        )
 
     def authorise(self, credentials: Credentials, ask) -> Authorisation:
         """CADC's login service answers with the value of its cookie."""

@@ -1,58 +1,160 @@
 """Tables of archives that speak the Virtual Observatory's Table Access Protocol, by pyvo: whole, page by page.
 
-Rows are asked for in the order of a key, a page at a time, each page beginning after the last key of the one before.
-A page that the archive cut short, whether it says so (``OVERFLOW``) or not, is thereby continued where it was cut; in
-the end the rows are counted against the archive's own ``COUNT(*)``.
+Services differ in what ``TOP n … ORDER BY key`` means. ADQL sorts first and then cuts; NExScI's (the NASA Exoplanet
+Archive, Keck) turns it into Oracle's ``ROWNUM <= n``, which cuts first and sorts what is left; some cut short of ``n``
+without a word. So a page counts only if the archive itself counts as many rows in the range of keys that the page
+spans; else a shorter range is asked for. In the end the rows are counted against the table's own ``COUNT(*)``.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import astropy.units as u
 import requests
+from astropy.table import Table
 from pyvo.dal import TAPService
 
 from data_build.cache import DataError
-from data_build.sources.base import SourceInfo, require_columns
+from data_build.sources.base import Field, SourceInfo, require_columns
 
+#: dtype of a field → kinds of NumPy types that hold it.
+_KINDS = {"string": "OUS", "float64": "fiu", "int64": "fiu", "bool": "b"}
+_TYPES = {**dict.fromkeys("OUS", "string"), "f": "float64", "i": "int64", "u": "int64", "b": "bool"}
 PAGE = 2000  # rows; below the synchronous limits of all archives here
+_FAILED = re.compile(rb"""value=["']ERROR["']|ORA-\d{5}""")  # NExScI passes Oracle's own errors on
 
 
-def tap_rows(
-    info: SourceInfo, session: requests.Session, url: str, table: str, where: str = ""
-) -> Iterator[Mapping[str, Any]]:
-    """Every row of ``table`` that meets ``where`` (ADQL), in the order of the first field of ``info``, its key.
+class TapArchive:
+    """An archive whose rows are those of one table.
+
+    Attributes:
+        service: address of the TAP service.
+        table: the table's name.
+        where: which of its rows, in ADQL; all if empty.
+    """
+
+    info: SourceInfo
+    service: str
+    table: str
+    where: str = ""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns that are asked for; the first is the table's key."""
+        return [field.column for field in self.info.fields]
+
+    def rows(self, session: requests.Session) -> Iterator[Mapping[str, Any]]:
+        """Every row that meets ``where``, in the order of the key."""
+        return table_rows(self, session)
+
+    def first(self, session: requests.Session) -> Table:
+        """One row with all of the table's columns, their types and units."""
+        condition = f" WHERE {self.where}" if self.where else ""
+        query = f"SELECT TOP 1 * FROM {self.table}{condition}"
+        return TAPService(self.service, session=session).run_sync(query).to_table()
+
+    def changes(self, session: requests.Session) -> list[str]:
+        """What the table has otherwise than expected: columns that are not there, other types and units."""
+        row = self.first(session)
+        there = {name.lower(): row[name] for name in row.colnames}
+        fields = [field for field in self.info.fields if field.column.lower() in there]
+        return [
+            *(["it gave no row"] if not len(row) else []),
+            *(f"{column} is missing" for column in self.columns if column.lower() not in there),
+            *filter(None, (_change(there[field.column.lower()], field) for field in fields)),
+        ]
+
+    @staticmethod
+    def settled(method: str, head: bytes) -> bool:
+        """Services report failures in a VOTable, and some of them with the status 200."""
+        return not _FAILED.search(head)
+
+
+def table_rows(archive: TapArchive, session: requests.Session) -> Iterator[Mapping[str, Any]]:
+    """Every row of the archive's table, in the order of its key.
 
     Raises:
-        DataError: fewer rows came than the archive says there are, or a page came out of order.
+        DataError: fewer rows came than the archive says there are, or rows came out of order.
     """
-    key = info.fields[0].column
-    columns = ", ".join(field.column for field in info.fields)
-    service = TAPService(url, session=session)
-    condition = f" WHERE {where}" if where else ""
-    expected = int(service.run_sync(f"SELECT COUNT(*) AS n FROM {table}{condition}").to_table()[0][0])
-    last, seen = None, 0
+    table = _Keyed(archive, session)
+    last, seen, expected = None, 0, table.count(None, None)
     while seen < expected:
-        after = "" if last is None else f"{key} > {_literal(last)}"
-        condition = " AND ".join(part for part in (f"({where})" if where and after else where, after) if part)
-        query = f"SELECT TOP {PAGE} {columns} FROM {table}" + (f" WHERE {condition}" if condition else "")
-        page = service.run_sync(f"{query} ORDER BY {key}").to_table()
+        page = table.page(last, seen, expected)
+        for row in page:
+            yield {column: row[column] for column in archive.columns}
+        last, seen = _plain(page[-1][table.key]), seen + len(page)
+
+
+class _Keyed:
+    """An archive's table, read by ranges of its key."""
+
+    def __init__(self, archive: TapArchive, session: requests.Session):
+        self._archive, self._service = archive, TAPService(archive.service, session=session)
+        self.key = archive.columns[0]
+
+    def count(self, last: Any, end: Any) -> int:
+        """How many rows the archive counts after the key ``last``, up to and with ``end``."""
+        query = f"SELECT COUNT(*) AS n FROM {self._archive.table}{self._condition(last, end)}"
+        return int(self._service.run_sync(query).to_table()[0][0])
+
+    def page(self, last: Any, seen: int, expected: int) -> Table:
+        """The rows next after the key ``last``, none of them left out."""
+        title, end = self._archive.info.title, None
+        while True:
+            page = self._ask(last, end)
+            if not len(page):
+                raise DataError(
+                    f"{title}: {self._archive.table} gave {seen} rows, but counts {expected}: the answer was cut "
+                    "short; try again later, what was fetched is kept"
+                )
+            keys = [_plain(value) for value in page[self.key]]
+            if last in (keys[0], keys[-1]):
+                raise DataError(
+                    f"{title}: {self._archive.table} gave rows after {self.key} = {last!r} that begin or end with it: "
+                    f"it does not keep the order of {self.key} that was asked for"
+                )
+            there = expected - seen
+            if len(keys) == there or len(keys) == (there := self.count(last, keys[-1])):
+                return page
+            # As a sample of the range, this share of the page spans about as many rows as a page holds.
+            end = keys[(len(keys) - 1) * len(keys) // max(there, len(keys))]
+            if there < len(keys) or end == keys[-1]:
+                raise DataError(
+                    f"{title}: {self._archive.table} gave {len(keys)} rows up to {self.key} = {keys[-1]!r}, but counts "
+                    f"{there}: it does not keep the order of {self.key} that was asked for, or cuts its answers short"
+                )
+
+    def _ask(self, last: Any, end: Any) -> Table:
+        """A page of rows, under the names that were asked for."""
+        archive = self._archive
+        query = f"SELECT TOP {PAGE} {', '.join(archive.columns)} FROM {archive.table}{self._condition(last, end)}"
+        page = self._service.run_sync(f"{query} ORDER BY {self.key}").to_table()
         names = {name.lower(): name for name in page.colnames}
         if len(page):
-            require_columns(info, [field.column for field in info.fields if field.column.lower() in names])
-        else:
-            raise DataError(
-                f"{info.title}: {table} gave {seen} rows, but counts {expected}: the answer was cut short; "
-                "try again later, what was fetched is kept"
-            )
-        for row in page:
-            yield {field.column: row[names[field.column.lower()]] for field in info.fields}
-        first, end = (_plain(page[index][names[key.lower()]]) for index in (0, -1))
-        if last is not None and last in (first, end):
-            raise DataError(
-                f"{info.title}: {table} gave rows after {key} = {last!r} that begin or end with it: it "
-                f"does not keep the order of {key} that was asked for"
-            )
-        last, seen = end, seen + len(page)
+            require_columns(archive.info, [name for name in archive.columns if name.lower() in names], archive.columns)
+            page = page[[names[name.lower()] for name in archive.columns]]
+            page.rename_columns(page.colnames, list(archive.columns))
+        return page
+
+    def _condition(self, last: Any, end: Any) -> str:
+        bounds = [f"{self.key} {sign} {_literal(key)}" for sign, key in ((">", last), ("<=", end)) if key is not None]
+        where = self._archive.where
+        parts = [f"({where})" if where and bounds else where, *bounds]
+        return f" WHERE {' AND '.join(part for part in parts if part)}" if any(parts) else ""
+
+
+def _change(column: Any, field: Field) -> str:
+    """What a column's type or unit has otherwise than the field expects; units that astropy cannot read are left."""
+    if column.dtype.kind not in _KINDS[field.dtype]:
+        return f"{field.column} is {_TYPES.get(column.dtype.kind, column.dtype)}, {field.dtype} is expected"
+    theirs, ours = (u.Unit(str(unit or ""), parse_strict="silent") for unit in (column.unit, field.unit))
+    if any(unit == u.dimensionless_unscaled or isinstance(unit, u.UnrecognizedUnit) for unit in (theirs, ours)):
+        return ""
+    same = theirs.is_equivalent(ours) and math.isclose(theirs.to(ours), field.factor, rel_tol=0.01)
+    expected = field.unit if field.factor == 1 else f"{1 / field.factor:g} {field.unit}"
+    return "" if same else f"{field.column} is in {column.unit}, {expected} is expected"
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import requests
 
 from data_build.cache import DataError
-from data_build.sources.base import Field, SourceInfo, good, require_columns
+from data_build.sources.base import Field, SourceInfo, first_row_changes, good, require_columns
 from data_build.sources.networks import E_COLI
 
 PAGE = 500  # entries, the service's limit
@@ -38,13 +38,20 @@ class UniProt:
         ),
     )
 
+    page_size = PAGE
+
+    def changes(self, session: requests.Session) -> list[str]:
+        """What an entry has otherwise than expected."""
+        self.page_size = 1
+        return first_row_changes(self, session)
+
     def rows(self, session: requests.Session) -> Iterator[dict[str, Any]]:
         """Every entry of `QUERY`."""
         url = "https://rest.uniprot.org/uniprotkb/search"
         params = {
             "query": QUERY,
             "format": "tsv",
-            "size": str(PAGE),
+            "size": str(self.page_size),
             "sort": "accession asc",
             "fields": "accession,organism_name,organism_id,ec,length,mass,sequence",
         }

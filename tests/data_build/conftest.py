@@ -67,10 +67,8 @@ def gathered():
 
 
 @pytest.fixture
-def quick_build(monkeypatch, gathered, tmp_path_factory):
-    """A build of a few planets and atmospheres in this process, where the models are loaded already."""
-    recipe = tmp_path_factory.mktemp("recipe") / "quick.yaml"
-    recipe.write_text(yaml.safe_dump({**load_recipe("sample").as_dict(), "candidates_per_planet": 10}))
+def quick_recipe(monkeypatch, gathered) -> dict:
+    """A recipe of a few planets and atmospheres, built in this process, where the models are loaded already."""
 
     class Inline:
         def submit(self, task, *arguments):
@@ -80,4 +78,12 @@ def quick_build(monkeypatch, gathered, tmp_path_factory):
 
     monkeypatch.setattr(pipeline, "gather_planets", lambda recipe, limit, harvests: gathered)
     monkeypatch.setattr(pipeline, "worker_pool", lambda workers: nullcontext(Inline()))
+    return {**load_recipe("sample").as_dict(), "candidates_per_planet": 10}
+
+
+@pytest.fixture
+def quick_build(quick_recipe, tmp_path_factory):
+    """A build of `quick_recipe`."""
+    recipe = tmp_path_factory.mktemp("recipe") / "quick.yaml"
+    recipe.write_text(yaml.safe_dump(quick_recipe))
     return lambda out: build(recipe, out, limit=20, progress=False)

@@ -7,7 +7,6 @@ its answers early; ``then`` says what the client must make of that: "continued" 
 
 import gzip
 import hashlib
-import importlib.resources
 import io
 import json
 import re
@@ -16,198 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import xarray
-from archive_server import Reply, Request
-from astropy.io.votable import from_table
-from astropy.io.votable.tree import Info
-from astropy.table import Table
+from archive_server import Reply
 from Bio import SeqIO
 from Bio.Seq import Seq
 from Bio.SeqRecord import SeqRecord
+from fake_tap import FakeEso, FakeSpectra, FakeSubaru, exoplanet_eu, gaia, keck, nasa, recorded_by_astroquery
 
 from data_build.sources import copernicus
 
 RECORDINGS = Path(__file__).parent / "recordings"
-
-
-def recorded_by_astroquery(module: str, name: str) -> bytes:
-    return importlib.resources.files("astroquery").joinpath(module, "tests/data", name).read_bytes()
-
-
-class FakeTap:
-    """A TAP service with one table, sorted by its first column. Synthetic."""
-
-    then, page = "continued", None
-
-    def __init__(self, columns: dict[str, list], host: str):
-        self.columns, self.host, self.cut_short = columns, host, False
-
-    def reply(self, request: Request) -> Reply:
-        if not request.path.endswith("/sync"):
-            return Reply(b"<html>no such page</html>", 404)
-        query = request.form["QUERY"]
-        table = Table(self.columns)
-        key = table.colnames[0]
-        if "COUNT(*)" in query:
-            return votable(Table({"n": [len(table)]}))
-        asked = re.match(r"SELECT TOP (\d+) (.*) FROM", query)
-        after = re.search(rf"{key} > (?:'([^']*)'|(\d+))", query)
-        if after:
-            last = after[1] if after[1] is not None else int(after[2])
-            table = table[[value > last for value in table[key]]]
-        limit = min(int(asked[1]), 2 if self.cut_short else 10**9)
-        part = table[asked[2].split(", ")][:limit]
-        return votable(part, overflow=len(part) < len(table))
-
-    def empty(self):
-        self.columns = {name: np.array(values)[:0] for name, values in self.columns.items()}
-
-    def expected(self, field) -> list:
-        return [None if value is None else value for value in self.columns[field.column]]
-
-
-def votable(table: Table, overflow: bool = False) -> Reply:
-    document = from_table(table)
-    resource = document.resources[0]
-    resource.type = "results"
-    resource.infos.append(Info(name="QUERY_STATUS", value="OVERFLOW" if overflow else "OK"))
-    buffer = io.BytesIO()
-    document.to_xml(buffer)
-    return Reply(buffer.getvalue(), headers={"Content-Type": "application/x-votable+xml"})
-
-
-def observations(key: str, **names) -> dict[str, list]:
-    """Five synthetic observations in an archive's own column names."""
-    values = {
-        "target_name": [f"synthetic star {i}" for i in range(5)],
-        "ra_deg": [10.0 * i for i in range(5)],
-        "dec_deg": [-20.0 + i for i in range(5)],
-        "start_mjd": [58000.0 + i for i in range(5)],
-        "exposure_s": [100.0 * (i + 1) for i in range(5)],
-        "wavelength_min_um": [0.4] * 5,
-        "wavelength_max_um": [0.8] * 5,
-        "instrument": ["synthetic"] * 5,
-    }
-    columns = {key: [f"obs.{i:03d}" for i in range(5)]}
-    for ours, (theirs, factor) in names.items():
-        columns[theirs] = [value * factor for value in values[ours]] if factor != 1 else values[ours]
-    return columns
-
-
-_OBSCORE = {
-    "target_name": ("target_name", 1),
-    "ra_deg": ("s_ra", 1),
-    "dec_deg": ("s_dec", 1),
-    "start_mjd": ("t_min", 1),
-    "exposure_s": ("t_exptime", 1),
-    "wavelength_min_um": ("em_min", 1e-6),
-    "wavelength_max_um": ("em_max", 1e-6),
-    "instrument": ("instrument_name", 1),
-}
-
-
-class FakeEso(FakeTap):
-    def __init__(self):
-        super().__init__(observations("dp_id", **_OBSCORE), "archive.eso.org")
-
-    def reply(self, request):
-        if request.host == "www.eso.org":  # astroquery's recording of the token service
-            assert request.method == "POST" and "password" in request.form and not request.query
-            return Reply(recorded_by_astroquery("eso", "oidc_token.json"))
-        return super().reply(request)
-
-
-class FakeSubaru(FakeTap):
-    def __init__(self):
-        super().__init__(observations("obs_publisher_did", **_OBSCORE), "ws.cadc-ccda.hia-iha.nrc-cnrc.gc.ca")
-
-    def reply(self, request):
-        if request.path == "/ac/login":
-            assert "password" in request.form and not request.query
-            return Reply(b"synthetic-sso-cookie")
-        return super().reply(request)
-
-
-def keck() -> FakeTap:
-    names = {
-        "target_name": ("targname", 1),
-        "ra_deg": ("ra", 1),
-        "dec_deg": ("dec", 1),
-        "start_mjd": ("mjd", 1),
-        "exposure_s": ("elaptime", 1),
-        "wavelength_min_um": ("waveblue", 1e4),
-        "wavelength_max_um": ("wavered", 1e4),
-        "instrument": ("instrume", 1),
-    }
-    return FakeTap(observations("koaid", **names), "koa.ipac.caltech.edu")
-
-
-def nasa() -> FakeTap:
-    """Values as published for TRAPPIST-1 and Proxima, the rest synthetic."""
-    planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e", "TRAPPIST-1 f"]
-    return FakeTap(
-        {
-            "pl_name": planets,
-            "hostname": [name[:-2] for name in planets],
-            "pl_letter": [name[-1] for name in planets],
-            "hd_name": [""] * 4,
-            "hip_name": ["HIP 70890", "", "", ""],
-            "tic_id": ["TIC 1"] * 4,
-            "ra": [217.39, 346.62, 346.62, 346.62],
-            "dec": [-62.68, -5.04, -5.04, -5.04],
-            "st_teff": [2900.0, 2566.0, 2566.0, 2566.0],
-            "st_rad": [0.14, 0.12, 0.12, 0.12],
-            "st_mass": [0.12, 0.09, 0.09, 0.09],
-            "st_lum": [-2.8, -3.26, -3.26, -3.26],
-            "sy_jmag": [5.36] + [11.35] * 3,
-            "pl_rade": [1.03, 1.12, 0.92, 1.05],
-            "pl_bmasse": [1.07, 1.37, 0.69, 1.04],
-            "pl_bmassprov": ["Msini", "Mass", "Mass", "Mass"],
-            "pl_orbper": [11.19, 1.51, 6.10, 9.21],
-            "pl_orbsmax": [0.0486, 0.0115, 0.0293, 0.0385],
-            "pl_orbeccen": [0.0, 0.006, 0.005, 0.01],
-            "pl_insol": [0.65, 4.15, 0.646, 0.373],
-            "tran_flag": [0, 1, 1, 1],
-        },
-        "exoplanetarchive.ipac.caltech.edu",
-    )
-
-
-def exoplanet_eu() -> FakeTap:
-    planets = ["Proxima Cen b", "TRAPPIST-1 b", "TRAPPIST-1 e"]
-    return FakeTap(
-        {
-            "granule_uid": ["1", "2", "3"],
-            "target_name": planets,
-            "alternate_name": ["Alpha Cen C b", "", "K2-112 e"],
-            "star_name": [name[:-2] for name in planets],
-            "publication_status": ["R"] * 3,
-            "ra": [217.4, 346.6, 346.6],
-            "dec": [-62.7, -5.0, -5.0],
-            "star_teff": [3042.0, 2550.0, 2550.0],
-            "star_radius": [0.14, 0.117, 0.117],
-            "star_mass": [0.12, 0.08, 0.08],
-            "mag_j": [5.36, 11.35, 11.35],
-            "radius": [0.1, 0.0997, 0.0819],
-            "mass": [0.0037, 0.0043, 0.0022],
-            "period": [11.18, 1.51, 6.10],
-            "semi_major_axis": [0.0485, 0.0115, 0.0293],
-            "eccentricity": [0.35, 0.0, 0.0],
-        },
-        "voparis-tap-planeto.obspm.fr",
-    )
-
-
-def gaia() -> FakeTap:
-    """Five stars of astroquery's recording of a cone search in Gaia, their parallaxes synthetic."""
-    recorded = json.loads(recorded_by_astroquery("gaia", "cone_search.json"))
-    names = [column["name"] for column in recorded["metadata"]]
-    stars = sorted((dict(zip(names, row, strict=True)) for row in recorded["data"]), key=lambda star: star["source_id"])
-    stars = [star for star in stars if star["pmra"] is not None][:5]
-    columns = {
-        name: [star[name] for star in stars]
-        for name in ("source_id", "ra", "dec", "ref_epoch", "pmra", "pmdec", "phot_g_mean_mag")
-    }
-    return FakeTap({**columns, "parallax": [50.0] * 5, "teff_gspphot": [3200.0] * 5}, "gea.esac.esa.int")
 
 
 class FakeMast:
@@ -379,7 +195,7 @@ PATHWAY     map00010  Glycolysis
 
 
 class FakeEnsembl:
-    """Synthetic genomes, in the form of the service."""
+    """Synthetic genomes, in the form of the service; 500 for a taxon that it does not have."""
 
     then, host = "continued", "rest.ensembl.org"
 
@@ -404,8 +220,11 @@ class FakeEnsembl:
         self.cut_short = False
 
     def reply(self, request):
-        found = {"Methanococcus": self.genomes, "511145": [self.coli] if self.genomes else []}
-        body = json.dumps(found.get(request.path.split("/")[-1], [])).encode()
+        found = {"Methanococcus": self.genomes, "511145": [self.coli], "9606": [{"name": "synthetic_human"}]}
+        taxon = request.path.split("/")[-1]
+        if not found.get(taxon) or (taxon == "511145" and not self.genomes):
+            return Reply(b'{"error":"Can\'t call method \\"taxon_id\\" on an undefined value"}', 500)
+        body = json.dumps(found[taxon]).encode()
         cut, self.cut_short = (10 if self.cut_short else None), False
         return Reply(body, cut=cut)
 
@@ -728,6 +547,7 @@ class FakeRocke3d:
             "Synthetic2020/frozen/": model_e(folder, -60, **told),
             "Tsigaridis2025GMD-planet_2.0/P2Synthetic/": model_e(folder, 0),
         }
+        self.decks = {folder: ["P2Synthetic.R"] for folder in self.runs if folder.startswith("Synthetic")}
         self.is_empty, self.cut_short = False, False
 
     def reply(self, request):
@@ -740,13 +560,14 @@ class FakeRocke3d:
             return Reply(RUNDECK.encode())
         links = ["../", "?C=M"]
         if path in self.runs and not self.is_empty:
-            links += [f"ANN{year}.{kind}P2Synthetic.nc" for year in (4000, 4001) for kind in ("aij", "aijl", "aijk")]
-            links += ["P2Synthetic.R"] if path.startswith("Synthetic") else []
+            links += [f"ANN{year}.{kind}P2Synthetic.nc" for year in (4000, 4001) for kind in self.runs[path]]
+            links += self.decks.get(path, [])
         else:
             links += sorted(
                 {folder.removeprefix(path).split("/")[0] + "/" for folder in self.runs if folder.startswith(path)}
                 - {"/"}
             )
+            links += self.decks.get(path, [])
         return Reply(
             f"<html><body>{''.join(f'<a href={chr(34)}{link}{chr(34)}>a</a>' for link in links)}</body></html>".encode()
         )
@@ -779,6 +600,7 @@ def fake(name: str, folder: Path):
         "keck": keck,
         "subaru": FakeSubaru,
         "gemini": FakeGemini,
+        "nasa_spectra": FakeSpectra,
         "genbank": FakeGenBank,
         "ensembl": FakeEnsembl,
         "uniprot": FakeUniProt,

@@ -77,6 +77,9 @@ def archives(tmp_path):
     by_host |= {"www.eso.org": stand_ins["eso"], "object-store.synthetic": stand_ins["copernicus"]}
 
     def script(request):
+        if request.host == stand_ins["nasa_spectra"].host:  # two archives are at home there
+            planets = "pscomppars" in request.form.get("QUERY", "")
+            return stand_ins["nasa_pscomppars" if planets else "nasa_spectra"].reply(request)
         return by_host[request.host].reply(request) if request.host in by_host else Reply(b"", 404)
 
     with ArchiveServer(script) as server:

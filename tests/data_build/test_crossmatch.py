@@ -3,14 +3,17 @@
 The pairs are written by hand: left the name in the NASA Exoplanet Archive, right that in the Open Exoplanet Catalogue.
 """
 
+from dataclasses import replace
+
 import pytest
-from fake_archives import exoplanet_eu, nasa
+from fake_tap import CALCULATED, exoplanet_eu, nasa
 
 from data_build.crossmatch import DISAGREEMENT, crossmatch
 from data_build.harvest import Harvest
 from data_build.observed import describe_observations, match_stars
 from data_build.planets import Planet
 from data_build.sources import ARCHIVES
+from data_build.sources.base import _converted
 from data_build.sources.nasa_exoplanet_archive import NasaExoplanetArchive
 from data_build.sources.open_exoplanet_catalogue import OpenExoplanetCatalogue
 
@@ -138,24 +141,11 @@ def test_the_share_matched_and_every_disagreement_are_reported(merged):
 
 
 def test_the_same_planet_of_four_archives_is_one():
-    def rows(stand_in, name):
-        columns = stand_in.columns
-        fields = ARCHIVES[name].info.fields
-        return [
-            {
-                field.name: (
-                    columns[field.column][i] * field.factor if field.dtype == "float64" else columns[field.column][i]
-                )
-                for field in fields
-            }
-            for i in range(len(next(iter(columns.values()))))
-        ]
-
     planets = [
         NasaExoplanetArchive().planets(),
         OpenExoplanetCatalogue().planets(),
-        [ARCHIVES["nasa_pscomppars"].planet(row) for row in rows(nasa(), "nasa_pscomppars")],
-        [ARCHIVES["exoplanet_eu"].planet(row) for row in rows(exoplanet_eu(), "exoplanet_eu")],
+        [ARCHIVES["nasa_pscomppars"].planet(row) for row in rows_of("nasa_pscomppars", nasa()).values()],
+        [ARCHIVES["exoplanet_eu"].planet(row) for row in rows_of("exoplanet_eu", exoplanet_eu()).values()],
     ]
     merged, _ = crossmatch(planets[0], planets[1])
     before = len(merged)
@@ -163,6 +153,65 @@ def test_the_same_planet_of_four_archives_is_one():
         merged, report = crossmatch(merged, catalogue)
         assert report["only_in_secondary"] == 0
     assert len(merged) == before
+
+
+def rows_of(name: str, stand_in) -> dict[str, dict]:
+    """Planet → row of the stand-in, in our names and units."""
+    rows = [
+        {field.name: _converted(stand_in.columns[field.column][i], field) for field in ARCHIVES[name].info.fields}
+        for i in range(len(stand_in.columns["ra"]))
+    ]
+    return {row["name"]: row for row in rows}
+
+
+def test_a_limit_is_no_measurement_and_what_the_archive_calculated_was_not_read():
+    stand_in = nasa()
+    stand_in.columns["pl_bmasselim"][1], stand_in.columns["st_lumlim"][1] = 1, -1  # TRAPPIST-1 b
+    stand_in.columns["pl_insollim"][1] = 1
+    stand_in.columns["pl_bmassprov"][2] = "M-R relationship"  # TRAPPIST-1 e
+    stand_in.columns["pl_insol_reflink"][2] = CALCULATED
+    made = {name: ARCHIVES["nasa_pscomppars"].planet(row) for name, row in rows_of("nasa_pscomppars", stand_in).items()}
+    limited = made["TRAPPIST-1 b"]
+    assert not {"mass_earth", "instellation_w_m2"} & limited.values.keys() and limited.luminosity_sun is None
+    assert not limited.derived and limited.raw_columns == limited.values.keys()
+    related = made["TRAPPIST-1 e"]
+    assert related.derived == {"mass_earth", "instellation_w_m2"} and related.values.keys() >= related.derived
+    assert not related.derived & related.raw_columns and "radius_earth" in related.raw_columns
+    proxima = made["Proxima Cen b"]  # its mass is M sin i, a number that was read
+    assert proxima.derived == {"radius_earth", "mass_earth"} and "mass_earth" in proxima.raw_columns
+    assert "radius_earth" not in proxima.raw_columns
+    assert made["TRAPPIST-1 f"].derived == set()
+
+
+def test_a_theoretical_radius_of_exoplanet_eu_was_not_read():
+    made = {name: ARCHIVES["exoplanet_eu"].planet(row) for name, row in rows_of("exoplanet_eu", exoplanet_eu()).items()}
+    proxima, other = made["Proxima Cen b"], made["TRAPPIST-1 b"]
+    assert "radius_earth" in proxima.derived and "radius_earth" not in proxima.raw_columns
+    assert "radius_earth" in other.raw_columns and other.derived == {"mass_earth"}
+
+
+def test_what_one_catalogue_read_stands_before_what_the_other_calculated():
+    read = host(
+        values={"radius_earth": 1.5, "orbital_period_d": 3.0},
+        raw_columns=frozenset({"radius_earth", "orbital_period_d"}),
+    )
+    made = host(
+        values={"radius_earth": 9.0, "mass_earth": 2.0, "orbital_period_d": 3.0},
+        derived=frozenset({"radius_earth", "mass_earth"}),
+        raw_columns=frozenset({"orbital_period_d"}),
+    )
+    for first, second in ((read, made), (made, read)):
+        merged = crossmatch([replace(first, aliases=frozenset({"b"}))], [replace(second, aliases=frozenset({"b"}))])[0]
+        assert merged[0].values == {"radius_earth": 1.5, "mass_earth": 2.0, "orbital_period_d": 3.0}
+        assert merged[0].derived == {"mass_earth"} and merged[0].raw_columns == {"radius_earth", "orbital_period_d"}
+
+
+def test_a_limit_of_the_snapshot_is_no_measurement():
+    """st_jlim is -1 for six planets of 2019."""
+    table = NasaExoplanetArchive()._table
+    limits = {str(row["pl_name"]) for row in table if row["st_jlim"] == -1}
+    bright = {planet.name: planet.j_magnitude for planet in NasaExoplanetArchive().planets()}
+    assert len(limits) == 6 and {bright[name] for name in limits} == {None}
 
 
 def star(**changes):
@@ -228,9 +277,3 @@ def test_pointings_at_a_star_are_told_of_its_planets():
     assert planets[0].observations == (("jwst", "JWST at MAST lists 3 observations of the star, by MIRI, NIRSPEC."),)
     assert planets[1].observations == ()
     assert report == {"jwst": {"with_a_position": 5, "of_a_planets_star": 3}}
-
-
-def test_a_planet_of_exoplanet_eu_counts_where_it_is_from_a_refereed_paper():
-    row = {field.name: None for field in ARCHIVES["exoplanet_eu"].info.fields} | {"name": "Synthetic b"}
-    planet_of = ARCHIVES["exoplanet_eu"].planet
-    assert [status for status in ("R", "S", "C", "W", None) if planet_of({**row, "status": status})] == ["R"]

@@ -4,17 +4,21 @@ import json
 import os
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from archive_server import ArchiveServer, Reply
-from fake_archives import RECORDINGS, FakeGtdb, FakeRocke3d, fake
+from archive_server import ArchiveServer
+from fake_archives import RECORDINGS, FakeGtdb, FakeRocke3d
+from fake_tap import exoplanet_eu
 
 from data_build import harvest as harvest_module
 from data_build import store, work
 from data_build.cache import DataError
-from data_build.harvest import harvest, harvest_all
+from data_build.gathering import gather_planets
+from data_build.harvest import harvest
 from data_build.policy import Policy, RateLimit
+from data_build.recipe import load_recipe
 from data_build.sources import ARCHIVES
 from data_build.sources.base import Field, SourceInfo
 
@@ -55,6 +59,17 @@ def harvested(rows, tmp_path, limit=1000):
     return made, {entry["name"]: entry["reasons"] for entry in quarantine}
 
 
+def harvested_from(name, stand_in, tmp_path):
+    """An archive's stage, read from its stand-in."""
+    with ArchiveServer(stand_in.reply) as server:
+        policy = Policy(mirror=server.url, root=tmp_path / "cache", tries=1)
+        return harvest(ARCHIVES[name](), tmp_path / name, policy, 10_000)
+
+
+def recipe_of(*catalogues):
+    return replace(load_recipe("sample"), catalogues=catalogues, sampled_planets=0)
+
+
 GOOD = {"name": "a", "mass": 1.0, "count": 2}
 
 
@@ -86,6 +101,43 @@ def test_too_many_rows_without_a_required_field_are_an_error(tmp_path):
     with pytest.raises(DataError, match=r"name \(90%\).*95% are needed"):
         harvested(rows, tmp_path)
     assert not (tmp_path / "plain").exists()
+
+
+REFEREED = ["R", "r", "Published in a refereed paper", " published in a  refereed paper"]
+OTHERS = ["S", "Submitted to a professional journal", "Announced on a website", "W", None]
+
+
+def test_planets_of_exoplanet_eu_count_where_they_are_from_a_refereed_paper_and_the_others_are_told(tmp_path):
+    stand_in = exoplanet_eu()
+    statuses = [*REFEREED, *OTHERS, "W"]
+    first = {name: values[:1] * len(statuses) for name, values in stand_in.columns.items()}
+    names = [f"Synthetic {i} b" for i in range(len(statuses))]
+    keys = [str(i) for i in range(len(statuses))]
+    stand_in.columns = {
+        **first,
+        "granule_uid": keys,
+        "target_name": names,
+        "publication_status": [status or "" for status in statuses],
+    }
+    made = harvested_from("exoplanet_eu", stand_in, tmp_path)
+    assert made.manifest["unused"] == {
+        "publication_status is 'Announced on a website'": 1,
+        "publication_status is 'S'": 1,
+        "publication_status is 'Submitted to a professional journal'": 1,
+        "publication_status is 'W'": 2,
+        "publication_status is ''": 1,
+    }
+    planets, report, _ = gather_planets(recipe_of("exoplanet_eu"), None, {"exoplanet_eu": made})
+    assert report["merged"] == len(REFEREED)
+
+
+def test_an_archive_none_of_whose_rows_is_of_use_has_changed(tmp_path):
+    stand_in = exoplanet_eu()
+    stand_in.columns["publication_status"] = ["Refereed, at last"] * 3
+    with pytest.raises(DataError, match="not one of 3 rows.*publication_status is 'Refereed, at last'.*report it"):
+        harvested_from("exoplanet_eu", stand_in, tmp_path)
+    with pytest.raises(DataError, match="not one of 2 rows.*mass is outside"):
+        harvested([{**GOOD, "mass": 101.0}, {**GOOD, "mass": 101.0, "name": "b"}], tmp_path)
 
 
 def test_completeness_counts_every_row(tmp_path):
@@ -188,35 +240,6 @@ def test_what_was_answered_is_not_asked_again_after_a_kill(tmp_path, monkeypatch
         monkeypatch.setattr(pq, "write_table", write)
         harvest(ARCHIVES["gtdb"](), tmp_path / "gtdb", policy, 100)
         assert len(server.requests) == asked == 3
-
-
-def test_several_archives_at_once_and_every_failure_is_told(tmp_path):
-    stand_ins = {name: fake(name, tmp_path) for name in ("ensembl", "uniprot", "keck", "gtdb")}
-
-    def script(request):
-        for name, stand_in in stand_ins.items():
-            if request.host == stand_in.host:
-                return Reply(b"", 500) if name in failing else stand_in.reply(request)
-        return Reply(b"", 404)
-
-    failing = {"uniprot", "keck"}
-    most = dict.fromkeys(stand_ins, 100)
-    with ArchiveServer(script) as server:
-        policy = Policy(tries=1, mirror=server.url, root=tmp_path / "cache")
-        with pytest.raises(DataError) as caught:
-            harvest_all(most, tmp_path / "stages", policy)
-        told = [line.split(":")[0] for line in str(caught.value).splitlines()]
-        assert told == ["UniProt", "Keck Observatory Archive"]
-        failing.clear()
-        before = len(server.requests)
-        made = harvest_all(most, tmp_path / "stages", policy)
-        assert {request.host for request in server.requests[before:]} == {"rest.uniprot.org", "koa.ipac.caltech.edu"}
-    assert {name: entry.manifest["rows"] for name, entry in made.items()} == {
-        "ensembl": 3,
-        "uniprot": 5,
-        "keck": 5,
-        "gtdb": 4,
-    }
 
 
 def test_a_cmip6_file_with_unmasked_fill_values_is_quarantined_with_that_reason(tmp_path):

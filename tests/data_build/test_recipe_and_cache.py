@@ -9,7 +9,7 @@ from breaking import flip
 
 from data_build import cache
 from data_build.cache import DataError, WheelFiles, check_installed, sha256_of
-from data_build.recipe import load_recipe
+from data_build.recipe import Wanted, load_recipe
 from data_build.sources import ARCHIVES, CATALOGUES
 
 
@@ -61,6 +61,10 @@ def test_an_unknown_recipe(recipe, words):
         ({"splits": {"train": 0.7, "validation": 0.1, "test": 0.3}}, ["splits", "add up to 1.1"]),
         ({"archives": {"gaya": 10}}, ["unknown archive 'gaya'", "did you mean 'gaia'"]),
         ({"archives": {"gaia": 0}}, ["archives.gaia is 0", "at least 1"]),
+        ({"archives": {"gaia": {"rows": 0}}}, ["archives.gaia.rows is 0", "at least 1"]),
+        ({"archives": {"gaia": {"rows": 5, "required": "yes"}}}, ["archives.gaia.required is 'yes'", "true or false"]),
+        ({"archives": {"gaia": {"rows": 5, "require": True}}}, ["unknown key archives.gaia.require", "'required'"]),
+        ({"archives": {"gaia": {"required": True}}}, ["the key archives.gaia.rows is absent"]),
         ({"archives": ["gaia"]}, ["archives is ('gaia',)", "a mapping"]),
         ({"catalogues": ["exoplanet_eu"]}, ["exoplanet_eu is read over the network", "archives"]),
         ({"catalogues": ["nasa_archive"]}, ["unknown catalogue 'nasa_archive'", "did you mean"]),
@@ -71,6 +75,14 @@ def test_a_recipe_with_a_mistake_says_which(tmp_path, changes, words):
     with pytest.raises(DataError) as caught:
         load_recipe(path)
     assert all(word in str(caught.value) for word in (str(path), *words))
+
+
+def test_an_archive_is_optional_unless_the_recipe_requires_it(tmp_path):
+    archives = {"gaia": 5, "eso": {"rows": 6, "required": True}, "keck": {"rows": 7}}
+    recipe = load_recipe(write(tmp_path, archives=archives))
+    assert recipe.archives == {"gaia": Wanted(5), "eso": Wanted(6, required=True), "keck": Wanted(7)}
+    assert recipe.as_dict()["archives"] == {"gaia": 5, "eso": {"rows": 6, "required": True}, "keck": 7}
+    assert load_recipe(write(tmp_path, **recipe.as_dict())) == recipe
 
 
 def test_a_recipe_that_is_no_yaml(tmp_path):
