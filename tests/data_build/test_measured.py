@@ -1,16 +1,22 @@
 """Measured spectra become records of a test set of their own: no climate, no metabolism, no label."""
 
+import hashlib
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 
+from astrobio.schema import SPLITS
+from data_build import pipeline
 from data_build.checks import record_problems
 from data_build.instruments import bin_edges
 from data_build.measured import measured_records, resampled
 from data_build.planets import EARTH, Planet, derive, tidally_locked
 from data_build.recipe import load_recipe
+from data_build.records import record_digest
 from data_build.spectra import MeasuredSpectrum
+from data_build.validation import read_records, validate
 
 RECIPE = load_recipe("sample")
 GRID = np.geomspace(0.6, 12, 1000)
@@ -115,3 +121,29 @@ def test_a_flat_spectrum_is_worth_nothing_and_a_feature_much():
     made, _ = measured_records([flat, bump], "nasa_spectra", [hot_jupiter()], RECIPE)
     low, high = (record["provenance"]["spectrum"]["quality"] for _, record in made)
     assert low < 0.5 and high > 0.9
+
+
+def test_a_build_writes_them_beside_the_splits(tmp_path, monkeypatch, quick_build):
+    made, aside = measured_records([measured(), measured("Nobody b")], "nasa_spectra", [hot_jupiter()], RECIPE)
+    monkeypatch.setattr(
+        pipeline, "_measured", lambda recipe, harvests: ([(planet, None, record) for planet, record in made], aside)
+    )
+    out = tmp_path / "out"
+    manifest = quick_build(out)
+    assert manifest["counts"]["measured"]["observed"]["records"] == 1
+    assert manifest["counts"]["measured"]["observed"]["label_open"] == 1
+    assert any(name.startswith("measured/") for name in manifest["files"])
+    assert validate(out) == []
+    (record,) = read_records(datasets.load_from_disk(str(out / "measured")))
+    assert record_digest(record) == record_digest(made[0][1])
+    assert "Nobody b" in (out / "quarantine.jsonl").read_text()
+    assert manifest["content_sha256"] != quick_hash(out)
+
+
+def quick_hash(folder) -> str:
+    """The content hash that the splits alone would have."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for record in read_records(datasets.load_from_disk(str(folder / split))):
+            digest.update(record_digest(record))
+    return digest.hexdigest()
