@@ -57,7 +57,7 @@ PLANET_COLUMNS = (
     Column("stellar_temperature_k", "K", 2000, 12000, "effective temperature of the star", required=True),
     Column("stellar_radius_sun", "R_sun", 0.05, 50, "radius of the star", log=True),
     Column("stellar_mass_sun", "M_sun", 0.05, 20, "mass of the star", log=True),
-    Column("instellation_w_m2", "W m-2", 1, 1e5, "stellar flux at the planet", required=True, log=True),
+    Column("instellation_w_m2", "W m-2", 1, 1e8, "stellar flux at the planet", required=True, log=True),
     Column("radius_earth", "R_earth", 0.1, 30, "radius of the planet", required=True, log=True),
     Column("mass_earth", "M_earth", 1e-3, 1e4, "mass of the planet", log=True),
     Column("gravity_m_s2", "m s-2", 0.5, 200, "surface gravity of the planet", required=True, log=True),

@@ -16,6 +16,7 @@ from data_build.cache import DataError
 from data_build.card import write_card
 from data_build.checks import record_problems
 from data_build.harvest import Harvest
+from data_build.planets import Planet
 from data_build.quality import Quality
 from data_build.recipe import Recipe
 from data_build.selection import Run
@@ -27,6 +28,9 @@ from data_build.writing import SplitWriter
 
 #: Groups of runs, each with its records.
 Made = Iterable[tuple[Sequence[Run], list[dict]]]
+
+#: Records of a further test set, each with its planet and the label that the run has in the splits, if it is there.
+Further = Iterable[tuple[Planet, int | None, dict]]
 
 #: What the labels follow from, as the manifest has it.
 RULES = {"habitability_rule": HABITABILITY_RULE, "label_probability": LABEL_PROBABILITY}
@@ -47,12 +51,19 @@ def records_of(groups: Iterable[Sequence[Run]], chunks: Iterable[Path]) -> Made:
         yield group, [next(records) for _ in group]
 
 
+def again(made: Made) -> Further:
+    """Records of runs that are in the splits too."""
+    for runs, records in made:
+        for run, record in zip(runs, records, strict=True):
+            yield run.candidate.planet, run.candidate.label, record
+
+
 def assemble(
     folder: Path,
     recipe: Recipe,
     identity: dict,
     made: Made,
-    further: Mapping[str, Made],
+    further: Mapping[str, Further],
     planets_aside: list[dict],
     quality: Quality,
     sources: list[str],
@@ -63,7 +74,7 @@ def assemble(
 
     Args:
         made: groups of runs with their records, in the dataset's order.
-        further: the same of the further test sets, by name.
+        further: the records of the further test sets, by name.
         planets_aside: planets that were set aside before, with the reason.
         sources, harvests: what the manifest and the card name besides.
         failed: archives that could not be read → why.
@@ -117,7 +128,7 @@ class _Written:
 
 
 def _write_records(
-    made: Made, further: Mapping[str, Made], planets_aside: list[dict], folder: Path, quality: Quality
+    made: Made, further: Mapping[str, Further], planets_aside: list[dict], folder: Path, quality: Quality
 ) -> _Written:
     """Check the records of each group of runs, and write them to their split or to quarantine.jsonl."""
     statistics, text_file = Statistics(), folder / "train_texts"
@@ -145,14 +156,13 @@ def _write_records(
                 if run.split == "train":
                     statistics.add(record)
                     texts.write(json.dumps(record["text"]) + "\n")
-        for name, groups in further.items():
-            for runs, records in groups:
-                for run, record in zip(runs, records, strict=True):
-                    if problem := "; ".join(map(str, record_problems(record))):
-                        set_aside({"run_id": record["run_id"], "test_set": name, "reason": problem})
-                        continue
-                    writer.write(name, record)
-                    quality.add_further(name, run, record)
+        for name, members in further.items():
+            for planet, label, record in members:
+                if problem := "; ".join(map(str, record_problems(record))):
+                    set_aside({"run_id": record["run_id"], "test_set": name, "reason": problem})
+                    continue
+                writer.write(name, record)
+                quality.add_further(name, planet, label, record)
         empty = [split for split in SPLITS if not writer.digests[split]]
         if empty:
             raise DataError(f"no record is left for {', '.join(empty)}: raise the limit or the recipe's numbers")

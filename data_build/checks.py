@@ -21,7 +21,7 @@ from astrobio.schema import (
 )
 from data_build.humidity import RELATIVE_HUMIDITY_LIMIT
 from data_build.humidity import relative_humidity as humidity_of
-from data_build.planets import Atmosphere, gravity_m_s2
+from data_build.planets import PLANET_PARAMETERS, Atmosphere, gravity_m_s2
 from data_build.sources.clero import area_mean, pressures_pa
 from data_build.text import telling_words
 
@@ -91,7 +91,7 @@ def _planet_problems(record: dict) -> list[Problem]:
     for index, column in enumerate(PLANET_COLUMNS):
         field, value = f"planet.{column.name}", float(values[index])
         if not mask[index]:
-            if column.required:
+            if column.required and (column.name in PLANET_PARAMETERS or not _measured(record)):
                 problems.append(Problem(field, "masked", "known"))
             if derived[index]:
                 problems.append(Problem(f"planet_derived.{column.name}", "true", "false where the column is masked"))
@@ -109,6 +109,11 @@ def _planet_problems(record: dict) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _measured(record: dict) -> bool:
+    """Whether the spectrum was measured: nothing is known of the planet's atmosphere."""
+    return bool(record["spectrum_present"]) and record["provenance"]["spectrum"]["kind"] == "observed"
 
 
 def _climate_problems(record: dict) -> list[Problem]:
@@ -249,7 +254,7 @@ def _retrieval_problems(record: dict) -> list[Problem]:
     values, shape = np.asarray(record["retrieval"], float), (len(RETRIEVAL_COLUMNS),)
     if values.shape != shape:
         return [Problem("retrieval", f"of shape {values.shape}", f"of shape {shape}")]
-    if not (record["spectrum_present"] and record["provenance"]["spectrum"]["kind"] != "observed"):
+    if not record["spectrum_present"] or _measured(record):
         filled = np.isfinite(values).any()
         return [Problem("retrieval", "filled", "NaN without a computed spectrum")] if filled else []
     return [

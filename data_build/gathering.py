@@ -27,10 +27,7 @@ def gather_planets(
     """
     harvests = harvests or {}
     catalogues = [_catalogue(name, harvests) for name in recipe.catalogues]
-    planets, report = _merged(recipe, catalogues)
-    if "gaia" in harvests:
-        planets, report["gaia"] = match_stars(planets, harvests["gaia"].rows())
-    planets = [tidally_locked(derive(planet)) for planet in planets]
+    planets, report = _completed(recipe, catalogues, harvests)
     inside = [planet for planet in planets if in_domain(planet, clero.EXTENDED_DOMAIN)]
     report["merged"], report["inside_extended_domain"] = len(planets), len(inside)
     names = {planet.name for planet in inside}
@@ -64,6 +61,20 @@ def gather_planets(
     if telescopes:
         real, report["observations"] = describe_observations(real, telescopes)
     return real + sampled, report, set_aside
+
+
+def catalogued_planets(recipe: Recipe, harvests: Mapping[str, Harvest]) -> list[Planet]:
+    """All planets of the recipe's catalogues, merged and completed by physics, wherever they lie."""
+    return _completed(recipe, [_catalogue(name, harvests) for name in recipe.catalogues], harvests)[0]
+
+
+def _completed(
+    recipe: Recipe, catalogues: list[list[Planet]], harvests: Mapping[str, Harvest]
+) -> tuple[list[Planet], dict]:
+    planets, report = _merged(recipe, catalogues)
+    if "gaia" in harvests:
+        planets, report["gaia"] = match_stars(planets, harvests["gaia"].rows())
+    return [tidally_locked(derive(planet)) for planet in planets], report
 
 
 def _catalogue(name: str, harvests: Mapping[str, Harvest]) -> list[Planet]:

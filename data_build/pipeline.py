@@ -22,11 +22,12 @@ from filelock import FileLock
 
 from astrobio.files import sync
 from astrobio.schema import TEST_SETS, sha256_of
-from data_build.assembly import RULES, assemble, records_of, versions
+from data_build.assembly import RULES, Further, again, assemble, records_of, versions
 from data_build.cache import DataError
 from data_build.climates import archived, simulate, simulated, to_simulate, write_row
-from data_build.gathering import gather_planets
+from data_build.gathering import catalogued_planets, gather_planets
 from data_build.harvest import MANIFEST, Harvest, harvest_all
+from data_build.measured import measured_records
 from data_build.organism import checks, facts
 from data_build.planets import Planet
 from data_build.policy import Policy
@@ -35,6 +36,8 @@ from data_build.quality import Quality
 from data_build.recipe import Recipe, load_recipe
 from data_build.selection import Candidate, Run, select_runs, without_supersaturated
 from data_build.sources import CATALOGUES, OPTIONAL, SOURCES, ExoPlaSim
+from data_build.sources.nasa_spectra import NasaSpectra
+from data_build.spectra import measured_spectra
 from data_build.validation import validate
 from data_build.work import WorkFolder
 from data_build.workers import (
@@ -53,6 +56,7 @@ from data_build.writing import write_records
 _GROUPS_PER_TASK = 8
 _PLANETS_PER_TASK = 4
 HELD_OUT, MEASURED = TEST_SETS
+_SPECTRA = NasaSpectra.info.name  # the archive of measured spectra
 
 __all__ = ["build", "fetch", "gather_planets", "validate"]
 
@@ -144,16 +148,17 @@ def _build(recipe: Recipe, identity: dict, folder: Path, workers: int, stages: S
         ]
         chunks = computed("records", group_records, tasks, write_records, ".arrow")
         held_out = _held_out(groups, recipe)
-        again = [(runs, recipe, sentences) for runs in held_out]
-        held_out_chunks = computed(HELD_OUT, held_out_records, again, write_records, ".arrow")
+        tasks_again = [(runs, recipe, sentences) for runs in held_out]
+        held_out_chunks = computed(HELD_OUT, held_out_records, tasks_again, write_records, ".arrow")
+    measured, unmatched = _measured(recipe, harvests)
     stages.say("dataset: checks, statistics, tokenizer, reports")
     return assemble(
         work.folder / "dataset",
         recipe,
         identity,
         records_of(groups, chunks),
-        {HELD_OUT: records_of(held_out, held_out_chunks)},
-        set_aside + supersaturated + alone + crashed,
+        {HELD_OUT: again(records_of(held_out, held_out_chunks)), MEASURED: measured},
+        set_aside + supersaturated + alone + crashed + unmatched,
         quality,
         sources,
         harvests,
@@ -168,6 +173,15 @@ def _held_out(groups: list[tuple[Run, ...]], recipe: Recipe) -> list[list[Run]]:
     chosen = [run for group in groups for run in group if run.split == "test" and run.candidate.stored is None]
     size = 2 * _GROUPS_PER_TASK
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+
+def _measured(recipe: Recipe, harvests: Mapping[str, Harvest]) -> tuple[Further, list[dict]]:
+    """The records of measured spectra, where the recipe has their archive, and the spectra set aside."""
+    if _SPECTRA not in harvests:
+        return (), []
+    planets = catalogued_planets(recipe, harvests)
+    made, set_aside = measured_records(measured_spectra(harvests[_SPECTRA]), _SPECTRA, planets, recipe)
+    return [(planet, None, record) for planet, record in made], set_aside
 
 
 def _harvest(

@@ -17,7 +17,6 @@ from data_build.sources import Cobra
 from data_build.sources.clero import GCM
 
 _KEPLER_LIMIT = 0.10
-HELD_OUT = TEST_SETS[0]
 
 
 class Quality:
@@ -70,11 +69,11 @@ class Quality:
         if record["label_present"] and not np.isnan(probability):
             self._own_probability.append(probability if record["label"] else 1 - probability)
 
-    def add_further(self, name: str, run: Run, record: dict) -> None:
-        """Count a record of a further test set."""
-        self._count(name, run.candidate.planet, record)
-        if name == HELD_OUT and record["label_present"] and run.candidate.label is not None:
-            self._flips.append(int(record["label"]) != run.candidate.label)
+    def add_further(self, name: str, planet: Planet, label: int | None, record: dict) -> None:
+        """Count a record of a further test set; ``label`` is that of the run in the splits, if it is there."""
+        self._count(name, planet, record)
+        if record["label_present"] and label is not None:
+            self._flips.append(int(record["label"]) != label)
 
     def _count(self, name: str, planet: Planet, record: dict) -> None:
         label = int(record["label"]) if record["label_present"] else None

@@ -44,6 +44,19 @@ _SOLAR_SYSTEM = SourceInfo(
 #: Pairs of an archive and a sentence of it.
 Facts = tuple[tuple[str, str], ...]
 
+#: Fields of modalities that are not there.
+ABSENT_ARRAYS: dict[str, None] = dict.fromkeys(
+    (
+        "climate_levels",
+        "climate_surface",
+        "metabolism_node_kind",
+        "metabolism_node_features",
+        "metabolism_edge_index",
+        "metabolism_edge_features",
+        "spectrum",
+    )
+)
+
 _TEMPLATE = SourceInfo("template", "text", "1", "Apache-2.0", "data_build.text", "synthetic")
 
 
@@ -148,13 +161,7 @@ def _record(run: Run, levels: np.ndarray, surface: np.ndarray, recipe: Recipe, t
         "planet_mask": np.array([name in values for name in names]),
         "planet_derived": np.array([name in planet.derived for name in names]),
         **{f"{modality}_present": run.present[modality] for modality in OPTIONAL_MODALITIES},
-        "climate_levels": None,
-        "climate_surface": None,
-        "metabolism_node_kind": None,
-        "metabolism_node_features": None,
-        "metabolism_edge_index": None,
-        "metabolism_edge_features": None,
-        "spectrum": None,
+        **ABSENT_ARRAYS,
         "text": describe(
             planet, atmosphere, run.named, stream(recipe.seed, "text", run.pair), [sentence for _, sentence in told]
         ),
@@ -222,10 +229,7 @@ def _metabolism(surface_temperature: np.ndarray, atmosphere: Atmosphere, name: s
 def _provenance(run: Run, network: str, told: Facts, gcm: str) -> dict:
     planet = run.candidate.planet
     emulator, taurex, cobra = models()
-    described = run.named and bool(scrub(planet.description))
-    text = INFOS["open_exoplanet_catalogue"] if described else _TEMPLATE
-    if run.named and planet.observations:
-        text = _together([text, *(INFOS[name] for name, _ in planet.observations)], text.kind)
+    text, text_quality = text_source(planet, run.named)
     if told:
         text = _together([text, *(INFOS[name] for name, _ in told)], text.kind)
     climate = (
@@ -234,11 +238,11 @@ def _provenance(run: Run, network: str, told: Facts, gcm: str) -> dict:
         else emulator.provenance(emulator_inputs(planet, run.candidate.atmosphere), gcm)
     )
     parts = {
-        "planet": _planet_source(planet).provenance(planet.quality),
+        "planet": planet_source(planet).provenance(planet.quality),
         "climate": climate,
         "metabolism": cobra.provenance(network, cobra.known_share(network, climate["quality"])),
         "spectrum": _together([taurex.info, Muscles.info], "simulated").provenance(0.0),
-        "text": text.provenance(1.0 if described else _QUALITY_PLAIN_TEXT),
+        "text": text.provenance(text_quality),
     }
     for modality, present in run.present.items():
         if not present:
@@ -252,7 +256,17 @@ def _climate_source(stored: StoredClimate) -> dict:
     return {**entry, "version": f"{entry['version']}; {stored.processing}"}
 
 
-def _planet_source(planet: Planet) -> SourceInfo:
+def text_source(planet: Planet, named: bool) -> tuple[SourceInfo, float]:
+    """Where a text on the planet comes from, and its quality."""
+    described = named and bool(scrub(planet.description))
+    text = INFOS["open_exoplanet_catalogue"] if described else _TEMPLATE
+    if named and planet.observations:
+        text = _together([text, *(INFOS[name] for name, _ in planet.observations)], text.kind)
+    return text, 1.0 if described else _QUALITY_PLAIN_TEXT
+
+
+def planet_source(planet: Planet) -> SourceInfo:
+    """Where the planet's numbers come from."""
     if planet.source == SAMPLED_SOURCE:
         return _SAMPLED
     if planet.source == _SOLAR_SYSTEM.name:

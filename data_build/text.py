@@ -90,11 +90,12 @@ _ATMOSPHERE_OPENINGS = (
 
 
 def describe(
-    planet: Planet, atmosphere: Atmosphere, named: bool, rng: np.random.Generator, more: Sequence[str] = ()
+    planet: Planet, atmosphere: Atmosphere | None, named: bool, rng: np.random.Generator, more: Sequence[str] = ()
 ) -> str:
     """The text of a run.
 
     Args:
+        atmosphere: None where nothing is known of it.
         named: whether the planet's name and description are told; otherwise it is "a planet".
         rng: chooses wording and order. Runs given generators of equal state get the same words.
         more: sentences for the end.
@@ -102,19 +103,13 @@ def describe(
     sentence = _SENTENCES[rng.integers(len(_SENTENCES))]
     opening = _OPENINGS[rng.integers(len(_OPENINGS))]
     closing = _ATMOSPHERE_OPENINGS[rng.integers(len(_ATMOSPHERE_OPENINGS))]
-    if atmosphere.rest != "nitrogen":
-        closing = f"The rest of the air is {atmosphere.rest}."
     order = rng.permutation(3)
-    air = {
-        "surface_pressure_bar": atmosphere.surface_pressure_bar,
-        "co2_vmr": atmosphere.co2_vmr,
-        "ch4_vmr": atmosphere.ch4_vmr,
-    }
-    groups = [
-        _facts(_STAR, planet.values, sentence),
-        _facts(_PLANET, planet.values, sentence),
-        f"{_facts(_ATMOSPHERE, air, sentence)} {closing}",
-    ]
+    air = ""
+    if atmosphere is not None:
+        values = {name: getattr(atmosphere, name) for name in _ATMOSPHERE}
+        rest = closing if atmosphere.rest == "nitrogen" else f"The rest of the air is {atmosphere.rest}."
+        air = f"{_facts(_ATMOSPHERE, values, sentence)} {rest}"
+    groups = [_facts(_STAR, planet.values, sentence), _facts(_PLANET, planet.values, sentence), air]
     told = [planet.description, " ".join(sentence for _, sentence in planet.observations)] if named else []
     parts = [
         opening.format(name=planet.name if named and planet.name else "a planet"),

@@ -54,10 +54,10 @@ class NasaPsCompPars(TapArchive):
             Field("dec_deg", "float64", "deg", -90, 90, required=True, theirs="dec"),
             Field("j_magnitude", "float64", "mag", -5, 30, theirs="sy_jmag"),
             Field("mass_provenance", "string", theirs="pl_bmassprov"),
+            Field("transits", "int64", minimum=0, maximum=1, theirs="tran_flag"),
             *_MEASURED,
             *(Field(f"{field.name}_limit", "int64", "1", -1, 1, theirs=f"{field.theirs}lim") for field in _MEASURED),
             *(Field(f"{field.name}_reference", "string", theirs=f"{field.theirs}_reflink") for field in _MEASURED),
-            Field("transits", "int64", minimum=0, maximum=1, theirs="tran_flag"),
         ),
     )
 

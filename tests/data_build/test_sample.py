@@ -14,7 +14,11 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from transformers import AutoTokenizer
 
 from astrobio.schema import OPTIONAL_MODALITIES, PLANET_COLUMNS, PROVENANCE_PARTS, SPLITS
+from data_build.checks import relative_humidity
+from data_build.habitability import rule_holds
+from data_build.humidity import RELATIVE_HUMIDITY_LIMIT
 from data_build.pipeline import build, validate
+from data_build.validation import read_records
 
 SIGHT = [
     "run_id",
@@ -24,6 +28,7 @@ SIGHT = [
     "text",
     "label",
     "label_present",
+    "label_probability",
     "provenance",
     *(f"{modality}_present" for modality in OPTIONAL_MODALITIES),
 ]
@@ -70,11 +75,35 @@ def test_both_classes_are_there_in_each_split_for_real_and_sampled_planets(label
 
 
 def test_modalities_are_absent_as_often_as_the_recipe_says(rows, sample_dataset):
+    """And spectra of planets that are not seen in transit, or around too bright a star, always."""
     shares = json.loads((sample_dataset / "manifest.json").read_text())["recipe"]["absent_share"]
     everything = [row for split in SPLITS for row in rows[split]]
+    seen = {row["planet_key"] for row in everything if row["spectrum_present"]}
     for modality in OPTIONAL_MODALITIES:
-        absent = 1 - np.mean([row[f"{modality}_present"] for row in everything])
+        members = [row for row in everything if modality != "spectrum" or row["planet_key"] in seen]
+        absent = 1 - np.mean([row[f"{modality}_present"] for row in members])
         assert absent == pytest.approx(shares[modality], abs=0.05)
+    assert 10 <= len({row["planet_key"] for row in everything}) - len(seen) <= 50
+
+
+def test_the_label_is_uncertain_but_better_than_a_coin(rows, labelled):
+    """Drawn climates agree with the label of the mean climate in most cases, and not in all."""
+    everything = [row for split in SPLITS for row in labelled[split]]
+    own = np.array([abs(1 - row["label"] - row["label_probability"]) for row in everything])
+    assert 0.7 < own.mean() < 0.9 and 0.02 < (own < 0.5).mean() < 0.15
+
+
+def test_negatives_fail_on_more_than_unphysical_humidity(sample_dataset):
+    """Before humidity was capped 38% of the negatives failed on column water alone, at 1.8 times saturation."""
+    alone, negatives = 0, 0
+    for split in SPLITS:
+        for record in read_records(datasets.load_from_disk(str(sample_dataset / split))):
+            if record["climate_present"] and record["label_present"] and not record["label"]:
+                temperature = record["climate_surface"][0, 0].astype(float)
+                negatives += 1
+                alone += bool(rule_holds(temperature, 0.0))
+                assert relative_humidity(record) <= RELATIVE_HUMIDITY_LIMIT
+    assert alone / negatives < 0.3
 
 
 def outward(row: dict) -> list[str]:
