@@ -1,7 +1,5 @@
 """Text from a record's modalities alone: what the language model says after the prefix."""
 
-import dataclasses
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +26,7 @@ def describe(
     stack.eval()
     try:
         begin = torch.full_like(batch.tokens[:, :1], tokenizer.bos_token_id)
-        prefix = stack.prefix(dataclasses.replace(batch, tokens=begin, real=torch.ones_like(begin, dtype=torch.bool)))
+        prefix = stack.prefix(batch)
         model = stack.language.model
         embedded: Tensor = model.get_input_embeddings()(begin)
         if prefix is not None:
