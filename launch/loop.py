@@ -142,9 +142,7 @@ class Trainer:
         reason = self._reason_to_stop(last, stop_asked=False)
         while reason is None:
             result = self._train_step(batches, last)
-            if math.floor(self.epoch / plan.train.validate_every_epochs) > math.floor(
-                (self.epoch - plan.global_batch / self.order.size) / plan.train.validate_every_epochs
-            ):
+            if self._validation_due():
                 self._validate()
             reason = self._reason_to_stop(last, result.stop)
             if reason is not None or self._checkpoint_due():
@@ -281,6 +279,13 @@ class Trainer:
                 )
         self.order.consumed_global += plan.global_batch
         return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+    def _validation_due(self) -> bool:
+        """Whether the last step ended an epoch to be validated. In samples: a step's share of an epoch is no binary
+        fraction."""
+        every = self.order.size * self.plan.train.validate_every_epochs
+        after = self.order.consumed_global
+        return after // every > (after - self.plan.global_batch) // every
 
     def _validate(self) -> None:
         blackbox.phase("eval")
