@@ -41,7 +41,7 @@ class Batch:
         retrieval: [B, R], `RETRIEVAL_COLUMNS`, normalised; retrieval_known: [B, R] bool.
         tokens, real: [B, L] token ids and whether they are text, not padding.
         label, label_present: [B]: the hard label, for figures of merit.
-        label_probability: [B] in 0 to 1, what is learned: the schema's, or the hard label where there is none.
+        label_probability: [B] in 0 to 1: the schema's, or the label where it has none; see `AstrobioStack.target`.
         label_probability_known: [B] bool.
         present, quality: for each modality [B] bool, and [B] in 0 to 1.
         observed: [B] bool: a planet somebody has seen, not one that was drawn.

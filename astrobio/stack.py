@@ -167,9 +167,7 @@ class AstrobioStack(nn.Module):
             quality = torch.stack([batch.quality[name] for name in self.modalities], dim=1)
             text_states = states[:, -batch.tokens.shape[1] :]
             logits, single, weights = self.fusion(tokens, text_states, present, quality, batch.real)
-            parts["classification"] = losses.classification(
-                logits, batch.label_probability, batch.label_probability_known
-            )
+            parts["classification"] = losses.classification(logits, self.target(batch), batch.label_probability_known)
             parts["consistency"] = losses.consistency(logits, single, present)
         loss = reduce(torch.add, (self.config.loss.weight(name) * part for name, part in parts.items()))
         return StackOutput(loss, {name: part.detach() for name, part in parts.items()}, logits, weights, tasks)
@@ -178,6 +176,14 @@ class AstrobioStack(nn.Module):
         """The modalities' tokens [B, N, width], which the language model reads before the text; None without any."""
         tokens, _ = self._encode(batch, batch, {})
         return torch.cat(tokens, dim=1) if tokens else None
+
+    def target(self, batch: Batch) -> Tensor:
+        """The probability of being habitable [B] that is learned: the label itself where the climate is read from which
+        it follows, elsewhere how probable it is over all climates that there could be."""
+        if "climate" not in self.modalities:
+            return batch.label_probability
+        seen = batch.present["climate"] & batch.label_present
+        return torch.where(seen, batch.label.to(batch.label_probability.dtype), batch.label_probability)
 
     def _drop_modalities(self, batch: Batch) -> Batch:
         """In training, a share of the samples loses a modality, so that the model does not rely on a single one."""

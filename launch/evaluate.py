@@ -41,7 +41,7 @@ def evaluate(engine, dataset: AstrobioDataset, micro_batch: int) -> dict:
             if out.logits is not None:
                 chances = probability(out.logits).cpu()
                 use = counted & batch.label_probability_known.cpu()
-                learned += zip(chances[use].tolist(), batch.label_probability.cpu()[use].tolist(), strict=True)
+                learned += zip(chances[use].tolist(), engine.module.target(batch).cpu()[use].tolist(), strict=True)
                 use = counted & batch.label_present.cpu()
                 rows += list(
                     zip(
