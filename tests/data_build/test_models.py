@@ -164,14 +164,16 @@ def test_drawn_climates_scatter_about_the_mean_one(climates):
 
 def test_the_share_of_draws_is_that_of_the_rule(climates):
     emulator, _, _ = models()
-    temperature, humidity = emulator.draws({**PLANET, "F_star": 700.0}, ["um", "lfric"], 8, seed=0)
+    temperature, humidity = emulator.draws({**PLANET, "F_star": 1800.0}, ["um", "lfric"], 8, seed=0)
     levels = np.zeros((2, 8, len(LEVELS), *humidity.shape[2:]))
     levels[:, :, LEVELS["log10_specific_humidity"]] = np.log10(humidity)
     expected = [
         np.mean([rule_holds(t, column_water_fraction(v, 1.0)) for t, v in zip(*model, strict=True)])
         for model in zip(temperature, levels, strict=True)
     ]
-    assert habitable_share(temperature, humidity, 1.0) == pytest.approx(expected)
+    assert (
+        habitable_share(temperature, humidity, 1.0) == pytest.approx(expected) and 0 < min(expected) < max(expected) < 1
+    )
     hot = habitable_share(temperature + 200, humidity, 1.0)
     assert hot.tolist() == [0, 0] and habitable_share(0 * temperature + 300, 0 * humidity, 1.0).tolist() == [1, 1]
 
