@@ -64,7 +64,7 @@ science: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && for seed in $(SEEDS); do test -f runs/science/seed_$$seed/predictions-test.parquet || \
 	  deepspeed --num_gpus $(TRAIN_RANKS) launch/train.py --ds_config ds_configs/zero3_offload.json --model tiny \
 	  --run runs/science/seed_$$seed --resume auto --set $(TINY) train.epochs=16 train.seed=$$seed || exit 1; done
-	. $(BIN)/activate && astrobio evaluate $(SCIENCE) && astrobio evaluate $(SCIENCE) --json > runs/science/report.json
+	. $(BIN)/activate && astrobio evaluate --texts $(SCIENCE) && astrobio evaluate $(SCIENCE) --json > runs/science/report.json
 
 # All 17 B parameters for real, through NVMe: 62 GB of disk (in ASTROBIO_NVME, if set), 16 GB of memory. bf16, because
 # CPUs are slow at fp16; on GPUs `PRECISION= RANKS=2` keeps the fp16 of the ds_config.

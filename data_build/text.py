@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from astrobio.phrases import ATMOSPHERE, PLANET, SENTENCES, STAR, fact
 from data_build.planets import Atmosphere, Planet
 
 #: Beginnings of words that would tell, or seem to tell, how the climate is; sentences with one are left out.
@@ -53,34 +54,6 @@ TELLING = (
 )
 _TELLING = re.compile(r"\b(?:" + "|".join(map(re.escape, TELLING)) + r")", re.IGNORECASE)
 
-#: Column → (noun, unit) in words.
-_STAR = {
-    "stellar_temperature_k": ("effective temperature of the star", "kelvin"),
-    "stellar_radius_sun": ("radius of the star", "solar radii"),
-    "stellar_mass_sun": ("mass of the star", "solar masses"),
-}
-_PLANET = {
-    "radius_earth": ("radius of the planet", "Earth radii"),
-    "mass_earth": ("mass of the planet", "Earth masses"),
-    "gravity_m_s2": ("surface gravity", "metres per second squared"),
-    "rotation_period_d": ("rotation period", "days"),
-    "orbital_period_d": ("orbital period", "days"),
-    "semi_major_axis_au": ("semi-major axis", "astronomical units"),
-    "eccentricity": ("orbital eccentricity", ""),
-    "instellation_w_m2": ("stellar flux at the planet", "watts per square metre"),
-}
-_ATMOSPHERE = {
-    "surface_pressure_bar": ("surface pressure", "bar"),
-    "co2_vmr": ("volume mixing ratio of carbon dioxide", ""),
-    "ch4_vmr": ("volume mixing ratio of methane", ""),
-}
-
-_SENTENCES = (
-    "The {noun} is {value}.",
-    "{Noun}: {value}.",
-    "Its record gives {value} for the {noun}.",
-    "A value of {value} is adopted for the {noun}.",
-)
 _OPENINGS = ("This is {name}.", "The subject is {name}.", "Parameters of {name} follow.", "Consider {name}.")
 _ATMOSPHERE_OPENINGS = (
     "The rest of the air is nitrogen.",
@@ -100,16 +73,16 @@ def describe(
         rng: chooses wording and order. Runs given generators of equal state get the same words.
         more: sentences for the end.
     """
-    sentence = _SENTENCES[rng.integers(len(_SENTENCES))]
+    sentence = SENTENCES[rng.integers(len(SENTENCES))]
     opening = _OPENINGS[rng.integers(len(_OPENINGS))]
     closing = _ATMOSPHERE_OPENINGS[rng.integers(len(_ATMOSPHERE_OPENINGS))]
     order = rng.permutation(3)
     air = ""
     if atmosphere is not None:
-        values = {name: getattr(atmosphere, name) for name in _ATMOSPHERE}
+        values = {name: getattr(atmosphere, name) for name in ATMOSPHERE}
         rest = closing if atmosphere.rest == "nitrogen" else f"The rest of the air is {atmosphere.rest}."
-        air = f"{_facts(_ATMOSPHERE, values, sentence)} {rest}"
-    groups = [_facts(_STAR, planet.values, sentence), _facts(_PLANET, planet.values, sentence), air]
+        air = f"{_facts(ATMOSPHERE, values, sentence)} {rest}"
+    groups = [_facts(STAR, planet.values, sentence), _facts(PLANET, planet.values, sentence), air]
     told = [planet.description, " ".join(sentence for _, sentence in planet.observations)] if named else []
     parts = [
         opening.format(name=planet.name if named and planet.name else "a planet"),
@@ -136,9 +109,4 @@ def telling_words(text: str) -> list[str]:
 
 
 def _facts(names: dict[str, tuple[str, str]], values: dict[str, float], sentence: str) -> str:
-    facts = []
-    for name, (noun, unit) in names.items():
-        if name in values:
-            value = f"{values[name]:.4g} {unit}".strip()
-            facts.append(sentence.format(noun=noun, Noun=noun[0].upper() + noun[1:], value=value))
-    return " ".join(facts)
+    return " ".join(fact(sentence, *names[name], values[name]) for name in names if name in values)

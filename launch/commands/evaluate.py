@@ -18,6 +18,9 @@ def add_parser(commands) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|EXPORT", help="a run's folder, or an exported stack")
     parser.add_argument("--data", type=Path, metavar="DIR", help="default: the run's dataset")
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
+    parser.add_argument(
+        "--texts", action="store_true", help="also let it describe each record, and check the numbers in it"
+    )
     parser.add_argument("--again", action="store_true", help="compute anew what is kept in the run's folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     trained = [Trained(folder) for folder in args.runs]
     data = args.data or next((found for run in trained if (found := run.data()) is not None), DEFAULT_DATA)
-    tables = [predictions(run, data, args.split, args.again or args.data is not None) for run in trained]
+    tables = [predictions(run, data, args.split, args.again or args.data is not None, args.texts) for run in trained]
     assessment = assess(tables, simple_models(data, args.split) if tables[0]["labelled"].any() else None)
     print(json.dumps(assessment.to_dict()) if args.json else assessment)
     return 0

@@ -40,6 +40,7 @@ TASKS = (
     Task("habitability", "habitable", "accuracy", True, _right),
     Task("habitability from observables", "observables", "Brier score", False, _observables),
     Task("emulation", "emulation rmse", "RMSE (σ)", False, lambda table: table["emulation rmse"].to_numpy()),
+    Task("text", "text numbers", "numbers told", True, lambda table: table["text numbers"].to_numpy()),
     Task("retrieval", f"retrieval crps {RETRIEVAL_COLUMNS[0].name}", "CRPS (σ)", False, _retrieval),
 )
 

@@ -29,9 +29,9 @@ from sklearn.svm import SVC
 
 from astrobio.dataset import MANIFEST, AstrobioDataset
 from astrobio.files import cache_root, write_whole
-from astrobio.schema import RETRIEVAL_COLUMNS
+from astrobio.schema import PLANET_COLUMNS, RETRIEVAL_COLUMNS
 from launch.evaluation.features import Features, Fields, area_mean, read
-from launch.evaluation.scores import INTERVALS, emulation_scores, gaussian_crps, inside
+from launch.evaluation.scores import INTERVALS, emulation_scores, gaussian_crps, inside, share_told
 
 FOLDS = 5
 _SEPARATOR = " | "  # of a cached column's model and name
@@ -108,7 +108,21 @@ def _fitted(folder: Path, split: str) -> pd.DataFrame:
                 found[name, f"emulation {score}"][test_fields.rows] = values
         for name, scores in retrievers(train, test).items():
             found |= {(name, score): scores[score].to_numpy() for score in scores}
+    found["medians of the train records", "text numbers"] = _medians_told(folder, split)
     return pd.DataFrame(found, index=pd.Index(test.run_id, name="run_id"))
+
+
+def _medians_told(folder: Path, split: str) -> np.ndarray:
+    """`share_told` [N] by a text that gives the train records' medians."""
+    train, test = (AstrobioDataset(folder, name, max_text_tokens=2).records["planet"] for name in ("train", split))
+    names = [column.name for column in PLANET_COLUMNS]
+    medians = dict(zip(names, np.nanmedian(np.asarray(train), axis=0), strict=True))
+    return np.array(
+        [
+            share_told(medians, {name: x for name, x in zip(names, record, strict=True) if np.isfinite(x)})
+            for record in np.asarray(test)
+        ]
+    )
 
 
 def classifiers(train: Features, test: Features) -> dict[str, np.ndarray]:

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from astrobio.batch import Batch
 from astrobio.dataset import AstrobioDataset
+from astrobio.generation import describe
 from astrobio.metrics import probability
 from astrobio.mixture import mixture
-from astrobio.schema import MODALITIES, RETRIEVAL_COLUMNS
-from astrobio.stack import StackOutput
-from launch.evaluation.scores import INTERVALS, emulation_scores
+from astrobio.normalisation import in_units
+from astrobio.phrases import numbers_in
+from astrobio.schema import MODALITIES, PLANET_COLUMNS, RETRIEVAL_COLUMNS
+from astrobio.stack import AstrobioStack, StackOutput
+from launch.evaluation.scores import INTERVALS, emulation_scores, share_told
 
 #: A batch, and which of its records count: the others fill it up.
 Counted = tuple[Batch, Tensor]
@@ -62,6 +65,24 @@ def batches(dataset: AstrobioDataset, size: int, rank: int = 0, ranks: int = 1) 
         counted = torch.tensor([i < len(dataset) for i in wanted])
         items += [items[0] if items else dataset[0]] * (size - len(items))
         yield dataset.collate(items), counted
+
+
+def text_scores(stack: AstrobioStack, dataset: AstrobioDataset, batches: Iterable[Counted]) -> pd.DataFrame:
+    """``run_id`` and ``text numbers``: the share of a record's known numbers that the stack's own description of it,
+    from the modalities alone, tells (`share_told`)."""
+    rows = []
+    mean, std = dataset.stats["planet"]
+    for batch, counted in batches:
+        true = in_units(PLANET_COLUMNS, _numpy(batch.planet) * std + mean)
+        texts = describe(stack, batch, dataset.tokenizer)
+        for i in np.flatnonzero(_numpy(counted)):
+            known = {
+                column.name: value
+                for column, value, there in zip(PLANET_COLUMNS, true[i], batch.planet_known[i], strict=True)
+                if there
+            }
+            rows.append((batch.run_ids[i], share_told(numbers_in(texts[i]), known)))
+    return pd.DataFrame(rows, columns=["run_id", "text numbers"])
 
 
 def mean_climate(dataset: AstrobioDataset) -> np.ndarray:

@@ -10,6 +10,9 @@ from launch.evaluation.features import area_mean
 #: Of a posterior's central intervals: how much of it they hold.
 INTERVALS = (0.5, 0.9)
 
+#: Relative error up to which a number in a text is right.
+TOLD_WITHIN = 0.1
+
 _LOG_FLOOR = 1e-6
 
 
@@ -57,3 +60,9 @@ def emulation_scores(predicted: np.ndarray, truth: np.ndarray, mean: np.ndarray)
         **{f"rmse {name}": np.sqrt(squares[:, fields].mean(1)) for name, fields in FIELDS.items()},
         "correlation": product / np.maximum(np.sqrt(ours * theirs), 1e-12),
     }
+
+
+def share_told(told: dict[str, float], true: dict[str, float]) -> float:
+    """Share of the ``true`` numbers that are ``told`` to `TOLD_WITHIN`; one that is not told counts as wrong."""
+    right = [name in told and abs(told[name] - value) <= TOLD_WITHIN * abs(value) for name, value in true.items()]
+    return float(np.mean(right))

@@ -15,7 +15,7 @@ from astrobio.pretrained import CONFIG
 from astrobio.stack import AstrobioStack
 from launch.checkpoints.export import export
 from launch.checkpoints.folder import BEST, LATEST, named
-from launch.evaluation.predictions import batches, mean_climate, predict
+from launch.evaluation.predictions import batches, mean_climate, predict, text_scores
 
 MICRO_BATCH = 16
 
@@ -55,16 +55,23 @@ class Trained:
         return self.folder / f"predictions-{split}.parquet"
 
 
-def predictions(trained: Trained, data: Path, split: str, again: bool = False) -> pd.DataFrame:
-    """The stack's predictions of a split; those kept in its folder, unless ``again`` or none are there."""
+def predictions(trained: Trained, data: Path, split: str, again: bool = False, texts: bool = False) -> pd.DataFrame:
+    """The stack's predictions of a split; those kept in its folder, unless ``again`` or none are there.
+
+    Args:
+        texts: also let it describe each record, and score the numbers in it.
+    """
     path = trained.kept(split)
-    if path.is_file() and not again:
-        return pd.read_parquet(path)
+    table = pd.read_parquet(path) if path.is_file() and not again else None
+    if table is not None and ("text numbers" in table or not texts):
+        return table
     stack = trained.stack()
     longest = stack.config.language.max_text_tokens
-    mean_field = mean_climate(AstrobioDataset(data, "train", longest))
     dataset = AstrobioDataset(data, split, longest)
-    table = predict(stack, batches(dataset, MICRO_BATCH), mean_field)
+    if table is None:
+        table = predict(stack, batches(dataset, MICRO_BATCH), mean_climate(AstrobioDataset(data, "train", longest)))
+    if texts:
+        table = table.merge(text_scores(stack, dataset, batches(dataset, MICRO_BATCH)), on="run_id")
     keep(table, path)
     return table
 

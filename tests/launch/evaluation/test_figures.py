@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from astrobio.schema import RETRIEVAL_COLUMNS
 from launch.evaluation import assessment
 from launch.evaluation.figures import bootstrap, calibration_error_of, classification, mean_score, paired, roc_auc_of
-from launch.evaluation.scores import emulation_scores, gaussian_crps, inside
+from launch.evaluation.scores import emulation_scores, gaussian_crps, inside, share_told
 
 
 @pytest.fixture
@@ -133,3 +133,7 @@ def test_retrieval_is_scored_over_all_columns():
     names = [f"retrieval crps {column.name}" for column in RETRIEVAL_COLUMNS]
     scores = assessment._retrieval(pd.DataFrame([dict.fromkeys(names, 0.5) | {names[0]: 1.0}]))
     assert scores[0] == pytest.approx((1.0 + 0.5 * (len(names) - 1)) / len(names))
+
+
+def test_a_number_counts_if_it_is_told_to_a_tenth():
+    assert share_told({"a": 1.05, "b": 3.0, "d": 1.0}, {"a": 1.0, "b": 2.0, "c": 5.0}) == pytest.approx(1 / 3)
