@@ -1,5 +1,6 @@
 """The training script under the real launcher: a whole run, an overflow, a stop and its resume."""
 
+import json
 import os
 import signal
 
@@ -10,6 +11,7 @@ from launching import FAST, Finished, finish, ranks_of, start, start_training, t
 from project import DS_CONFIGS, ROOT
 
 from launch.checkpoints.manifest import verify
+from launch.cli import main
 
 STEPS = 4
 
@@ -96,6 +98,20 @@ def test_metrics_hold_what_the_design_promises(uninterrupted):
     kept = pd.read_parquet(uninterrupted.run / "predictions-test.parquet")
     assert len(kept) == len(set(kept["run_id"])) == 16 and kept["habitable"].between(0, 1).all()
     assert test["observed"]["records"] + test["synthetic"]["records"] <= test["records"] == 16
+
+
+def test_evaluate_reads_what_the_run_kept_and_computes_it_again(uninterrupted, capsys):
+    kept = pd.read_parquet(uninterrupted.run / "predictions-test.parquet").set_index("run_id")
+    assert main(["evaluate", str(uninterrupted.run), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["runs"][0]["figures"]
+    right = (kept["habitable"] >= 0.5) == (kept["label"] == 1)
+    assert figures["all"]["accuracy"]["value"] == pytest.approx(right[kept["labelled"]].mean())
+    assert main(["evaluate", str(uninterrupted.run), "--again", "--texts"]) == 0
+    assert "numbers told" in capsys.readouterr().out
+    again = pd.read_parquet(uninterrupted.run / "predictions-test.parquet").set_index("run_id").loc[kept.index]
+    # The run computed in fp16, on two ranks.
+    assert again["habitable"].to_numpy() == pytest.approx(kept["habitable"].to_numpy(), abs=0.01)
+    assert again["text numbers"].between(0, 1).all()
 
 
 def test_an_overflow_is_skipped_halves_the_scale_and_is_logged(uninterrupted):
