@@ -55,7 +55,7 @@ def test_evaluated_fields_are_better_than_their_means_after_a_little_training(cl
     levels, surface = (fields[:8] for fields in climates)
     encoder = DatacubeEncoder(load_preset("tiny").climate, WIDTH)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-3)
-    for _ in range(40):
+    for _ in range(80):
         out = encoder.train()(levels, surface)
         optimizer.zero_grad()
         (out.hidden + out.visible).mean().backward()
