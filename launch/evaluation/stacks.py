@@ -33,7 +33,7 @@ class Trained:
     def data(self) -> Path | None:
         """The dataset that the run was trained on; None of an export."""
         path = self.folder / "config.yaml"
-        return Path(yaml.safe_load(path.read_text())["data"]) if path.is_file() else None
+        return Path(yaml.safe_load(path.read_text())["data"]["folder"]) if path.is_file() else None
 
     def stack(self) -> AstrobioStack:
         """The best weights in fp32, in evaluation mode.

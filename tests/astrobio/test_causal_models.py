@@ -136,6 +136,7 @@ def test_sizes_that_do_not_go_together_are_named(changes):
 def test_text_and_prefix_beyond_the_models_positions_are_refused():
     changes = {
         "language.model_type": "gpt2",
+        "language.max_text_tokens": 64,
         "language.config": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 2048, "n_positions": 64},
     }
     with pytest.raises(ConfigError, match=r"max_text_tokens = 64: with \d+ tokens .* has 64: at most 5\d fit"):

@@ -164,7 +164,9 @@ def test_the_leakage_tests_would_see_a_leak(labelled):
     def leaky(row):
         return [*outward(row), str(bool(row["label"]) and rng.random() < 0.3)]
 
-    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), StandardScaler(with_mean=False), LogisticRegression())
+    model = make_pipeline(
+        OneHotEncoder(handle_unknown="ignore"), StandardScaler(with_mean=False), LogisticRegression(max_iter=1000)
+    )
     assert accuracy_over_majority(model, labelled["train"], labelled["test"], leaky) > 0.05
 
 

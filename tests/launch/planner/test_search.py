@@ -62,8 +62,8 @@ def test_whole_layers_are_advised_where_there_are_encoders():
 
     assert advised("tiny", "zero3_resident") and not advised("tiny", "zero2_offload")
     assert not advised("tiny", "zero3_resident", **{"zero_optimization.leaf_module.classes": ["Block"]})
-    encoders = "planet", "climate", "metabolism", "spectrum", "fusion"
-    language_model = load_preset("tiny", {part: None for part in encoders})
+    others = "planet", "climate", "metabolism", "spectrum", "fusion", "tasks"
+    language_model = load_preset("tiny", {part: None for part in others})
     assert not advised(language_model, "zero3_resident")
 
 
