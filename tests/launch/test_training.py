@@ -50,7 +50,7 @@ def resumed(mini_dataset, tmp_path_factory) -> tuple[Finished, Finished]:
 
 def test_a_run_ends_with_test_figures_and_its_folder(uninterrupted, mini_dataset):
     assert uninterrupted.status == 0, uninterrupted.output[-4000:]
-    for words in ("observed planets", "synthetic planets", "without climate", "best simple model", "majority class"):
+    for words in ("observed planets", "synthetic planets", "without climate", "best simple model", "from observables"):
         assert words in uninterrupted.output
     config = yaml.safe_load((uninterrupted.run / "config.yaml").read_text())
     assert config["model"]["name"] == "tiny" and config["data"]["folder"] == str(mini_dataset)
