@@ -1,4 +1,4 @@
-"""What a run may change against the checkpoint it resumes from, and what that means."""
+"""What a resumed run may change, and the effect of each change."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def dataset_hash(data: Path) -> str:
 
 
 def refusals(manifest: Manifest, network: AstrobioStack, model: str, data: Path) -> list[str]:
-    """Why the run cannot go on from the checkpoint: it is of another model, or of another dataset."""
+    """Reasons why the run cannot resume from the checkpoint: another model or another dataset."""
     shapes = {name: list(parameter.shape) for name, parameter in network.named_parameters()}
     saved = {name: tensor.shape for kind in ("fp32", "frozen") for name, tensor in manifest.of_kind(kind).items()}
     problems = []
@@ -45,7 +45,7 @@ def refusals(manifest: Manifest, network: AstrobioStack, model: str, data: Path)
 
 
 def changes(manifest: Manifest, network: AstrobioStack, new: DsConfig, world_size: int) -> list[str]:
-    """What this run does otherwise than the one that was saved, a line each; where that cannot be exact, how far."""
+    """What this run changes against the saved one, a line each, with the effect where the resume cannot be exact."""
     old, lines = manifest.ds_config, []
 
     def differs(what: str, was: Any, now: Any, means: str = "") -> None:
@@ -115,13 +115,13 @@ def _thawed(manifest: Manifest, network: AstrobioStack) -> list[str]:
 
 
 def keeps_moments(before: DsConfig, now: DsConfig) -> bool:
-    """Whether the optimizers' states mean the same."""
+    """Whether the two optimizers' states are interchangeable."""
     kinds = {config.optimizer.type.lower() for config in (before, now)}
     return len(kinds) == 1 or any(kinds <= family for family in SAME_STATE)
 
 
 def new_settings(before: DsConfig, now: DsConfig) -> set[str]:
-    """Keys of ``optimizer.params`` that the ds_config sets otherwise than the one that was saved."""
+    """Keys of ``optimizer.params`` whose values differ from the saved ds_config's."""
     old, new = before.optimizer.params, now.optimizer.params
     return {key for key in {*old, *new} if old.get(key) != new.get(key)}
 

@@ -1,4 +1,4 @@
-"""A run's ``checkpoints/``: which there are, which are kept, and what a killed save left."""
+"""A run's ``checkpoints/``: lists and removes checkpoints, and what a killed save left."""
 
 import os
 import shutil
@@ -29,12 +29,12 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def valid_checkpoints(run: Path) -> list[Path]:
-    """Those whose files are there in full, oldest first."""
+    """Checkpoints whose files are complete, oldest first."""
     return [path for path in checkpoints(run) if damage_of(path) is None]
 
 
 def damage_of(checkpoint: Path) -> Damaged | None:
-    """What can be seen of it at once."""
+    """Damage that file names and sizes show; None if there is none."""
     try:
         check_sizes(checkpoint)
     except Damaged as found:

@@ -1,4 +1,4 @@
-"""Loading: every rank reads the parts that it holds now, and looks afterwards whether it holds what was saved."""
+"""Loading: every rank reads the shards that it holds, then verifies that the engine holds what was saved."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class LoadFailed(RuntimeError):
 
 
 class Loading:
-    """One load: what was read of each tensor, and what the engine must hold because of it."""
+    """One load: fingerprints of what was read, and of what the engine must hold after it."""
 
     def __init__(self, checkpoint: Path, manifest: Manifest):
         self.checkpoint, self.manifest = checkpoint, manifest
@@ -58,7 +58,7 @@ class Loading:
 def load(
     state: EngineState, checkpoint: Path, ds_config: DsConfig, seed: int = 0, weights_only: bool = False
 ) -> Manifest:
-    """Put a checkpoint into the engine, whatever layout either has, and look whether it is there. All ranks call it.
+    """Load a checkpoint into the engine, whatever the layout of either, and verify the result. All ranks call it.
 
     Args:
         ds_config: this run's. Settings that it changes against the checkpoint's are the new ones.
@@ -109,7 +109,7 @@ def _together(checkpoint: Path, read) -> None:
 
 
 def _broken_files(checkpoint: Path) -> list[str]:
-    """Which files are to blame: each rank hashes some of them."""
+    """Files whose contents changed: each rank hashes some of them."""
     manifest = Manifest.read(checkpoint)
     mine = list(manifest.files)[dist.get_rank() :: dist.get_world_size()]
     broken = [name for name in mine if hash_file(checkpoint / name) != manifest.files[name].xxh3_128]
@@ -185,7 +185,7 @@ def _runs(saved: SavedTensor, start: int, stop: int) -> Iterator[tuple[str, int,
 
 
 def _check_files(loading: Loading) -> None:
-    """What all ranks read together has the fingerprints that were saved."""
+    """Compare what all ranks read together with the saved fingerprints."""
     read: dict[str, Fingerprint] = {}
     for share in gathered(loading.read):
         for key, found in share.items():
@@ -211,7 +211,7 @@ def _check_engine(state: EngineState, loading: Loading, weights_only: bool) -> N
 
 
 def fingerprints(state: EngineState, weights_only: bool = False) -> dict[str, Fingerprint]:
-    """Of everything this rank holds, by KIND/PARAMETER."""
+    """Fingerprints of everything this rank holds, by KIND/PARAMETER."""
     found: dict[str, Fingerprint] = {}
     for group in state.groups:
         with state.opened(group) as opened:
@@ -232,7 +232,7 @@ def fingerprints(state: EngineState, weights_only: bool = False) -> dict[str, Fi
 
 
 def _set_settings(state: EngineState, manifest: Manifest, ds_config: DsConfig) -> None:
-    """Counters, schedule, loss scale and each param group's own settings."""
+    """Restore counters, schedule, loss scale and each param group's own settings."""
     state.set_counters(manifest.counters)
     group_of = {name: group for group in manifest.param_groups for name in group["parameters"]}
     chosen = new_settings(manifest.ds_config, ds_config)
@@ -270,7 +270,7 @@ def _wrong_settings(state: EngineState, manifest: Manifest) -> list[str]:
 
 
 def _set_random(manifest: Manifest, seed: int) -> None:
-    """A rank that the saved run did not have begins a stream of its own."""
+    """Restore this rank's random state; a rank that the saved run did not have starts a stream of its own."""
     rank = dist.get_rank()
     own = seed + 1 + rank + 1_000_003 * manifest.step
     if rank < manifest.world_size:

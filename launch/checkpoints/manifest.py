@@ -1,4 +1,4 @@
-"""What is in a checkpoint: the manifest that is written last, and what it takes for one to be valid."""
+"""The manifest of a checkpoint, which is written last, and the checks that make a checkpoint valid."""
 
 import dataclasses
 import functools

@@ -34,7 +34,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], seed: int) -> None:
-    """Go on from ``state``; where it was saved on another kind of device, that one's generator begins at ``seed``."""
+    """Restore ``state``; on another kind of device than it was saved on, seed that device's generator with ``seed``."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, key, *rest = state["numpy"]

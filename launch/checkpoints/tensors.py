@@ -100,7 +100,7 @@ class TensorWriter:
             left = left[self._file.write(left) :]
 
     def wait(self) -> None:
-        """Until all that was given to `write` is in the file.
+        """Wait until all that was given to `write` is in the file.
 
         Raises:
             OSError: it could not be written.
@@ -110,7 +110,7 @@ class TensorWriter:
             self._last = None
 
     def close(self) -> tuple[int, str]:
-        """Bring the file to the disk; returns its bytes and their hash."""
+        """Flush the file to disk; returns its size in bytes and its hash."""
         with self:
             self.wait()
             if self._waiting:

@@ -1,4 +1,4 @@
-"""What ranks must agree on, so that a mistake of one ends all of them, with its reason."""
+"""Agreement between ranks, so that one rank's error ends all of them with its reason."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

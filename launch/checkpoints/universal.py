@@ -99,7 +99,7 @@ def _save(path: Path, content) -> list[Path]:
 
 
 def _loss_scaler(state: dict[str, float], scaling: LossScaling) -> DynamicLossScaler:
-    """As DeepSpeed makes it of the ds_config, with what it had learned."""
+    """DeepSpeed's loss scaler for the ds_config, with its saved state."""
     scaler = DynamicLossScaler(
         init_scale=state["cur_scale"],
         scale_window=scaling.loss_scale_window,

@@ -1,1 +1,1 @@
-"""What a ds_config says, and everything that is wrong with it."""
+"""Reads a ds_config and finds everything that is wrong with it."""

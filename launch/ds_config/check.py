@@ -1,4 +1,4 @@
-"""All problems of a ds_config that show before a run: one list, for `astrobio check` and for the preflight."""
+"""All problems of a ds_config that can be found before a run: one list for `astrobio check` and the preflight."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def check(
 
 
 def likely_ranks(config: dict) -> int:
-    """The number that the batch sizes imply; without them, `usual_ranks`."""
+    """The number of ranks that the batch sizes imply; without them, `usual_ranks`."""
     sizes = [size for size in map(config.get, BATCHES) if isinstance(size, int) and size > 0]
     if len(sizes) == len(BATCHES):
         train, micro, accumulation = sizes

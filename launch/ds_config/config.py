@@ -41,7 +41,7 @@ class Component:
 
 @dataclass(frozen=True)
 class LossScaling:
-    """How dynamic loss scaling goes up and down; the defaults of DeepSpeed's ``fp16`` block."""
+    """Settings of dynamic loss scaling, with the defaults of DeepSpeed's ``fp16`` block."""
 
     loss_scale_window: int = 1000
     min_loss_scale: float = 1
@@ -51,7 +51,7 @@ class LossScaling:
 
 @dataclass(frozen=True)
 class Aio:
-    """How DeepSpeed reads and writes NVMe; its defaults."""
+    """DeepSpeed's settings for NVMe I/O, with its defaults."""
 
     block_size: int = 1 << 20
     queue_depth: int = 8
@@ -84,7 +84,7 @@ class DsConfig:
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> "DsConfig":
-        """Of a config without key problems. Where it still has ``"auto"``, the default stands."""
+        """Parse a config without key problems. An ``"auto"`` that is left gets the default."""
         zero, wide = raw.get(ZERO) or {}, precision(raw)
         leaves, narrow = zero.get("leaf_module"), ("optimizer_states", "master_weights_and_grads")
         devices = {old: "cpu" if zero.get(old) else "none" for old in ("cpu_offload", "cpu_offload_param")}
@@ -112,7 +112,7 @@ class DsConfig:
         )
 
     def changed(self, changes: dict[str, Any]) -> "DsConfig":
-        """With other values of some dotted keys."""
+        """A copy with other values of some dotted keys."""
         raw = copy.deepcopy(self.raw)
         for key, value in changes.items():
             set_dotted(raw, key, value)
@@ -134,7 +134,7 @@ class DsConfig:
 
 
 def _filled(cls: type[T], block: dict | None, **defaults: Any) -> T:
-    """Its fields as the block gives them, and the defaults."""
+    """A dataclass filled from the block, with defaults for the rest."""
     block = block or {}
     given = {each.name: block[each.name] for each in fields(cls) if block.get(each.name) not in (None, AUTO)}  # type: ignore[arg-type]
     return cls(**defaults | given)
@@ -163,7 +163,7 @@ def number(value: Any, default: float) -> float:
 
 
 def is_on(value: Any) -> bool:
-    """Of a switch, or a size that is 1 where nothing is split."""
+    """Whether a switch is on, or a size splits something: 1 splits nothing."""
     return value is True or value not in (None, False, 0, 1)
 
 

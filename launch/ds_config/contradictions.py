@@ -1,4 +1,4 @@
-"""Values that are valid one by one and wrong together, or wrong for the model or the number of ranks."""
+"""Values that are valid by themselves and wrong together, or wrong for the model or the number of ranks."""
 
 import importlib.util
 
@@ -15,7 +15,7 @@ from launch.ds_config.zero_contradictions import zero_contradictions
 
 
 def contradictions(config: dict, world_size: int, facts: ModelFacts | None = None) -> list[Finding]:
-    """Of a config with valid keys; against the model only where ``facts`` are given."""
+    """Contradictions of a config with valid keys; those against the model only with ``facts``."""
     found = [
         *_absent(config),
         *_batches(config, world_size),

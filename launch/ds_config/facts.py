@@ -1,4 +1,4 @@
-"""What the checks must know of a model: a few numbers, counted on the meta device and cached.
+"""What the checks need to know about a model: a few numbers, counted on the meta device and cached.
 
 python -m launch.ds_config.facts        # of every preset; `make setup`
 """

@@ -1,4 +1,4 @@
-"""Which keys of a ds_config DeepSpeed does not know, and which values it cannot take."""
+"""Keys of a ds_config that DeepSpeed does not know, and values that it does not accept."""
 
 import enum
 import functools
@@ -89,7 +89,7 @@ def key_findings(config: dict) -> list[Finding]:
 def _walk(
     model: type[BaseModel], values: dict, above: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], Finding | None]]:
-    """Each path that is wrong or remarkable, with what to say; with None where the value is an ``"auto"``."""
+    """Each path with a problem or remark and its finding; None where the value is an ``"auto"``."""
     fields = {name: field for key, field in model.model_fields.items() for name in (field.alias or key, key)}
     for key, value in values.items():
         path = (*above, key)
@@ -153,7 +153,7 @@ def _value_findings(annotation, value: Any, path: tuple[str, ...]):
         if isinstance(value, dict):
             yield from _walk(inner, value, path)
         elif value is None and dotted not in NULL_IS_NOTHING and not dotted.startswith("zero_optimization."):
-            yield path, Finding(dotted, value, "DeepSpeed breaks off at null in place of a block", "leave it out")
+            yield path, Finding(dotted, value, "DeepSpeed cannot parse null in place of a block", "leave it out")
         elif value is not None:
             yield (
                 path,
@@ -245,8 +245,8 @@ def _model_of_values(annotation) -> type[BaseModel] | None:
 
 
 def _range_findings(config: dict, sound: dict) -> list[Finding]:
-    """What DeepSpeed's own models refuse of the keys whose types are right. A model stops at the first of its own
-    rules that is broken: without the key that breaks it, it is asked again."""
+    """Values of the right type that DeepSpeed's own models refuse. A model stops at the first of its rules that is
+    broken: the key that breaks it is removed and the model asked again."""
     logger = logging.getLogger("DeepSpeed")
     level = logger.level
     found: list[Finding] = []
@@ -289,7 +289,7 @@ def _refusal(config: dict, item: ErrorDetails) -> Finding:
 
 
 def _is_of_a_type(finding: Finding) -> bool:
-    """The types of optimizer and scheduler have rules of their own."""
+    """Whether the finding is about the type of optimizer or scheduler, which have rules of their own."""
     return finding.key in ("optimizer", "scheduler") and "type" in finding.limit
 
 

@@ -34,7 +34,7 @@ KNOWN_TO_ZERO = ("adam", "adamw", "adagrad", "lion", "muon", "Adam", "AdamW", "A
 
 
 def optimizer_findings(config: dict) -> list[Finding]:
-    """Its type, the names of its parameters, and their ranges."""
+    """Problems of the optimizer block: its type, the names of its parameters, and their ranges."""
     block = config.get("optimizer")
     if not isinstance(block, dict):
         return []
@@ -84,14 +84,14 @@ def optimizer_findings(config: dict) -> list[Finding]:
 
 
 def _tried(config: dict, kind: str, params: dict, offloads: bool) -> list[Finding]:
-    """What shows when the optimizer takes a step: torch's own are made and asked; of DeepSpeed's, whose compiled parts
-    would have to be there, it is known."""
+    """Problems that appear at the optimizer's first step. One of torch's is built and takes a step; DeepSpeed's need
+    compiled ops, so that their rules are written down here."""
     name = kind.lower()
     adam = name in ("adam", "adamw") and not params.get("torch_adam")
     masters = [key for key in MASTERS if value_of(config, key) is True]
     if masters and not adam:
         return [
-            Finding(key, True, f"DeepSpeed has it with its own Adam only, not with {kind}", "set it to false")
+            Finding(key, True, f"only DeepSpeed's own Adam supports it, not {kind}", "set it to false")
             for key in masters
         ]
     if adam:
@@ -112,7 +112,7 @@ def _tried(config: dict, kind: str, params: dict, offloads: bool) -> list[Findin
                 Finding(
                     "zero_optimization.offload_optimizer.ratio",
                     ratio,
-                    "DeepSpeed shares out Adam between cards and CPU, and no Lion",
+                    "DeepSpeed splits only Adam between cards and CPU",
                     "leave it out",
                 )
             ]
@@ -227,7 +227,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def scheduler_findings(config: dict) -> list[Finding]:
-    """Its type, the names of its parameters, those that are missing, and their ranges."""
+    """Problems of the scheduler block: its type, unknown and missing parameters, and their ranges."""
     block = config.get("scheduler")
     if not isinstance(block, dict):
         return []
@@ -303,7 +303,7 @@ def _schedule_value(path: str, key: str, value: Any) -> list[Finding]:
 
 
 def _schedule_order(params: dict) -> list[Finding]:
-    """Bounds that are the wrong way round."""
+    """Lower bounds that exceed their upper bounds."""
     found = []
     for low, high in (
         ("cycle_min_lr", "cycle_max_lr"),

@@ -1,4 +1,4 @@
-"""Room for a run on this machine: on its disks, in its memory, and in the memory that it may lock."""
+"""Space for a run on this machine: on disk, in memory, and in lockable memory."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ IN_MEMORY, REMOTE = (
 
 
 def disk_findings(config: dict, facts: ModelFacts | None) -> list[Finding]:
-    """Of each nvme_path: whether it can be written, its file system, and its free space."""
+    """Problems of each nvme_path: not writable, wrong file system, too little free space."""
     found, where = [], DsConfig.parse(config)
     needs: dict[int, tuple[int, str, Path]] = {}  # device → bytes, the first key and folder on it
     for key, path in where.nvme_paths.items():

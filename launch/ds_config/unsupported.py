@@ -1,5 +1,5 @@
-"""What DeepSpeed has and this stack, this launcher or a CPU cannot train with. Each was run without the check, and ends
-as it is told here (`pytest -m slow tests/launch/ds_config/test_field_inputs.py`)."""
+"""Features of DeepSpeed that this stack, this launcher or a CPU cannot use. Each was run without the check and ended as
+its message says (`pytest -m slow tests/launch/ds_config/test_field_inputs.py`)."""
 
 import importlib
 from typing import Any
@@ -11,12 +11,12 @@ from launch.ds_config.finding import Finding
 
 
 def unsupported(config: dict) -> list[Finding]:
-    """On any device."""
+    """Problems on any device."""
     return [*_engines(config), *_zero(config), *_numbers(config)]
 
 
 def unsupported_on_cpu(config: dict) -> list[Finding]:
-    """On the CPU accelerator."""
+    """Problems on the CPU accelerator."""
     found, zero = [], config.get(ZERO) or {}
     for key in ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"):
         if zero.get(key) is True:
@@ -29,7 +29,7 @@ def unsupported_on_cpu(config: dict) -> list[Finding]:
             Finding(
                 "checkpoint.writer.type",
                 writer.get("type", "FAST"),
-                "needs a card, and the launcher's checkpoints are not written by it",
+                "needs a card; the launcher does not write its checkpoints with it",
                 "leave checkpoint.writer out",
             )
         )
@@ -37,19 +37,19 @@ def unsupported_on_cpu(config: dict) -> list[Finding]:
 
 
 def _engines(config: dict) -> list[Finding]:
-    """Engines that take the model apart in their own way."""
+    """Engines that rebuild the model themselves."""
     found = []
     for key, why in (
-        ("tensor_parallel.autotp_size", "DeepSpeed splits the layers of models that it knows"),
-        ("expert_parallel.enabled", "DeepSpeed looks for a mixture of experts that it knows"),
-        ("hybrid_engine.enabled", "DeepSpeed replaces the layers of models that it knows"),
+        ("tensor_parallel.autotp_size", "DeepSpeed splits only models that it knows"),
+        ("expert_parallel.enabled", "DeepSpeed needs a mixture-of-experts model that it knows"),
+        ("hybrid_engine.enabled", "DeepSpeed rebuilds only models that it knows"),
     ):
         if is_on(value := value_of(config, key)):
             found.append(
                 Finding(
                     key,
                     value,
-                    f"breaks off at the start: {why}, and the stack is none",
+                    f"stops at the start: {why}, and the stack is not one of them",
                     f"leave {key.split('.')[0]} out",
                 )
             )
@@ -72,7 +72,7 @@ def _zero(config: dict) -> list[Finding]:
             Finding(
                 f"{ZERO}.zenflow",
                 "…",
-                "breaks off in the first steps: it takes columns of matrices that the stack's parameters are not",
+                "fails in the first steps: it selects columns of matrices, and many parameters of the stack are none",
                 "leave it out",
             )
         )
@@ -156,7 +156,7 @@ def _importable(name: Any) -> bool:
 
 
 def without_builder(config: dict) -> list[Finding]:
-    """An optimizer whose compiled part this device has not."""
+    """The optimizer, if its compiled op does not exist for this device."""
     where = DsConfig.parse(config)
     kind = str(where.optimizer.type).lower()
     builder = {"lamb": "FusedLambBuilder", "lion": "FusedLionBuilder"}.get(kind)

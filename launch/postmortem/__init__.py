@@ -1,1 +1,1 @@
-"""Why a run ended: what its ranks write down, and what that tells afterwards."""
+"""Why a run ended: what its ranks record, and what the records explain."""

@@ -1,4 +1,4 @@
-"""What a rank was doing, kept where a killed process leaves it behind: a small mapped file in the run's folder.
+"""What a rank is doing, in a small mapped file of the run's folder that survives a killed process.
 
 ``ranks/rank_00000.box`` is written through `mmap`: what is in it when the process dies, however it dies, is in the
 page cache and stays; nothing has to be flushed. A store of a few bytes marks each phase and each collective; a thread
@@ -104,14 +104,14 @@ class BlackBox:
         self._thread.start()
 
     def phase(self, name: str) -> None:
-        """From now on the rank does this: data, forward, backward, reduce, optimizer, save, eval …"""
+        """Enter a phase: data, forward, backward, reduce, optimizer, save, eval …"""
         now = time.perf_counter()
         self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._entered
         self._phase, self._since, self._entered = name, time.time(), now
         self._store_live()
 
     def take_seconds(self) -> dict[str, float]:
-        """Of each phase since the last call."""
+        """Seconds of each phase since the last call."""
         self.phase(self._phase)
         taken, self.seconds = self.seconds, {}
         return taken
@@ -141,7 +141,7 @@ class BlackBox:
             self.sample()
 
     def sample(self, **more: Any) -> None:
-        """Look at the process and the machine, and write it down."""
+        """Record the state of the process and the machine."""
         with self._lock:
             if self._done.is_set() and "ended" not in more:
                 return  # it would take the place of the last words
@@ -164,7 +164,7 @@ class BlackBox:
                     self._trace.flush()
 
     def end(self, error: BaseException | None) -> None:
-        """The last words: how the rank ended by itself. One that was killed has none."""
+        """Record how the rank ended by itself. A killed rank records nothing."""
         if self._done.is_set():
             return
         self._done.set()
@@ -304,7 +304,7 @@ def recording(run: Path, disks: list[Path]) -> Iterator[None]:
 
 
 def record_collectives() -> None:
-    """Note each collective that DeepSpeed starts; call after `deepspeed.init_distributed`."""
+    """Record each collective that DeepSpeed starts; call after `deepspeed.init_distributed`."""
     from deepspeed.comm import comm  # not above: `astrobio explain`, which reads boxes, would wait for it
 
     for name in COLLECTIVES:

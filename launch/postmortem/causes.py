@@ -1,4 +1,4 @@
-"""The most probable cause of a run's end, or of its standing still, from its ranks' black boxes."""
+"""The most probable cause of a run's end or hang, from its ranks' black boxes."""
 
 import os
 import re
@@ -205,7 +205,7 @@ def _kills_now(box: dict) -> int | None:
 
 
 def _behind(boxes: list[dict]) -> Explanation | None:
-    """The rank that the others wait for: it has fallen silent, or has entered fewer collectives than they.
+    """The rank that the others wait for: it stopped recording or entered fewer collectives than the others.
 
     On a card a collective is only launched: the call returns at once, and ranks that wait stand in their next call to
     the card. There only the counters of ranks that do not move show it.

@@ -1,4 +1,4 @@
-"""Why a run ended, or stands still: from its ranks' black boxes, its metrics and its log."""
+"""Why a run ended or hangs: from its ranks' black boxes, its metrics and its log."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ CURES = {
 
 
 def explain(run: Path) -> Explanation:
-    """Why ``run`` ended, or stands still.
+    """Why ``run`` ended or hangs.
 
     Raises:
         ConfigError: the folder holds no run, or one that recorded nothing.

@@ -1,1 +1,1 @@
-"""What is particular to DeepSpeed: its configuration, accelerator, activation checkpointing, engine, checkpoints."""
+"""The runtime on DeepSpeed: accelerator, engine, weights, training state, activation checkpointing, NVMe."""

@@ -37,7 +37,7 @@ IN_FP32 = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm")
 
 
 def prepare_accelerator():
-    """The accelerator to use; on a machine without one, the CPU with fp16. Call before anything asks DeepSpeed."""
+    """Select the accelerator: without a card, the CPU with fp16. Call it before anything asks DeepSpeed."""
     _give_back_freed(LARGE_BLOCK)
     keep_compiled()
     if get_accelerator().device_name() == "cpu" and not isinstance(get_accelerator(), HostAccelerator):
@@ -48,7 +48,7 @@ def prepare_accelerator():
 
 
 def join_ranks() -> None:
-    """`deepspeed.init_distributed`, on this rank's own card; on a CPU it leaves nothing behind.
+    """Start `deepspeed.init_distributed` on this rank's own card; on a CPU, clean up its files.
 
     There the ranks of a machine reduce through shared memory, 66 MB each, in files that deepspeed 0.19.8 removes only
     at a clean end (csrc/cpu/comm/shm.cpp): every killed run would keep its share of the memory until the next boot, and
@@ -64,7 +64,7 @@ def join_ranks() -> None:
 
 
 def keep_freed_activations() -> None:
-    """On a CPU, let each micro-step take the memory that the last one freed. Call it when the engine is built."""
+    """On a CPU, let each micro-step reuse the memory that the last one freed. Call it once the engine is built."""
     if on_cpu():
         _give_back_freed(LARGE_ACTIVATION)
 
@@ -78,7 +78,7 @@ def _give_back_freed(size: int) -> None:
 
 
 def _share_cores() -> None:
-    """Give each rank its share of the cores: ranks that all use all of them spend their time waiting for each other.
+    """Give each rank its share of the cores: ranks that all use every core spend their time waiting for each other.
     With a GPU too, whose ranks step their offloaded optimizers at the same time."""
     ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -120,7 +120,7 @@ def _in_fp32(kernel, keyset, *args, **kwargs):
 
 
 def same_randomness_after():
-    """A context after which this rank's generators, the CPU's and the device's, are where they were before."""
+    """Context that restores this rank's random generators, the CPU's and the device's, at its end."""
     if on_cpu():
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(

@@ -29,12 +29,12 @@ _compile = OpBuilder.jit_load
 
 
 def keep_compiled() -> None:
-    """From now on DeepSpeed loads cached ops, and compiles only the others."""
+    """Make DeepSpeed load cached ops and compile only the others."""
     OpBuilder.jit_load = load
 
 
 def load(builder: OpBuilder, verbose: bool = False):
-    """In place of `OpBuilder.jit_load`: the op's module. One process compiles, the others wait at the lock.
+    """Replacement for `OpBuilder.jit_load`: the op's module. One process compiles, the others wait for the lock.
 
     Raises:
         RuntimeError, OSError, ImportError: it cannot be compiled.
@@ -103,7 +103,7 @@ def _find_own_ninja() -> None:
 
 
 def remove_stale_lock(folder: Path) -> None:
-    """Wait while somebody else compiles in the folder, and remove the ``lock`` of a compilation that was killed.
+    """Wait while another process compiles in the folder, and remove the ``lock`` of a compilation that was killed.
 
     torch 2.13.0 (`torch.utils.file_baton`) waits for that file for ever, without a word. It is stale if it is older
     than a minute and no process works in the folder.

@@ -1,4 +1,4 @@
-"""The training state inside a DeepSpeed engine, by parameter name: what a checkpoint must hold, and puts back.
+"""The training state inside a DeepSpeed engine, by parameter name: what a checkpoint saves and restores.
 
 DeepSpeed keeps fp32 weights and moments in flat buffers of its own, each of one sub-group (ZeRO-3) or of one param
 group's share (ZeRO-1 and 2), perhaps on NVMe. Its `load_checkpoint` restores them as such, and wrongly: an optimizer on
@@ -52,7 +52,7 @@ class Group:
 
 @dataclass
 class Opened:
-    """A group's buffers while they are in memory: fp32 weights, and the optimizer's state of them."""
+    """A group's buffers in memory: fp32 weights and their optimizer state."""
 
     master: Tensor
     state: dict[str, Any]
@@ -61,7 +61,7 @@ class Opened:
         return {key: value for key, value in self.state.items() if torch.is_tensor(value) and value.dim() == 1}
 
     def scalars(self) -> dict[str, float]:
-        """Adam's ``step``, and its like."""
+        """Scalars of the optimizer's state, such as Adam's ``step``."""
         return {
             key: float(value)
             for key, value in self.state.items()
@@ -70,7 +70,7 @@ class Opened:
 
 
 class EngineState:
-    """The state of one engine, group by group. All ranks make one, and go through it together."""
+    """The state of one engine, group by group. All ranks create one and go through it together."""
 
     def __init__(self, engine):
         """
@@ -136,7 +136,7 @@ class EngineState:
             optimizer._release_swap_buffers(index)
 
     def _state_of(self, master: Tensor) -> dict[str, Any]:
-        """The optimizer's own dictionary: empty before its first step, when it drops what is put in."""
+        """The optimizer's own dictionary: empty before its first step, which discards earlier entries."""
         return self.optimizer.optimizer.state[master]
 
     def layout(self, group: Group) -> tuple[torch.dtype, dict[str, torch.dtype], dict[str, float]]:
@@ -154,7 +154,7 @@ class EngineState:
         )
 
     def set_moments(self, opened: Opened, dtypes: dict[str, torch.dtype], scalars: dict[str, float]) -> None:
-        """Give a group moments to be filled, as its optimizer makes them itself at its first step."""
+        """Create a group's moments, to be filled, as its optimizer does at its first step."""
         torchs_own = type(self.optimizer.optimizer).__module__.startswith("torch.optim")
         for key, dtype in dtypes.items():
             if key not in opened.state:
@@ -168,7 +168,7 @@ class EngineState:
                 opened.state[key] = int(value)
 
     def moment_dtype(self, opened: Opened) -> torch.dtype:
-        """What the optimizer keeps its moments in, or would."""
+        """Dtype of the optimizer's moments, existing or to come."""
         for moment in opened.moments().values():
             return moment.dtype
         return (
@@ -176,12 +176,12 @@ class EngineState:
         )
 
     def begin_loading(self) -> None:
-        """Before the groups are opened to be written."""
+        """Call before groups are opened for writing."""
         if self.sharded:
             self.optimizer.checkpoint_event_prologue()
 
     def end_loading(self) -> None:
-        """After it: the model's own weights follow the fp32 ones."""
+        """Call after loading: copies the fp32 weights into the model's own."""
         if self.sharded:
             self.optimizer.checkpoint_event_epilogue()
         else:
@@ -198,7 +198,7 @@ class EngineState:
     # Parameters that are not trained
 
     def frozen(self) -> list[tuple[nn.Parameter, Part]]:
-        """Those parameters, with this rank's share of each."""
+        """Frozen parameters, with this rank's share of each."""
         rank, ranks = dist.get_rank(), dist.get_world_size()
         found = []
         for parameter, name in self.names.items():
@@ -292,7 +292,7 @@ class EngineState:
         return {name: int(getattr(self.engine, name)) for name in COUNTERS}
 
     def set_counters(self, counters: dict[str, int]) -> None:
-        """Micro-steps are counted anew in this run's own accumulation."""
+        """Restore the counters; micro-steps start again in this run's own accumulation."""
         for name in COUNTERS:
             setattr(self.engine, name, counters[name])
         self.engine.micro_steps = self.engine.global_steps * self.engine.gradient_accumulation_steps()
@@ -310,7 +310,7 @@ class EngineState:
                 group["lr"] = rate
 
     def loss_scale(self) -> dict[str, float] | None:
-        """What a dynamic loss scaler has learned; None where the precision needs none, or the scale is fixed."""
+        """State of the dynamic loss scaler; None where the precision needs none or the scale is fixed."""
         scaler = self.optimizer.loss_scaler
         return {key: getattr(scaler, key) for key in LOSS_SCALE} if getattr(scaler, "dynamic", False) else None
 

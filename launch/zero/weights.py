@@ -116,7 +116,7 @@ class PutOff(TorchDispatchMode):
             fill.draw(torch.empty(0).set_(storage))
 
     def fill_all(self) -> None:
-        """Fill whatever still waits."""
+        """Fill all tensors that are still pending."""
         for storage, _ in list(self._waiting.values()):
             self._fill_now(torch.empty(0).set_(storage))
 
