@@ -1,4 +1,4 @@
-"""`astrobio acceptance`: does all of it hold on this machine?"""
+"""`astrobio acceptance`: checks that everything works on this machine."""
 
 import argparse
 import contextlib
@@ -41,7 +41,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 1 where something that must hold does not.
+    """Returns 0, or 1 if a required check fails.
 
     Raises:
         ConfigError: no such model, or no dataset.

@@ -26,7 +26,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 2 where there is a problem.
+    """Returns 0, or 2 if there is a problem.
 
     Raises:
         ConfigError: the file cannot be read, or there is no such model.

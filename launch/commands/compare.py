@@ -33,7 +33,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 where at least one ds_config ran, else 1."""
+    """Returns 0 if at least one ds_config ran, else 1."""
     from launch.ds_config.machine import usual_ranks  # DeepSpeed takes seconds to import
     from launch.experiments.compare import compare, device_name
 

@@ -12,7 +12,7 @@ def add_parser(commands) -> None:
         commands,
         "evaluate",
         run,
-        "figures of a trained stack with intervals, beside tuned simple models; of several runs, mean and spread",
+        "evaluate a trained stack beside tuned simple models; for several runs, mean and spread",
         "astrobio evaluate runs/science/*",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|EXPORT", help="a run's folder, or an exported stack")
@@ -26,7 +26,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 2 where a run cannot be evaluated."""
+    """Returns 0; a run that cannot be evaluated raises ConfigError."""
     # torch and scikit-learn take seconds to import
     from launch.evaluation.assessment import assess
     from launch.evaluation.baselines import simple_models

@@ -1,4 +1,4 @@
-"""`astrobio explain`: says why a run ended, or stands still."""
+"""`astrobio explain`: says why a run ended or hangs."""
 
 import argparse
 import json

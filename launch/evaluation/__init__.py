@@ -1,1 +1,1 @@
-"""How good a trained stack is: records' predictions, their figures with intervals, and simple models beside it."""
+"""Evaluates a trained stack: predictions of each record, figures with intervals, and simple models beside it."""

@@ -188,7 +188,7 @@ class Assessment:
 
 
 def assess(tables: list[pd.DataFrame], simple: pd.DataFrame | None) -> Assessment:
-    """Of the predictions of the same records by one or more runs; see `compare`."""
+    """Assess the predictions of the same records by one or more runs; see `compare`."""
     return Assessment(
         [figures(table) for table in tables],
         [mean_scores(table) for table in tables],

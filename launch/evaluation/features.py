@@ -1,4 +1,4 @@
-"""What simple models read of a dataset: some numbers of each modality of a record, NaN where they are absent."""
+"""Features for simple models: some numbers of each modality of a record, NaN where it is absent."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ SPECTRUM_BINS = 25  # of equally many points
 
 @dataclass(frozen=True)
 class Features:
-    """Of the N records of a split, normalised as the stack reads them."""
+    """Features of the N records of a split, normalised as the stack reads them."""
 
     run_id: np.ndarray  # [N] str
     planet_key: np.ndarray  # [N] str

@@ -1,4 +1,4 @@
-"""Figures of merit with their uncertainty. Records of one planet are alike, so that planets are what is drawn anew.
+"""Figures of merit with their uncertainty. Records of one planet are alike, so that the bootstrap draws planets.
 
 A figure is a function of weights [R, N], how often each of N records counts in each of R draws, to its values [R].
 """

@@ -1,4 +1,4 @@
-"""What a stack says of each record of a split: one row a record, to be scored, paired with others and kept."""
+"""Predictions of a stack for each record of a split: one row a record."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce

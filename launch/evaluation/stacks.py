@@ -51,7 +51,7 @@ class Trained:
             return AstrobioStack.from_pretrained(Path(folder) / "export")
 
     def kept(self, split: str) -> Path:
-        """Where the predictions of a split are kept."""
+        """The file with the predictions of a split."""
         return self.folder / f"predictions-{split}.parquet"
 
 

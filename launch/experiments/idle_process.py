@@ -1,4 +1,4 @@
-"""What a training process and its data workers hold before the first step.
+"""Measures the memory of a training process and its data workers before the first step.
 
     python -m launch.experiments.idle_process    # bytes of both, as JSON
 

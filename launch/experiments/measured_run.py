@@ -1,4 +1,4 @@
-"""One training run under a ds_config, measured, and what `astrobio plan` predicts of it.
+"""Measures one training run under a ds_config, beside what `astrobio plan` predicts.
 
 It runs through the `deepspeed` launcher and launch/train.py in processes of its own: what fails there costs its row and
 nothing else.
@@ -54,7 +54,7 @@ class Row:
 
 
 def predict(model: str, ds_config: Path, ranks: int, timeout_s: float = 600) -> tuple[dict | None, str | None]:
-    """What `astrobio plan` predicts on this machine; or None, and why."""
+    """The prediction of `astrobio plan` for this machine; or None and the reason."""
     command = [
         sys.executable,
         "-m",
@@ -283,7 +283,7 @@ def _most(phases: dict[str, int] | None) -> int | None:
 
 
 def line(row: Row) -> str:
-    """The row as a line for the console."""
+    """The row as one line of text."""
     if row.status != "done":
         return f"{row.name:28s} FAILED after {row.seconds:.0f} s: {row.cause}: {row.reason}"
     measured, predicted = row.measured, predicted_figures(row)

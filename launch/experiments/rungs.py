@@ -1,4 +1,4 @@
-"""The rungs of `launch.experiments.acceptance`: what each asks of this machine, the cheapest first."""
+"""The steps of `launch.experiments.acceptance`, the cheapest first."""
 
 import importlib.metadata
 import math
@@ -133,7 +133,7 @@ def ds_configs(box: Acceptance) -> Iterator[Truth]:
 
 
 def judged(row: Row) -> Iterator[Truth]:
-    """What must hold of one ds_config's run, and what is only printed."""
+    """Results of one ds_config's run: those that must hold, and those that are only printed."""
     if row.status != "done":
         yield Truth(f"{row.name}: trains", False, f"{row.cause}: {row.reason}", f"{STEPS} steps")
         return
@@ -214,7 +214,7 @@ def resume(box: Acceptance) -> Iterator[Truth]:
 
 
 def resumed_as(expected: list[dict], steps: list[dict], what: str, allowed: float) -> Truth:
-    """The losses of a resumed run beside those of the one that was not interrupted."""
+    """Compares the losses of a resumed run with those of an uninterrupted one."""
     theirs, ours = ([(step["step"], step["loss"]) for step in records] for records in (expected, steps))
     if [number for number, _ in ours] != [number for number, _ in theirs]:
         return Truth(what, False, f"steps {[number for number, _ in ours]}", f"{[number for number, _ in theirs]}")

@@ -1,4 +1,4 @@
-"""A plan, put together from a simulation and the hardware."""
+"""Assembles a plan from a simulation and the hardware."""
 
 import dataclasses
 from collections import defaultdict
@@ -22,7 +22,7 @@ TRAINING, VALIDATION = ("forward", "backward", "optimizer"), ("evaluate",)  # th
 
 @dataclass(kw_only=True)
 class Memory:
-    """What one kind of memory holds at its fullest. Bytes."""
+    """Peak use of one kind of memory, in bytes."""
 
     peak_bytes: int
     limit_bytes: int
@@ -33,7 +33,7 @@ class Memory:
 
 @dataclass(kw_only=True)
 class HostMemory(Memory):
-    """The memory of one machine, all its ranks together."""
+    """Host memory of one machine, for all its ranks together."""
 
     module: str  # that runs at the peak
     phases: dict[str, int]  # peaks by phase
@@ -43,7 +43,7 @@ class HostMemory(Memory):
 
 @dataclass(kw_only=True)
 class CardMemory(HostMemory):
-    """One card. ``phases`` are the peaks of what is allocated."""
+    """Memory of one card. ``phases`` are the peaks of allocated bytes."""
 
     allocated_bytes: int  # of torch's allocator at its peak, without what it caches
     reserved_bytes: int  # with what it caches
@@ -61,7 +61,7 @@ class Disk(Memory):
 
 @dataclass(kw_only=True)
 class Time:
-    """Seconds of one optimizer step, all its micro-steps together, and of what else a run does."""
+    """Seconds of one optimizer step with all its micro-steps, and of validation, save and load."""
 
     forward_s: float
     backward_s: float
@@ -111,7 +111,7 @@ class Plan:
 
 @dataclass
 class Reserved:
-    """Bytes that the caching allocator takes from a card: the most, and the most in each phase."""
+    """Bytes that the caching allocator reserves on a card: the peak, and the peak of each phase."""
 
     peak: int
     by_phase: dict[str, int]
@@ -119,7 +119,7 @@ class Reserved:
 
 
 def reserve(result: Result, limit: int, expandable: bool) -> Reserved:
-    """The allocations of a simulation in a card with room for ``limit`` bytes, or without an end if they do not fit."""
+    """Replay a simulation's allocations on a card of ``limit`` bytes, or on an unlimited one if they do not fit."""
     kind = ExpandableSegments if expandable else CachingAllocator
     try:
         allocator, fits = kind(limit).replay(result.allocations), True
@@ -138,7 +138,7 @@ def plan_of(job: Job) -> Plan:
 
 
 def plans_of(jobs: dict[str, Job], beyond_training: bool = True) -> dict[str, Plan]:
-    """The same of several jobs by name; ``beyond_training``: they also validate, save and load.
+    """Plans of several jobs by name; with ``beyond_training`` they also validate, save and load.
 
     Raises:
         ConfigError: of the first that cannot run.
@@ -149,7 +149,7 @@ def plans_of(jobs: dict[str, Job], beyond_training: bool = True) -> dict[str, Pl
 
 
 def assemble(result: Result, simulation: Simulation, hardware: Hardware) -> Plan:
-    """The plan that a simulation and the hardware give."""
+    """The plan for a simulation on the hardware."""
     local = hardware.on_one_machine(simulation.ranks)
     gpu = None if hardware.is_cpu else _card(result, simulation, hardware)
     host, nvme = _host(result, simulation, hardware, local), _nvme(result, hardware, local)
@@ -179,7 +179,7 @@ def _largest(phases: list[Phase], device: str) -> tuple[str, Peak]:
 
 
 def peaks_by_phase(phases: list[Phase], device: str) -> dict[str, int]:
-    """The most bytes on a device in each phase."""
+    """Peak bytes on a device in each phase."""
     peaks: dict[str, int] = {}
     for phase in phases:
         peaks[phase.name] = max(peaks.get(phase.name, 0), phase.peaks[device].bytes)

@@ -29,7 +29,7 @@ LARGEST_ON_CPU = "small"
 
 
 def choose_model(ds_config: dict, world_size: int, disk: Path) -> tuple[str, str]:
-    """The preset's name and why. All ranks of a launch get the same answer, from the first one to ask.
+    """The preset's name and the reason. All ranks of a launch get the same answer: the first one to ask computes it.
 
     Args:
         ds_config: as it was read.
@@ -101,7 +101,7 @@ def choose(ds_config: dict, world_size: int, disk: Path) -> tuple[str, str]:
 
 
 def free_of(machine, ranks: int, disk: Path):
-    """The `launch.planner.hardware.Hardware` of a machine as far as nobody else uses it."""
+    """The hardware with only the memory and disk space that is free now."""
     while not disk.exists():
         disk = disk.parent
     return dataclasses.replace(

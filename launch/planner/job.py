@@ -1,4 +1,4 @@
-"""What a plan is asked for: a model under a ds_config on given hardware, checked and resolved."""
+"""A job to plan: a model under a ds_config on given hardware, checked and resolved."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ _STEPS = 1000
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked, and what follows from it. `make_job` makes one, `changed` another one like it."""
+    """A job to plan and what follows from it. `make_job` creates one, `changed` a variant."""
 
     model: str | StackConfig
     raw: dict[str, Any]  # the ds_config with all changes, before "auto" is resolved
@@ -83,7 +83,7 @@ def make_job(
     ranks: int | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Job:
-    """Check and resolve what is asked.
+    """Check and resolve a job's inputs.
 
     Args:
         model: a preset, a YAML file, the folder of a Hugging Face model (its config.json is enough), or a StackConfig.

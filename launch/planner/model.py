@@ -1,4 +1,4 @@
-"""A model by its name, and the parameters and arithmetic of each of its parts, counted without its numbers."""
+"""Loads a model by name, and counts parameters and FLOPs of each part without allocating weights."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a model under a ds_config costs on given hardware, and whether it fits: the door of the planner.
+"""Predicts what a model under a ds_config costs on given hardware, and whether it fits. Start here.
 
 A job is simulated (`launch.planner.simulation`), its allocations and its work are replayed on the hardware
 (`launch.planner.cost`), and both make a plan (`launch.planner.assemble`). Everything is a prediction.

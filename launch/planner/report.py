@@ -1,4 +1,4 @@
-"""Plans for people: a console page of one, a Markdown table of many."""
+"""Prints plans: one on the console, many as a Markdown table."""
 
 from pathlib import Path
 

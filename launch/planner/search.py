@@ -1,4 +1,4 @@
-"""Several jobs compared: the nearest changes that help, the largest micro-batch and the longest text that fit."""
+"""Compares jobs: small changes that help, the largest micro-batch and the longest text that fit."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ _MOST = 1 << 12  # micro-batches, or steps of tokens, beyond which there is no s
 
 
 def candidates(job: Job) -> dict[str, dict[str, Any]]:
-    """Changes that might help, by their description: dotted keys of the ds_config."""
+    """Changes that might help, as dotted keys of the ds_config, by their description."""
     ds_config, optimizer = job.ds_config, job.ds_config.optimizer_offload
     changes: dict[str, dict[str, Any]] = {}
     if ds_config.precision == "fp16" and job.hardware.capability[0] >= 8:

@@ -1,4 +1,4 @@
-"""The CUDA caching allocator: what torch reserves on the card for the blocks that a run allocates and frees.
+"""A replica of CUDA's caching allocator: bytes that torch reserves for the blocks that a run allocates and frees.
 
 The rules and sizes of c10/cuda/CUDACachingAllocator.cpp (torch 2.13.0): blocks of up to 1 MiB come out of 2 MiB
 segments, up to 10 MiB out of 20 MiB ones, larger ones out of segments of their own in steps of 2 MiB; best fit among
@@ -48,7 +48,7 @@ class Block:
         return rest
 
     def swallow(self) -> None:
-        """Become one with the block after this one."""
+        """Merge with the block after this one."""
         swallowed = self.after
         assert swallowed is not None
         self.size += swallowed.size
@@ -70,7 +70,7 @@ class CachingAllocator:
         self._blocks: dict[int, Block] = {}
 
     def replay(self, events: list[AllocationEvent]) -> "CachingAllocator":
-        """Go through the allocations of a simulated run, in order.
+        """Replay the allocations of a simulated run, in order.
 
         Raises:
             OutOfMemory: with a ``limit``, a block that does not fit even after all cached segments were given back.
@@ -106,7 +106,7 @@ class CachingAllocator:
         return block
 
     def _best_fit(self, pool: tuple[bool, int], size: int) -> Block | None:
-        """The smallest free block that is large enough, no longer among the free ones."""
+        """Take the smallest free block that is large enough."""
         waiting = self._free.setdefault(pool, [])
         place = bisect.bisect_left(waiting, (size, 0))
         return waiting.pop(place)[2] if place < len(waiting) else None
@@ -120,7 +120,7 @@ class CachingAllocator:
         return Block(segment, pool, self._end - segment)
 
     def _reserve(self, size: int) -> bool:
-        """Whether the card had so many bytes, or took them back if negative."""
+        """Reserve bytes on the card, or return them if negative; False where the card is full."""
         if self.limit is not None and self.reserved + size > self.limit:
             return False
         self.reserved += size
@@ -143,7 +143,7 @@ class CachingAllocator:
         self._merge(block)
 
     def _merge(self, block: Block) -> Block:
-        """The block is free: one with its neighbours that are too."""
+        """Merge a free block with its free neighbours."""
         if block.after is not None and block.after.free:
             self._unwait(block.after)
             block.swallow()
@@ -251,7 +251,7 @@ _ENDLESS = 1 << 60
 
 
 def _segment(size: int) -> int:
-    """What torch asks the card for, for a block of ``size`` bytes."""
+    """Size of the segment that torch requests from the card for a block of ``size`` bytes."""
     if size <= SMALL:
         return SMALL_SEGMENT
     return LARGE_SEGMENT if size < LARGE else -(-size // ROUND_LARGE) * ROUND_LARGE

@@ -1,4 +1,4 @@
-"""What a training process holds beside its tensors, measured on this machine.
+"""Memory of a training process beside its tensors, measured on this machine.
 
 Python, its libraries and their code are only the beginning: with the first steps come the pages of code that is used,
 oneDNN's compiled kernels (it caches one for each shape of a matrix product), autograd's nodes, threads' stacks and what

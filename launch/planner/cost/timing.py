@@ -1,4 +1,4 @@
-"""How long the work of a ghost run takes on given hardware: its trace, replayed.
+"""Seconds that a ghost run's work takes on given hardware, by replaying its trace.
 
 Streams, the links between cards, PCIe in each direction, the disk and the host each have a clock. The host spends time
 on every operator, view or not, on every call to the card's driver and on ZeRO-3's hooks: small work is bound by it. A
@@ -25,7 +25,7 @@ _PAGEABLE = 0.5
 
 @dataclass
 class PhaseTime:
-    """Seconds of one phase, and for how long each resource worked in it."""
+    """Seconds of one phase, and the busy seconds of each resource in it."""
 
     name: str
     seconds: float = 0.0

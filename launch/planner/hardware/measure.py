@@ -51,7 +51,7 @@ def this_machine() -> Hardware:
 
 
 def card_names(cards: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """Of NVIDIA's cards, as the driver has them: to ask torch opens a context on one."""
+    """Names of NVIDIA's cards, from the driver: asking torch would open a context on one."""
     return [
         file.read_text().partition("Model:")[2].split("\n")[0].strip() for file in sorted(cards.glob("*/information"))
     ]

@@ -1,4 +1,4 @@
-"""Hardware profiles: what a plan needs to know of cards, links, host and disk, each number with its source.
+"""Hardware profiles: numbers about cards, links, host and disk that a plan needs, each with its source.
 
 A profile is a YAML file: every field of `Hardware` but ``name`` is ``{value: …, source: …}``. Shipped ones stand in
 profiles/; `launch.planner.hardware.measure` makes one of this machine.
@@ -20,7 +20,7 @@ PROFILES = Path(__file__).parent / "profiles"
 
 @dataclass(kw_only=True)
 class Hardware:
-    """One machine. Bytes, bytes per second and seconds; rates are what programs reach, not what datasheets promise."""
+    """One machine, in bytes, bytes per second and seconds; rates are what programs reach, not datasheet values."""
 
     name: str
     gpu: str
@@ -54,7 +54,7 @@ class Hardware:
         return self.capability[0] == 0
 
     def on_one_machine(self, ranks: int) -> int:
-        """How many of so many ranks share one host."""
+        """Number of the ranks that share one host."""
         return ranks if self.is_cpu else min(ranks, self.gpus)
 
     def flops_per_s(self, dtype: torch.dtype) -> float:

@@ -13,7 +13,7 @@ from launch.planner.simulation.recorder import Recorder
 
 
 class Handle:
-    """A collective on its way; `wait` makes the current stream wait for it, as NCCL's does."""
+    """A running collective; `wait` makes the current stream wait for it, as NCCL's does."""
 
     def __init__(self, recorder: Recorder, number: int):
         self.recorder, self.number = recorder, number
@@ -27,7 +27,7 @@ class Handle:
 
 
 class Collectives:
-    """DeepSpeed's communication backend, whose collectives are recorded and move nothing."""
+    """DeepSpeed's communication backend: collectives are recorded and move no data."""
 
     #: Collective → which argument's bytes are the whole message of one rank, gathered or yet to be scattered.
     WHOLE = {
@@ -88,7 +88,7 @@ class Collectives:
 
 
 class AioHandle:
-    """libaio: reads and writes are recorded, and nothing moves."""
+    """libaio: reads and writes are recorded and move no data."""
 
     recorder: Recorder
 

@@ -1,4 +1,4 @@
-"""Results of earlier simulations, in ~/.cache/astrobio: the same question on the same code has the same answer.
+"""Cached results of earlier simulations in ~/.cache/astrobio, keyed by the simulation and by the code.
 
 Searches ask the same questions again and again, and a simulation of the 17B stack takes half a minute.
 """
@@ -53,5 +53,5 @@ def _path(simulation: Simulation) -> Path | None:
 
 @functools.cache
 def _code() -> bytes:
-    """All code that decides how a simulation goes: this project and what it stands on."""
+    """Hash of all code that a simulation depends on: this project and its libraries."""
     return code_hash(sorted([*(ROOT / "astrobio").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]), PACKAGES)

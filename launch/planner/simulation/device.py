@@ -1,4 +1,4 @@
-"""A GPU, its streams and its memory, without any of them: what DeepSpeed sees in a simulation.
+"""The simulated GPU that DeepSpeed sees: streams, events and memory without hardware.
 
 torch's Python backend for PrivateUse1 stands for the card and `FakeTensorMode` for its memory: tensors have shapes,
 dtypes and a device, but no data. What DeepSpeed asks of CUDA is answered here and written down by the `Recorder`; NCCL,
