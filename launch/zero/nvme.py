@@ -14,7 +14,7 @@ def mend_prefetch() -> None:
     pass stand side by side in that order, so a look ahead meets the same parameter twice, lists it twice, and
     `AsyncPartitionedParameterSwapper.swap_in` assigns its buffers in one go, after the only check. The cure upstream
     is a set in `__prefetch_nvme_param_partitions`; here the list is freed of repetitions where it arrives.
-    Reproduction: tests/launch/zero/ranks.py, `upstream_nvme_prefetch`.
+    Reproduction: tests/launch/zero/upstream_cases.py, `upstream_nvme_prefetch`.
     """
     swap_in = AsyncPartitionedParameterSwapper.swap_in
     if hasattr(swap_in, "__wrapped__"):

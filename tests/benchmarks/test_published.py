@@ -7,7 +7,8 @@ import sys
 import pytest
 from project import ROOT
 
-from benchmarks.published import CASES, predict
+from benchmarks.published import predict
+from benchmarks.published_cases import CASES
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from clero import climate_analysis
-from fake_archives import LATITUDE, LONGITUDE, PRESSURES, era5, model_e, netcdf, synthetic_fields
+from fake_climates import LATITUDE, LONGITUDE, PRESSURES, era5, model_e, netcdf, synthetic_fields
 from invented import candidates
 
 from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_SURFACE_VARIABLES, PLANET_COLUMNS

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 from archive_server import ArchiveServer
-from fake_archives import RECORDINGS, FakeGtdb, FakeRocke3d
+from fake_climates import FakeRocke3d
+from fake_life import RECORDINGS, FakeGtdb
 from fake_tap import exoplanet_eu
 
 from data_build import harvest as harvest_module

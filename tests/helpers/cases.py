@@ -11,6 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
+import deepspeed
 import deepspeed.comm as dist
 import torch
 from project import DS_CONFIGS
@@ -62,6 +63,15 @@ def step(engine, batches) -> list[float]:
         engine.step()
         losses.append(out.loss.item())
     return losses
+
+
+def weights(engine) -> dict[str, torch.Tensor]:
+    """The parameters by name: whole, in fp32, on the CPU."""
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            found[name] = parameter.detach().float().cpu().clone()
+    return found
 
 
 def main() -> None:

@@ -1,44 +1,28 @@
 """Every mistake a user can make ends before the ranks meet, with a message that names it."""
 
 import json
-import os
 import shutil
 import socket
-import threading
-import time
-from pathlib import Path
 
 import deepspeed
 import pytest
-import torch
 from breaking import cut_short, flip
-from deepspeed.accelerator import get_accelerator
-from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from launching import train
 from project import DS_CONFIGS
 from safetensors.torch import load_file, save_file
-from torch.utils.file_baton import FileBaton
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from astrobio.config import ConfigError, load_preset
 from launch.checkpoints.compatibility import dataset_hash
 from launch.checkpoints.folder import path_of
 from launch.checkpoints.manifest import MANIFEST, Manifest, SavedTensor
-from launch.ds_config.auto import resolve
-from launch.ds_config.config import batch_sizes
-from launch.ds_config.read import read_ds_config
 from launch.options import parse_arguments
 from launch.preflight import preflight, user_errors
-from launch.zero import compiled
-from launch.zero.accelerator import prepare_accelerator
 from launch.zero.engine import meta_stack
 
+pytestmark = pytest.mark.usefixtures("accelerator")
+
 OFFLOAD, NVME = DS_CONFIGS["zero3_offload"], DS_CONFIGS["zero3_nvme"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def accelerator():
-    prepare_accelerator()
 
 
 @pytest.fixture
@@ -322,78 +306,6 @@ def test_a_mistake_prints_every_problem_and_exits_with_2(capsys):
         raise ConfigError("first\nsecond")
     assert leaving.value.code == 2
     assert capsys.readouterr().err == "error: first\nerror: second\n"
-
-
-@pytest.mark.parametrize("path", DS_CONFIGS.values(), ids=DS_CONFIGS)
-def test_shipped_configs_have_no_unknown_key(path):
-    config = resolve(
-        read_ds_config(path), world_size=2, nvme_folder=path.parent, total_steps=10, largest_parameter=5000
-    ).raw
-    assert batch_sizes(config, 2) == (1, 32)
-    assert config["gradient_clipping"] == 1.0
-    assert config["optimizer"] == {
-        "type": "AdamW",
-        "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-5},
-    }
-    assert config["scheduler"]["type"] == "OneCycle" and "activation_checkpointing" in config
-
-
-def test_a_lock_left_by_a_killed_compilation_is_removed(tmp_path):
-    """torch waits for it for ever; once it takes such a lock by itself, the removal can go."""
-    lock = tmp_path / "lock"
-    lock.touch()
-    assert not FileBaton(str(lock)).try_acquire()
-    at_work = threading.Timer(1, lock.unlink)  # a fresh lock may be somebody's: who compiles takes it away
-    at_work.start()
-    compiled.remove_stale_lock(tmp_path)
-    assert at_work.finished.is_set()
-    lock.touch()
-    os.utime(lock, (time.time() - 120,) * 2)
-    compiled.remove_stale_lock(tmp_path)
-    assert not lock.exists()
-
-
-def test_what_was_compiled_is_kept_for_every_environment(tmp_path, monkeypatch):
-    """An op is compiled once, then loaded from the cache without asking ninja; other sources are another op."""
-    builder = get_accelerator().create_op_builder("CPUAdamBuilder")
-    made = []
-
-    def compile_op(builder, verbose):
-        made.append(builder.name)
-        folder = Path(compiled._get_build_directory(builder.name, verbose=False))
-        shutil.copy(original, folder / f"{builder.name}.so")
-        return compiled_module
-
-    compiled_module = builder.load()
-    original = compiled.file_of(builder)
-    assert original.is_file()
-    monkeypatch.setenv("ASTROBIO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch"))
-    monkeypatch.setattr(compiled, "_compile", compile_op)
-    assert compiled.load(builder) is compiled_module, "what was compiled is loaded already"
-    assert hasattr(compiled.load(builder), "adam_update")
-    assert made == ["cpu_adam"]
-    kept = compiled.file_of(builder)
-    monkeypatch.setattr(type(builder), "sources", lambda self: ["csrc/adam/cpu_adam.cpp"])
-    assert compiled.file_of(builder) != kept
-
-
-def test_deepspeed_refuses_fp16_on_this_cpu():
-    """Why there is a HostAccelerator; once DeepSpeed computes fp16 on any CPU, it can go."""
-    if "avx512_fp16" in open("/proc/cpuinfo").read():
-        pytest.skip("this CPU has native fp16 arithmetic")
-    assert not CPU_Accelerator().is_fp16_supported()
-
-
-def test_fp16_on_the_cpu_is_rounded_fp32():
-    """Products whose sum fp16 cannot hold step by step: 4096 + 1 is 4096 there."""
-    row = torch.tensor([[4096.0] + [1.0] * 8]).half()
-    assert (row @ torch.ones(9, 1).half()).item() == 4104
-    volume = torch.nn.Conv3d(1, 1, kernel_size=(1, 1, 9), bias=False).half()
-    torch.nn.init.ones_(volume.weight)
-    assert volume(row.view(1, 1, 1, 1, 9)).item() == 4104
-    single = torch.randn(3, 4)
-    torch.testing.assert_close(single @ single.T, (single.double() @ single.double().T).float())
 
 
 @pytest.fixture

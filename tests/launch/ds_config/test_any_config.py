@@ -18,14 +18,10 @@ from launch.ds_config.check import check
 from launch.ds_config.facts import model_facts
 from launch.ds_config.keys import _model_of, _parts
 from launch.ds_config.schema import Schema
-from launch.zero.accelerator import prepare_accelerator
+
+pytestmark = pytest.mark.usefixtures("accelerator")
 
 SMALL = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def accelerator():
-    prepare_accelerator()
 
 
 def keys(model: type[BaseModel] = Schema, above: str = "") -> dict[str, typing.Any]:

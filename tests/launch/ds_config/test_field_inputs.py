@@ -9,7 +9,8 @@ from astrobio.config import ConfigError, load_preset
 from launch.ds_config.check import check
 from launch.ds_config.facts import model_facts
 from launch.ds_config.read import read_ds_config
-from launch.zero.accelerator import prepare_accelerator
+
+pytestmark = pytest.mark.usefixtures("accelerator")
 
 CPU, NVME = {"device": "cpu"}, {"device": "nvme", "nvme_path": "auto"}
 SPARE = {"bf16.enabled": False, "fp16.enabled": True, "fp16.initial_scale_power": 8}
@@ -157,11 +158,6 @@ TAKEN = {
         [f"{Z}.stage3_param_persistence_threshold"],
     ),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def accelerator():
-    prepare_accelerator()
 
 
 def found_in(changes):

@@ -1,4 +1,4 @@
-"""What two ranks do together; one launch of ranks.py serves all of these tests."""
+"""What two ranks do together; one launch of ranks.py, with its cases in `*_cases.py`, serves all of these tests."""
 
 import math
 from pathlib import Path
