@@ -1,7 +1,9 @@
-"""Who imports whom, in functions too: no circle, and ``data_build → astrobio ← launch``. Read from the source."""
+"""Who imports whom, in functions too: no circle, and ``data_build → astrobio ← launch``; and how long files are. Read
+from the source."""
 
 import ast
 import importlib.util
+import subprocess
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -90,6 +92,16 @@ def test_packages_keep_apart(package):
         if name.split(".")[0] in APART[package] and not name.startswith(EXCEPT.get(module, ()))
     }
     assert not wrong
+
+
+def test_no_file_is_too_long_to_read():
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("this is no checkout")
+    lengths = {name: len((ROOT / name).read_text().splitlines()) for name in listed.stdout.splitlines()}
+    assert "launch/planner/plan.py" in lengths, "the files are not seen"
+    limits = {name: 350 if name.startswith("launch/planner/") else 400 for name in lengths}
+    assert not {name: length for name, length in lengths.items() if length > limits[name]}
 
 
 #: Keys of a ds_config that others know as fields of `DsConfig`.
