@@ -154,7 +154,7 @@ MISTAKES = [
     (
         {"optimizer": {"type": "Lion", "params": {}}, f"{Z}.offload_optimizer.ratio": 0.5},
         f"{Z}.offload_optimizer.ratio",
-        "no Lion",
+        "splits only Adam",
     ),
     (
         {
