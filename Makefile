@@ -49,7 +49,7 @@ $(SAMPLE)/manifest.json: | $(VENV)/.installed
 
 train: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && deepspeed --num_gpus $(TRAIN_RANKS) launch/train.py --ds_config ds_configs/zero3_offload.json \
-	  --model tiny --set $(TINY) train.epochs=16
+	  --model tiny --set $(TINY) train.epochs=14
 
 # Longer, for a better model; bf16 is the faster precision on most CPUs.
 train_long: $(SAMPLE)/manifest.json
@@ -63,7 +63,7 @@ SCIENCE := $(SEEDS:%=runs/science/seed_%)
 science: $(SAMPLE)/manifest.json
 	. $(BIN)/activate && for seed in $(SEEDS); do test -f runs/science/seed_$$seed/predictions-test.parquet || \
 	  deepspeed --num_gpus $(TRAIN_RANKS) launch/train.py --ds_config ds_configs/zero3_offload.json --model tiny \
-	  --run runs/science/seed_$$seed --resume auto --set $(TINY) train.epochs=16 train.seed=$$seed || exit 1; done
+	  --run runs/science/seed_$$seed --resume auto --set $(TINY) train.epochs=14 train.seed=$$seed || exit 1; done
 	. $(BIN)/activate && astrobio evaluate --texts $(SCIENCE) && astrobio evaluate $(SCIENCE) --json > runs/science/report.json
 
 # All 17 B parameters for real, through NVMe: 62 GB of disk (in ASTROBIO_NVME, if set), 16 GB of memory. bf16, because
