@@ -43,6 +43,10 @@ def _engines(config: dict) -> list[Finding]:
         ("tensor_parallel.autotp_size", "DeepSpeed splits only models that it knows"),
         ("expert_parallel.enabled", "DeepSpeed needs a mixture-of-experts model that it knows"),
         ("hybrid_engine.enabled", "DeepSpeed rebuilds only models that it knows"),
+        (
+            "data_efficiency.data_routing.random_ltd.enabled",
+            "DeepSpeed drops tokens only in models whose layers were converted for it",
+        ),
     ):
         if is_on(value := value_of(config, key)):
             found.append(

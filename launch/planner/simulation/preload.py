@@ -9,6 +9,7 @@ import os
 
 from launch.subprocesses import OF_A_LAUNCH
 
+os.dup2(2, 1)  # DeepSpeed logs to stdout at its import, where the caller prints its JSON
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 for _key in OF_A_LAUNCH:
     os.environ.pop(_key, None)

@@ -147,6 +147,11 @@ MISTAKES = [
     ({"tensor_parallel.autotp_size": 2}, "tensor_parallel.autotp_size", "leave tensor_parallel out"),
     ({"expert_parallel.enabled": True}, "expert_parallel.enabled", "leave expert_parallel out"),
     ({"hybrid_engine.enabled": True}, "hybrid_engine.enabled", "leave hybrid_engine out"),
+    (
+        {"data_efficiency.data_routing.random_ltd.enabled": True},
+        "data_efficiency.data_routing.random_ltd.enabled",
+        "leave data_efficiency out",
+    ),
     ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation", "after every micro-batch"),
     ({"aio.block_size": 10**6}, "aio.block_size", "write 999936"),
     ({"optimizer.params.amsgrad": True}, "optimizer.params.amsgrad", "set it to false"),

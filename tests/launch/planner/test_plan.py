@@ -133,6 +133,13 @@ def test_the_fastest_for_a_host_is_one_that_fits_it():
     assert "50 GB: none" in _fastest("17b", {"fast": like(90, 3.0)})
 
 
+def test_json_is_all_that_a_plan_prints_on_stdout():
+    """Nor does the process that simulations are forked from, which logs to its stdout while it imports."""
+    options = ["--model", "tiny", "--ds_config", "ds_configs/zero3.json", "--json"]
+    done = subprocess.run([sys.executable, "-m", "launch.cli", "plan", *options], cwd=ROOT, stdout=subprocess.PIPE)
+    assert json.loads(done.stdout)["model"] == "tiny"
+
+
 def test_a_plan_that_is_ended_leaves_nothing_running(tmp_path):
     command = subprocess.Popen(
         [sys.executable, "-m", "launch.cli", "plan", "--model", "17b", "--ds_config", "ds_configs/zero3.json"],
