@@ -217,6 +217,11 @@ def _measure(row: Row, run: Path, ranks: int, device: str) -> None:
     counted = records[1:] or records
     if not counted:
         return
+    if all(record.get("overflow") for record in records):
+        row.reason = (
+            "every step overflowed fp16 and was skipped, so that the optimizer never ran: take more steps, or lower "
+            "fp16.initial_scale_power"
+        )
     for key in ("step_s", "tokens_per_s"):
         row.measured[key] = statistics.median(record[key] for record in counted)
     for phase in PHASES:
