@@ -24,5 +24,6 @@ def test_a_simulation_sees_no_card_and_no_launch():
 
 def test_whoever_is_to_fork_sees_no_card_from_before_its_imports():
     done = run_script(HERE / "preloading.py", CUDA_VISIBLE_DEVICES="3")
-    told = {line for line in done.stdout.splitlines() if line.startswith(("torch:", "deepspeed:"))}
+    assert not done.stdout, "stdout is the caller's"
+    told = {line for line in done.stderr.splitlines() if line.startswith(("torch:", "deepspeed:"))}
     assert done.returncode == 0 and told == {"torch: ''", "deepspeed: ''"}, done.stderr
