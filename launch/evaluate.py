@@ -78,7 +78,9 @@ def test_predictions(engine, splits: dict[str, AstrobioDataset], micro_batch: in
     """`launch.evaluation.predictions.predict` of the test split, shared by all ranks; on every rank, all of it."""
     engine.eval()
     with same_randomness_after():
-        own = predict(engine, _batches(splits["test"], micro_batch), mean_climate(splits["train"]), masked)
+        own = predict(
+            engine, _batches(splits["test"], micro_batch), mean_climate(engine.module, splits["train"]), masked
+        )
     engine.train()
     return pd.concat(gathered(own), ignore_index=True)
 

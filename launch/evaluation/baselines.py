@@ -31,7 +31,7 @@ from astrobio.dataset import MANIFEST, AstrobioDataset
 from astrobio.files import cache_root, write_whole
 from astrobio.schema import PLANET_COLUMNS, RETRIEVAL_COLUMNS
 from launch.evaluation.features import Features, Fields, area_mean, read
-from launch.evaluation.scores import INTERVALS, emulation_scores, gaussian_crps, inside, share_told
+from launch.evaluation.scores import INTERVALS, emulation_scores, gaussian_crps, inside, retrieval_scores, share_told
 
 FOLDS = 5
 _SEPARATOR = " | "  # of a cached column's model and name
@@ -107,7 +107,7 @@ def _fitted(folder: Path, split: str) -> pd.DataFrame:
                 found[name, f"emulation {score}"] = np.full(len(test), np.nan)
                 found[name, f"emulation {score}"][test_fields.rows] = values
         for name, scores in retrievers(train, test).items():
-            found |= {(name, score): scores[score].to_numpy() for score in scores}
+            found |= {(name, score): values for score, values in scores.items()}
     found["medians of the train records", "text numbers"] = _medians_told(folder, split)
     return pd.DataFrame(found, index=pd.Index(test.run_id, name="run_id"))
 
@@ -127,41 +127,45 @@ def _medians_told(folder: Path, split: str) -> np.ndarray:
 
 def classifiers(train: Features, test: Features) -> dict[str, np.ndarray]:
     """Probabilities [N] of the test records by model; each is trained on the labelled records."""
-    use = train.labelled
-    label, groups = train.label[use], train.planet_key[use]
-    majority = {"majority class": np.full(len(test), label.mean())}
-    if not _enough(groups, label):
-        return majority
-
-    def probability(model: Tuned, numbers: np.ndarray, test_numbers: np.ndarray) -> np.ndarray:
-        return model.fitted(numbers[use], label, groups).predict_proba(test_numbers)[:, 1]
-
-    found = majority | {
-        "logistic regression on the planet table": probability(LOGISTIC, train.planet, test.planet),
-        "SVM on the planet table": probability(SUPPORT_VECTORS, train.planet, test.planet),
-        "gradient boosting on all modalities": probability(BOOSTING, train.every, test.every),
-    }
-    found["gradient boosting on the climate, else that SVM"] = np.where(
-        test.present["climate"], probability(BOOSTING, train.climate, test.climate), found["SVM on the planet table"]
+    table, climate = "SVM on the planet table", "gradient boosting on the climate, else that SVM"
+    found = _probabilities(
+        train,
+        test,
+        {
+            "logistic regression on the planet table": (LOGISTIC, "planet"),
+            table: (SUPPORT_VECTORS, "planet"),
+            "gradient boosting on all modalities": (BOOSTING, "every"),
+            climate: (BOOSTING, "climate"),
+        },
     )
+    if climate in found:
+        found[climate] = np.where(test.present["climate"], found[climate], found[table])
     return found
-
-
-def _enough(groups: np.ndarray, label: np.ndarray) -> bool:
-    """Whether there are planets to tune on, of both labels in every fold."""
-    return all(len(np.unique(groups[label == value])) >= 2 * FOLDS for value in (0, 1))
 
 
 def observers(train: Features, test: Features) -> dict[str, np.ndarray]:
     """`classifiers` that know the star, the planet and the spectrum, but no atmosphere and no climate."""
+    return _probabilities(
+        train,
+        test,
+        {
+            "SVM on star, planet and spectrum": (SUPPORT_VECTORS, "observable"),
+            "gradient boosting on star, planet and spectrum": (BOOSTING, "observable"),
+        },
+    )
+
+
+def _probabilities(train: Features, test: Features, models: dict[str, tuple[Tuned, str]]) -> dict[str, np.ndarray]:
+    """Probabilities [N] by the majority class and, where there are planets of both labels to tune on in every fold, by
+    each model, which reads those numbers of `Features`."""
     use = train.labelled
     label, groups = train.label[use], train.planet_key[use]
     found = {"majority class": np.full(len(test), label.mean())}
-    if not _enough(groups, label):
+    if any(len(np.unique(groups[label == value])) < 2 * FOLDS for value in (0, 1)):
         return found
-    for name, model in (("SVM", SUPPORT_VECTORS), ("gradient boosting", BOOSTING)):
-        fitted = model.fitted(train.observable[use], label, groups)
-        found[f"{name} on star, planet and spectrum"] = fitted.predict_proba(test.observable)[:, 1]
+    for name, (model, numbers) in models.items():
+        fitted = model.fitted(getattr(train, numbers)[use], label, groups)
+        found[name] = fitted.predict_proba(getattr(test, numbers))[:, 1]
     return found
 
 
@@ -205,7 +209,7 @@ def emulators(
     yield "kernel regression", fields(tuned(smooth, grid).predict(x_test))
 
 
-def retrievers(train: Features, test: Features) -> dict[str, pd.DataFrame]:
+def retrievers(train: Features, test: Features) -> dict[str, dict[str, np.ndarray]]:
     """Scores (`retrieval_scores`) of the test records by model, from star, planet and spectrum; NaN without."""
     found = {}
     models = {
@@ -230,17 +234,9 @@ def retrievers(train: Features, test: Features) -> dict[str, pd.DataFrame]:
             held_out = cross_val_predict(model, train.observable[use], target, groups=groups, cv=GroupKFold(FOLDS))
             sigma[i] = np.sqrt(np.mean((held_out - target) ** 2))
             mean[:, i] = clone(model).fit(train.observable[use], target).predict(test.observable)
-        found[name] = retrieval_scores(mean, sigma, test.retrieval)
+        found[name] = retrieval_scores(
+            gaussian_crps(mean, sigma, test.retrieval),
+            {share: inside(mean, sigma, test.retrieval, share) for share in INTERVALS},
+            np.isfinite(test.retrieval),
+        )
     return found
-
-
-def retrieval_scores(mean: np.ndarray, sigma: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
-    """Of Gaussians ``mean`` [N, R] and ``sigma`` [R] or [N, R]: each column's ``crps``, and whether its central 50%
-    and 90% hold the truth; NaN where there is none."""
-    table = {}
-    for i, column in enumerate(RETRIEVAL_COLUMNS):
-        width = np.broadcast_to(sigma, mean.shape)[:, i]
-        table[f"retrieval crps {column.name}"] = gaussian_crps(mean[:, i], width, truth[:, i])
-        for share in INTERVALS:
-            table[f"retrieval inside {share:.0%} {column.name}"] = inside(mean[:, i], width, truth[:, i], share)
-    return pd.DataFrame(table)

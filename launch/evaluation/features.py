@@ -84,8 +84,7 @@ def _numbers(item: dict[str, Any]) -> dict[str, Any]:
         "retrieval": np.where(item["retrieval_known"], item["retrieval"], np.nan),
     }
     if present["climate"]:
-        levels, surface = item["climate_levels"].mean(1), item["climate_surface"].mean(1)
-        fields = np.concatenate([levels.reshape(-1, *levels.shape[-2:]), surface])
+        fields = fields_of(item)
         mean = area_mean(fields)
         spread = np.sqrt(np.maximum(area_mean((fields - mean[:, None, None]) ** 2), 0))
         numbers |= {"fields": fields, "climate": np.concatenate([mean, spread])}
@@ -97,6 +96,12 @@ def _numbers(item: dict[str, Any]) -> dict[str, Any]:
         mean = np.where(total > 0, (depth * weight).sum(1) / np.maximum(total, 1e-9), np.nan)
         numbers["spectrum"] = np.concatenate([mean, weight.mean(1), [item["spectrum_spread"]]])
     return numbers
+
+
+def fields_of(item: dict[str, Any]) -> np.ndarray:
+    """A record's climate as fields [F, Y, X]: the levels of each variable, then the surface; mean over times."""
+    levels, surface = item["climate_levels"].mean(1), item["climate_surface"].mean(1)
+    return np.concatenate([levels.reshape(-1, *levels.shape[-2:]), surface])
 
 
 def _network(graph) -> np.ndarray:

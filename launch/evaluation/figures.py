@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astrobio.metrics import CALIBRATION_BINS
 from launch.evaluation.scores import brier, log_loss
 
 ROUNDS = 1000
 FLIPS = 10_000
-CALIBRATION_BINS = 15
 
 Weighted = Callable[[np.ndarray], np.ndarray]
 

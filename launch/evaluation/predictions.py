@@ -17,7 +17,8 @@ from astrobio.normalisation import in_units
 from astrobio.phrases import numbers_in
 from astrobio.schema import MODALITIES, PLANET_COLUMNS, RETRIEVAL_COLUMNS
 from astrobio.stack import AstrobioStack, StackOutput
-from launch.evaluation.scores import INTERVALS, emulation_scores, share_told
+from launch.evaluation.features import fields_of
+from launch.evaluation.scores import INTERVALS, emulation_scores, retrieval_scores, share_told
 
 #: A batch, and which of its records count: the others fill it up.
 Counted = tuple[Batch, Tensor]
@@ -85,14 +86,16 @@ def text_scores(stack: AstrobioStack, dataset: AstrobioDataset, batches: Iterabl
     return pd.DataFrame(rows, columns=["run_id", "text numbers"])
 
 
-def mean_climate(dataset: AstrobioDataset) -> np.ndarray:
-    """Mean field [F, Y, X] of the records with a climate, normalised."""
+def mean_climate(stack: AstrobioStack, dataset: AstrobioDataset) -> np.ndarray | None:
+    """Mean field [F, Y, X] of the records with a climate, normalised; None for a stack that emulates none, which is
+    not scored by it."""
+    if stack.config.tasks is None or stack.config.tasks.emulation is None:
+        return None
     total, count = np.zeros(1), 0
     for index in range(len(dataset)):
         item = dataset[index]
         if item["present"]["climate"]:
-            levels, surface = item["climate_levels"].mean(1), item["climate_surface"].mean(1)
-            total = total + np.concatenate([levels.reshape(-1, *levels.shape[-2:]), surface])
+            total = total + fields_of(item)
             count += 1
     return (total / max(count, 1)).astype(np.float32)
 
@@ -139,17 +142,12 @@ def _tasks(out: StackOutput, batch: Batch, mean_field: np.ndarray | None) -> dic
 
 def _retrieval(posterior: Tensor, batch: Batch) -> dict[str, np.ndarray]:
     found = mixture(posterior, len(RETRIEVAL_COLUMNS))
-    known = _numpy(batch.retrieval_known & batch.present["spectrum"][:, None])
-    crps = _numpy(found.crps(batch.retrieval))
-    columns = {}
-    for i, column in enumerate(RETRIEVAL_COLUMNS):
-        columns[f"retrieval crps {column.name}"] = np.where(known[:, i], crps[:, i], np.nan)
     position = _numpy(found.cdf(batch.retrieval))
-    for share in INTERVALS:
-        for i, column in enumerate(RETRIEVAL_COLUMNS):
-            held = np.abs(position[:, i] - 0.5) <= share / 2
-            columns[f"retrieval inside {share:.0%} {column.name}"] = np.where(known[:, i], held, np.nan)
-    return columns
+    return retrieval_scores(
+        _numpy(found.crps(batch.retrieval)),
+        {share: np.abs(position - 0.5) <= share / 2 for share in INTERVALS},
+        _numpy(batch.retrieval_known & batch.present["spectrum"][:, None]),
+    )
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

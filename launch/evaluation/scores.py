@@ -4,7 +4,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import norm
 
-from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_LEVELS, CLIMATE_SURFACE_VARIABLES
+from astrobio.schema import CLIMATE_LEVEL_VARIABLES, CLIMATE_LEVELS, CLIMATE_SURFACE_VARIABLES, RETRIEVAL_COLUMNS
 from launch.evaluation.features import area_mean
 
 #: Of a posterior's central intervals: how much of it they hold.
@@ -37,6 +37,21 @@ def inside(mean: np.ndarray, sigma: np.ndarray, truth: np.ndarray, share: float)
     """1 where the central interval of N(mean, σ²) with that share of it holds the truth, else 0."""
     held = np.abs(truth - mean) <= ndtri(0.5 + share / 2) * sigma
     return np.where(np.isfinite(truth), held, np.nan)
+
+
+def retrieval_scores(crps: np.ndarray, held: dict[float, np.ndarray], known: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores [N] of posteriors, by name; NaN where the truth is not ``known`` [N, R].
+
+    Args:
+        crps: [N, R].
+        held: share of `INTERVALS` → whether that central interval holds the truth [N, R].
+    """
+    scores = {"crps": crps} | {f"inside {share:.0%}": values for share, values in held.items()}
+    return {
+        f"retrieval {name} {column.name}": np.where(known[:, i], values[:, i], np.nan)
+        for name, values in scores.items()
+        for i, column in enumerate(RETRIEVAL_COLUMNS)
+    }
 
 
 #: Of the fields' first axis, by variable: the levels of each, then the surface.

@@ -69,7 +69,9 @@ def predictions(trained: Trained, data: Path, split: str, again: bool = False, t
     longest = stack.config.language.max_text_tokens
     dataset = AstrobioDataset(data, split, longest)
     if table is None:
-        table = predict(stack, batches(dataset, MICRO_BATCH), mean_climate(AstrobioDataset(data, "train", longest)))
+        table = predict(
+            stack, batches(dataset, MICRO_BATCH), mean_climate(stack, AstrobioDataset(data, "train", longest))
+        )
     if texts:
         table = table.merge(text_scores(stack, dataset, batches(dataset, MICRO_BATCH)), on="run_id")
     keep(table, path)
