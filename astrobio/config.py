@@ -168,8 +168,8 @@ class LossConfig:
     consistency: float = Field(default=0.15, ge=0)
     balance: float = Field(default=1.0, ge=0)
     observables: float = Field(default=1.0, ge=0)
-    emulation: float = Field(default=1.0, ge=0)
-    retrieval: float = Field(default=0.2, ge=0)
+    emulation: float = Field(default=2.0, ge=0)
+    retrieval: float = Field(default=0.3, ge=0)
 
     def weight(self, part: str) -> float:
         return getattr(self, part.partition(".")[0])

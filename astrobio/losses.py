@@ -1,7 +1,7 @@
 """The parts of the loss, each one number per batch in float32.
 
     loss = 1.0 classification + 1.0 language + 0.1 reconstruction + 0.1 kl + 0.2 energy + 0.2 mass_balance
-         + 0.15 consistency + 1.0 balance + 1.0 observables + 1.0 emulation + 0.2 retrieval
+         + 0.15 consistency + 1.0 balance + 1.0 observables + 2.0 emulation + 0.3 retrieval
 
 (weights: `astrobio.config.LossConfig`). A sample without the modality or the label a part needs adds nothing to it; a
 batch without any adds exactly 0, with a gradient of 0, so that all ranks run the same backward pass.
@@ -13,7 +13,9 @@ balance and by whoever evaluates them, and fields that are right in the hidden t
 
 ``energy`` is the energy balance of the reconstructed climate, ``mass_balance`` that of the reconstructed metabolic
 fluxes, in 0 to 1. ``balance`` is what a mixture of experts adds to its own loss, weighted as its configuration says.
-``observables``, ``emulation`` and ``retrieval`` are those of the heads in `astrobio.heads`.
+``observables``, ``emulation`` and ``retrieval`` are those of the heads in `astrobio.heads`. ``retrieval.nll`` is the
+negative log likelihood of all that is retrieved together; ``retrieval.crps`` the score of each quantity by itself,
+summed: the likelihood alone makes the intervals of single quantities too narrow.
 """
 
 import math
@@ -72,14 +74,17 @@ def energy_imbalance(absorbed: Tensor, outgoing: Tensor) -> Tensor:
     return F.huber_loss(relative, torch.zeros_like(relative), reduction="none")
 
 
+#: In squared standard deviations: keeps the slope of the root finite where a field is hit exactly.
+EMULATION_FLOOR = 1e-4
+
+
 def emulation(levels: Tensor, surface: Tensor, true_levels: Tensor, true_surface: Tensor) -> Tensor:
-    """Area-weighted mean squared error [B] of normalised ``levels`` [B, V, Z, Y, X] and ``surface`` [B, S, Y, X]: one
-    half of the levels', one half of the surface's."""
-    of_levels, of_surface = (
-        area_mean((field - true) ** 2).flatten(1).mean(1)
-        for field, true in ((levels, true_levels), (surface, true_surface))
-    )
-    return (of_levels + of_surface) / 2
+    """Area-weighted root mean squared error [B] of normalised ``levels`` [B, V, Z, Y, X] and ``surface`` [B, S, Y, X]
+    over all fields: what emulation is scored by. Without the root a few strange climates would lead all steps."""
+    squares = [
+        area_mean((field - true) ** 2).flatten(1) for field, true in ((levels, true_levels), (surface, true_surface))
+    ]
+    return (torch.cat(squares, dim=1).mean(1) + EMULATION_FLOOR).sqrt()
 
 
 def consistency(fused: Tensor, single: Tensor, present: Tensor) -> Tensor:

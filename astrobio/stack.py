@@ -251,8 +251,10 @@ class AstrobioStack(nn.Module):
             climate = Climate(*(fields.detach() for fields in climate))
         if posterior is not None:
             known = batch.retrieval_known & batch.present["spectrum"][:, None]
-            nll = mixture(posterior, len(RETRIEVAL_COLUMNS)).nll(batch.retrieval, known)
-            parts["retrieval"] = losses.mean_present(nll, known.any(dim=1))
+            found = mixture(posterior, len(RETRIEVAL_COLUMNS))
+            of_columns = (found.crps(batch.retrieval) * known).sum(1)
+            parts["retrieval.nll"] = losses.mean_present(found.nll(batch.retrieval, known), known.any(dim=1))
+            parts["retrieval.crps"] = losses.mean_present(of_columns, known.any(dim=1))
             posterior = posterior.detach()
         return TaskOutput(observables, climate, posterior)
 

@@ -7,6 +7,7 @@ splits the train records by planet, as the dataset itself is split.
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.impute import SimpleImputer
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -108,21 +112,34 @@ def _fitted(folder: Path, split: str) -> pd.DataFrame:
                 found[name, f"emulation {score}"][test_fields.rows] = values
         for name, scores in retrievers(train, test).items():
             found |= {(name, score): values for score, values in scores.items()}
-    found["medians of the train records", "text numbers"] = _medians_told(folder, split)
+    for name, values in _told(folder, split, train.planet, test.planet).items():
+        found[name, "text numbers"] = values
     return pd.DataFrame(found, index=pd.Index(test.run_id, name="run_id"))
 
 
-def _medians_told(folder: Path, split: str) -> np.ndarray:
-    """`share_told` [N] by a text that gives the train records' medians."""
-    train, test = (AstrobioDataset(folder, name, max_text_tokens=2).records["planet"] for name in ("train", split))
-    names = [column.name for column in PLANET_COLUMNS]
-    medians = dict(zip(names, np.nanmedian(np.asarray(train), axis=0), strict=True))
-    return np.array(
-        [
-            share_told(medians, {name: x for name, x in zip(names, record, strict=True) if np.isfinite(x)})
-            for record in np.asarray(test)
-        ]
+def _told(folder: Path, split: str, near: np.ndarray, near_test: np.ndarray) -> dict[str, np.ndarray]:
+    """`share_told` [N] by a text that gives the train records' medians, and by that of the nearest train record.
+
+    Args:
+        near: normalised planet tables [M, P] and [N, P] of the train and the split's records, NaN where unknown.
+    """
+    train, test = (
+        np.asarray(AstrobioDataset(folder, name, max_text_tokens=2).records["planet"]) for name in ("train", split)
     )
+    nearest = KNeighborsRegressor(1).fit(np.nan_to_num(near), np.nan_to_num(train))
+    told = {
+        "medians of the train records": np.broadcast_to(np.nanmedian(train, axis=0), test.shape),
+        "the nearest train record": nearest.predict(np.nan_to_num(near_test)),
+    }
+    names = [column.name for column in PLANET_COLUMNS]
+
+    def known(record: np.ndarray) -> dict[str, float]:
+        return {name: x for name, x in zip(names, record, strict=True) if np.isfinite(x)}
+
+    return {
+        model: np.array([share_told(known(said), known(record)) for said, record in zip(texts, test, strict=True)])
+        for model, texts in told.items()
+    }
 
 
 def classifiers(train: Features, test: Features) -> dict[str, np.ndarray]:
@@ -206,20 +223,38 @@ def emulators(
     grid = {"kernelridge__alpha": [1e-3, 1e-2, 1e-1], "kernelridge__gamma": [0.003, 0.01, 0.03, 0.1]}
     predicted = tuned(smooth, grid, means).predict(x_test)
     yield "kernel regression of global means", (predicted[:, :, None, None] + pattern).astype(np.float32)
-    yield "kernel regression", fields(tuned(smooth, grid).predict(x_test))
+    leading = coefficients[:, basis.explained_variance_ratio_ > 0.01]
+    yield "Gaussian process", fields(_gaussian_process(x, leading, coefficients, x_test))
+
+
+def _gaussian_process(x: np.ndarray, leading: np.ndarray, target: np.ndarray, x_test: np.ndarray) -> np.ndarray:
+    """The mean at ``x_test`` of a Gaussian process with a length scale for each number, by maximum likelihood of the
+    ``leading`` targets (Rasmussen & Williams 2006, ch. 5)."""
+    scaled = make_pipeline(_imputer(), StandardScaler())
+    x = scaled.fit_transform(x)
+    kernel = ConstantKernel(10.0) * Matern(np.full(x.shape[1], 5.0), (0.1, 1e4), nu=2.5) + WhiteKernel(0.01, (1e-6, 10))
+    with warnings.catch_warnings():  # a length scale at its bound says that the number does not matter
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kernel = GaussianProcessRegressor(kernel, normalize_y=True).fit(x, leading).kernel_
+    process = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True).fit(x, target)
+    return process.predict(scaled.transform(x_test))
 
 
 def retrievers(train: Features, test: Features) -> dict[str, dict[str, np.ndarray]]:
     """Scores (`retrieval_scores`) of the test records by model, from star, planet and spectrum; NaN without."""
     found = {}
-    models = {
+    models: dict[str, tuple[BaseEstimator, dict] | None] = {
         "spread of the train records": None,
-        "linear regression": make_pipeline(_imputer(), StandardScaler(), Ridge(10.0)),
-        "gradient boosting": HistGradientBoostingRegressor(
-            learning_rate=0.05, max_iter=200, min_samples_leaf=10, random_state=0
+        "linear regression": (
+            make_pipeline(_imputer(), StandardScaler(), Ridge()),
+            {"ridge__alpha": [1, 10, 100, 1000]},
+        ),
+        "gradient boosting": (
+            HistGradientBoostingRegressor(learning_rate=0.05, max_iter=200, min_samples_leaf=10, random_state=0),
+            {"max_leaf_nodes": [4, 8, 31]},
         ),
     }
-    for name, model in models.items():
+    for name, settings in models.items():
         mean = np.full((len(test), len(RETRIEVAL_COLUMNS)), np.nan)
         sigma = np.full(len(RETRIEVAL_COLUMNS), np.nan)
         for i in range(len(RETRIEVAL_COLUMNS)):
@@ -227,9 +262,12 @@ def retrievers(train: Features, test: Features) -> dict[str, dict[str, np.ndarra
             target, groups = train.retrieval[use, i], train.planet_key[use]
             if not use.any():
                 continue
-            if model is None or len(np.unique(groups)) < 2 * FOLDS:
+            if settings is None or len(np.unique(groups)) < 2 * FOLDS:
                 mean[:, i], sigma[i] = target.mean(), target.std()
                 continue
+            model, grid = settings
+            search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=GroupKFold(FOLDS), refit=False)
+            model = clone(model).set_params(**search.fit(train.observable[use], target, groups=groups).best_params_)
             # The residuals of held-out planets are the width of its Gaussian.
             held_out = cross_val_predict(model, train.observable[use], target, groups=groups, cv=GroupKFold(FOLDS))
             sigma[i] = np.sqrt(np.mean((held_out - target) ** 2))

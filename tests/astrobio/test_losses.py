@@ -49,16 +49,25 @@ def test_energy_is_free_within_what_is_tolerated_and_linear_beyond():
     assert penalty(192.0, 288.0) == penalty(288.0, 192.0)
 
 
-def test_emulation_weighs_area_and_both_kinds_of_fields():
+def test_emulation_weighs_area_and_all_fields_alike():
     levels, surface = torch.zeros(2, 5, 10, 32, 64), torch.zeros(2, 3, 32, 64)
+    floor = losses.EMULATION_FLOOR
     wrong = surface.clone()
     wrong[0, 1] = 2.0
     error = losses.emulation(levels, surface, levels, wrong)
-    torch.testing.assert_close(error, torch.tensor([4 / 3 / 2, 0.0]))
+    torch.testing.assert_close(error, torch.tensor([4 / 53 + floor, floor]).sqrt())
     polar = levels.clone()
     polar[0, :, :, 0] = 1.0
     share = float(losses.latitude_weights(32, levels.device)[0])
-    torch.testing.assert_close(losses.emulation(levels, surface, polar, surface), torch.tensor([share / 2, 0.0]))
+    error = losses.emulation(levels, surface, polar, surface)
+    torch.testing.assert_close(error, torch.tensor([50 / 53 * share + floor, floor]).sqrt())
+
+
+def test_a_climate_that_is_hit_exactly_has_a_finite_slope():
+    fields = torch.zeros(1, 5, 10, 32, 64, requires_grad=True)
+    surface = torch.zeros(1, 3, 32, 64)
+    losses.emulation(fields, surface, fields.detach(), surface).sum().backward()
+    assert torch.equal(fields.grad, torch.zeros_like(fields))
 
 
 def test_values_that_do_not_count_may_be_broken():

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import cases
 import deepspeed
@@ -122,15 +124,32 @@ class Variant:
         return make_engine(config, changes, stack=stack, seed=7 if again else 0)
 
 
+def groups_in_memory(engine) -> Iterator[dict[str, nn.Parameter]]:
+    """The trained parameters by name, sub-group by sub-group. DeepSpeed's functions would read a whole sub-group from
+    NVMe for every tensor; here each is read once."""
+    state = EngineState(engine)
+    state.link_fragments()
+    if not state.sharded:
+        yield {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+        return
+    parameters = dict(engine.module.named_parameters())
+    for group in state.groups:
+        with (
+            state.opened(group),
+            mock.patch.object(engine.optimizer, "_swappable_optimizer_subgroup", return_value=False),
+        ):
+            yield {part.name: parameters[part.name] for part in group.parts}
+
+
 def contents(engine) -> dict[str, torch.Tensor]:
     """All that is learned, through DeepSpeed's own functions, on every rank."""
-    EngineState(engine).link_fragments()
     found = {}
-    for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad:
+    for trained in groups_in_memory(engine):
+        for name, parameter in trained.items():
             found[f"fp32/{name}"] = safe_get_full_fp32_param(parameter).cpu().clone()
             for key in ("exp_avg", "exp_avg_sq"):
                 found[f"{key}/{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
+    for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):  # from NVMe, if it is there
             found[f"model/{name}"] = parameter.detach().cpu().clone()
     return found | {
