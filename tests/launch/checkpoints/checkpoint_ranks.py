@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -390,7 +391,8 @@ def save_until_killed() -> dict:
     checkpoints = Checkpoints(engine, run, DsConfig.parse(engine.config))
     if saved:
         checkpoints.resume(saved[::-1])
-    print("resumed", engine.global_steps, flush=True)
+    if dist.get_rank() == 0:  # in one piece: unbuffered, print writes word for word, and ranks share the pipe
+        sys.stdout.write(f"resumed {engine.global_steps}\n")
     while True:
         small_steps(engine, 1)
         checkpoints.save(about(engine), best=engine.global_steps % 3 == 0)

@@ -174,27 +174,32 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_that_resumes(sample_dataset, t
     """Thirty times: what is there verifies to the last byte, and the next launch goes on from the newest."""
     moments, run, last = random.Random(0), tmp_path / "killed", 0
     for _ in range(30):
-        process = start(SCRIPT, sample_dataset, tmp_path, "save_until_killed", **IMPORTS)
-        resumed = None
-        for line in process.stdout:
-            if line.startswith("resumed"):
-                resumed = int(line.split()[1])
-                break
-        assert resumed is not None and resumed >= last, "a checkpoint was lost"
-        deadline = time.monotonic() + moments.uniform(0.5, 3.0)
-        while time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        for rank in [child for child in psutil.process_iter() if _is_rank(child, tmp_path)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                rank.kill()
-                rank.wait(timeout=30)
-        process.wait()
-        process.stdout.close()
+        process, lines = start(SCRIPT, sample_dataset, tmp_path, "save_until_killed", **IMPORTS), []
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("resumed"):
+                    break
+            assert lines[-1].startswith("resumed"), "".join(lines)
+            assert int(lines[-1].split()[1]) >= last, "a checkpoint was lost"
+            time.sleep(moments.uniform(0.5, 3.0))
+        finally:
+            kill(process, tmp_path)
         valid = valid_checkpoints(run)
         assert valid and valid == checkpoints(run), "a broken folder has a checkpoint's name"
         last = verify(valid[-1]).step
     assert last > 30
+
+
+def kill(process: subprocess.Popen, out: Path) -> None:
+    """The launcher first, so that it cannot tell its ranks to end, then the ranks."""
+    os.killpg(process.pid, signal.SIGKILL)
+    for rank in [child for child in psutil.process_iter() if _is_rank(child, out)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.kill()
+            rank.wait(timeout=30)
+    process.wait()
+    process.stdout.close()
 
 
 def _is_rank(process: psutil.Process, out: Path) -> bool:
