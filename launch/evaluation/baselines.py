@@ -39,6 +39,10 @@ from launch.evaluation.scores import INTERVALS, emulation_scores, gaussian_crps,
 
 FOLDS = 5
 _SEPARATOR = " | "  # of a cached column's model and name
+#: The version of this code, as it is imported: who edits it while it runs does not cache its results as the new code's.
+_CODE = hashlib.sha256(
+    b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("baselines", "features", "scores"))
+).hexdigest()[:16]
 COMPONENTS = 48  # of the climate fields; 99.9% of their variance on the sample
 
 
@@ -82,11 +86,8 @@ def simple_models(folder: Path, split: str = "test") -> pd.DataFrame:
 
     Fitted once for a dataset and a version of this code, and cached under `astrobio.files.cache_root`.
     """
-    code = hashlib.sha256()
-    for module in ("baselines", "features", "scores"):
-        code.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     content = json.loads((folder / MANIFEST).read_text())["content_sha256"]
-    cache = cache_root() / "simple_models" / f"{content[:16]}-{split}-{code.hexdigest()[:16]}.parquet"
+    cache = cache_root() / "simple_models" / f"{content[:16]}-{split}-{_CODE}.parquet"
     if not cache.is_file():
         table = _fitted(folder, split)
         buffer = io.BytesIO()
