@@ -1,7 +1,9 @@
 """`astrobio evaluate`: how good a trained stack is, beside simple models."""
 
 import argparse
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 from launch.commands import new_parser
@@ -27,11 +29,11 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0; a run that cannot be evaluated raises ConfigError."""
-    # torch and scikit-learn take seconds to import
-    from launch.evaluation.assessment import assess
-    from launch.evaluation.baselines import simple_models
-    from launch.evaluation.stacks import Trained, predictions
-    from launch.preflight import DEFAULT_DATA
+    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed is to log; it, torch and scikit-learn take seconds
+        from launch.evaluation.assessment import assess
+        from launch.evaluation.baselines import simple_models
+        from launch.evaluation.stacks import Trained, predictions
+        from launch.preflight import DEFAULT_DATA
 
     trained = [Trained(folder) for folder in args.runs]
     data = args.data or next((found for run in trained if (found := run.data()) is not None), DEFAULT_DATA)
