@@ -88,7 +88,8 @@ def test_metrics_hold_what_the_design_promises(uninterrupted):
             "mass_balance",
             "observables",
             "emulation",
-            "retrieval",
+            "retrieval.nll",
+            "retrieval.crps",
             "consistency",
         }
     validation, test = uninterrupted.metrics("eval")

@@ -128,17 +128,14 @@ class Variant:
 def groups_in_memory(engine) -> Iterator[dict[str, nn.Parameter]]:
     """The trained parameters by name, sub-group by sub-group. DeepSpeed's functions would read a whole sub-group from
     NVMe for every tensor; here each is read once."""
-    state = EngineState(engine)
+    state, parameters = EngineState(engine), dict(engine.module.named_parameters())
     state.link_fragments()
     if not state.sharded:
-        yield {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+        yield {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         return
-    parameters = dict(engine.module.named_parameters())
+    in_memory = mock.patch.object(engine.optimizer, "_swappable_optimizer_subgroup", return_value=False)
     for group in state.groups:
-        with (
-            state.opened(group),
-            mock.patch.object(engine.optimizer, "_swappable_optimizer_subgroup", return_value=False),
-        ):
+        with state.opened(group), in_memory:
             yield {part.name: parameters[part.name] for part in group.parts}
 
 
