@@ -101,7 +101,7 @@ for _which in TRAINED_IN_PART:
 STEPS = 200
 PRECISIONS = {
     "fp32": {"fp16": {"enabled": False}},
-    "fp16": {},
+    "fp16": {"fp16.initial_scale_power": 8},  # no step is skipped until a loss scale is found
     "bf16": {"fp16": {"enabled": False}, "bf16": {"enabled": True}},
 }
 
