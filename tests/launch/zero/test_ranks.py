@@ -103,8 +103,8 @@ def test_in_fp32_the_launcher_trains_as_a_plain_loop_does(slow_results):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, allowed", [("fp16", 0.001), ("bf16", 0.01)])
 def test_in_16_bits_the_launcher_trains_nearly_as_in_fp32(slow_results, precision, allowed):
-    """Within a share of its loss in fp32, in the mean of each ten steps; bf16 is furthest off in the first ten, where the
-    heads' errors are large."""
+    """Within a share of its loss in fp32, in the mean of each ten steps; bf16 is furthest off in the first ten, where
+    the heads' errors are large."""
     for rank in seen(slow_results, f"trajectory:{precision}"):
         assert rank["skipped"] == 0
         for i in range(0, 200, 10):
