@@ -251,10 +251,10 @@ class AstrobioStack(nn.Module):
             climate = Climate(*(fields.detach() for fields in climate))
         if posterior is not None:
             known = batch.retrieval_known & batch.present["spectrum"][:, None]
-            found = mixture(posterior, len(RETRIEVAL_COLUMNS))
-            of_columns = (found.crps(batch.retrieval) * known).sum(1)
-            parts["retrieval.nll"] = losses.mean_present(found.nll(batch.retrieval, known), known.any(dim=1))
-            parts["retrieval.crps"] = losses.mean_present(of_columns, known.any(dim=1))
+            found, counted = mixture(posterior, len(RETRIEVAL_COLUMNS)), known.any(dim=1)
+            crps = (found.crps(batch.retrieval) * known).sum(1)
+            parts["retrieval.nll"] = losses.mean_present(found.nll(batch.retrieval, known), counted)
+            parts["retrieval.crps"] = losses.mean_present(crps, counted)
             posterior = posterior.detach()
         return TaskOutput(observables, climate, posterior)
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
@@ -38,6 +39,7 @@ from launch.evaluation.features import Features, Fields, area_mean, read
 from launch.evaluation.scores import INTERVALS, emulation_scores, gaussian_crps, inside, retrieval_scores, share_told
 
 FOLDS = 5
+SQUARES = "neg_mean_squared_error"
 _SEPARATOR = " | "  # of a cached column's model and name
 #: The version of this code, as it is imported: who edits it while it runs does not cache its results as the new code's.
 _CODE = hashlib.sha256(
@@ -48,17 +50,20 @@ COMPONENTS = 48  # of the climate fields; 99.9% of their variance on the sample
 
 @dataclass(frozen=True)
 class Tuned:
-    """A classifier with the settings to choose from."""
+    """A model with the settings to choose from."""
 
     model: BaseEstimator
     grid: dict[str, list]
 
-    def fitted(self, numbers: np.ndarray, label: np.ndarray, groups: np.ndarray) -> CalibratedClassifierCV:
-        """The best of the grid by held-out ROC-AUC, its probabilities calibrated on held-out groups (Platt 1999)."""
+    def best(self, numbers: np.ndarray, target: np.ndarray, groups: np.ndarray, scoring: str = SQUARES) -> Any:
+        """The model with the best settings of the grid by ``scoring`` on held-out groups, not fitted."""
+        search = GridSearchCV(self.model, self.grid, scoring=scoring, cv=GroupKFold(FOLDS), refit=False)
+        return clone(self.model).set_params(**search.fit(numbers, target, groups=groups).best_params_)
+
+    def classifier(self, numbers: np.ndarray, label: np.ndarray, groups: np.ndarray) -> CalibratedClassifierCV:
+        """The best by ROC-AUC, fitted, its probabilities calibrated on held-out groups (Platt 1999)."""
         folds = list(GroupKFold(FOLDS).split(numbers, label, groups))
-        search = GridSearchCV(self.model, self.grid, scoring="roc_auc", cv=folds, refit=False).fit(numbers, label)
-        best = clone(self.model).set_params(**search.best_params_)
-        return CalibratedClassifierCV(best, cv=folds).fit(numbers, label)
+        return CalibratedClassifierCV(self.best(numbers, label, groups, "roc_auc"), cv=folds).fit(numbers, label)
 
 
 def _imputer() -> SimpleImputer:
@@ -99,9 +104,8 @@ def simple_models(folder: Path, split: str = "test") -> pd.DataFrame:
 
 
 def _fitted(folder: Path, split: str) -> pd.DataFrame:
-    (train, train_fields), (test, test_fields) = (
-        read(AstrobioDataset(folder, name, max_text_tokens=2)) for name in ("train", split)
-    )
+    datasets = [AstrobioDataset(folder, name, max_text_tokens=2) for name in ("train", split)]
+    (train, train_fields), (test, test_fields) = map(read, datasets)
     # On some cores the threads of these small fits wait for each other longer than they compute.
     with threadpoolctl.threadpool_limits(1):
         found = {(name, "habitable"): values for name, values in classifiers(train, test).items()}
@@ -113,20 +117,19 @@ def _fitted(folder: Path, split: str) -> pd.DataFrame:
                 found[name, f"emulation {score}"][test_fields.rows] = values
         for name, scores in retrievers(train, test).items():
             found |= {(name, score): values for score, values in scores.items()}
-    for name, values in _told(folder, split, train.planet, test.planet).items():
+    table, test_table = (np.asarray(dataset.records["planet"]) for dataset in datasets)
+    for name, values in _told(table, test_table, train.planet, test.planet).items():
         found[name, "text numbers"] = values
     return pd.DataFrame(found, index=pd.Index(test.run_id, name="run_id"))
 
 
-def _told(folder: Path, split: str, near: np.ndarray, near_test: np.ndarray) -> dict[str, np.ndarray]:
+def _told(train: np.ndarray, test: np.ndarray, near: np.ndarray, near_test: np.ndarray) -> dict[str, np.ndarray]:
     """`share_told` [N] by a text that gives the train records' medians, and by that of the nearest train record.
 
     Args:
-        near: normalised planet tables [M, P] and [N, P] of the train and the split's records, NaN where unknown.
+        train: planet table [M, P] in units, NaN where unknown; ``test`` [N, P].
+        near: the same normalised, in which distances are taken; ``near_test`` [N, P].
     """
-    train, test = (
-        np.asarray(AstrobioDataset(folder, name, max_text_tokens=2).records["planet"]) for name in ("train", split)
-    )
     nearest = KNeighborsRegressor(1).fit(np.nan_to_num(near), np.nan_to_num(train))
     told = {
         "medians of the train records": np.broadcast_to(np.nanmedian(train, axis=0), test.shape),
@@ -182,7 +185,7 @@ def _probabilities(train: Features, test: Features, models: dict[str, tuple[Tune
     if any(len(np.unique(groups[label == value])) < 2 * FOLDS for value in (0, 1)):
         return found
     for name, (model, numbers) in models.items():
-        fitted = model.fitted(getattr(train, numbers)[use], label, groups)
+        fitted = model.classifier(getattr(train, numbers)[use], label, groups)
         found[name] = fitted.predict_proba(getattr(test, numbers))[:, 1]
     return found
 
@@ -206,24 +209,25 @@ def emulators(
     def fields(predicted: np.ndarray) -> np.ndarray:
         return basis.inverse_transform(predicted).reshape(-1, *shape).astype(np.float32)
 
-    def tuned(model, grid: dict, target: np.ndarray = coefficients) -> Pipeline:
-        search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=GroupKFold(FOLDS))
-        return search.fit(x, target, groups=groups).best_estimator_
+    def predicted(model: Tuned, target: np.ndarray) -> np.ndarray:
+        return model.best(x, target, groups).fit(x, target).predict(x_test)
 
-    nearest = tuned(
+    nearest = Tuned(
         make_pipeline(_imputer(), StandardScaler(), KNeighborsRegressor(weights="distance")),
         {"kneighborsregressor__n_neighbors": [1, 2, 4]},
     )
-    yield "nearest neighbours", fields(nearest.predict(x_test))
-    linear = tuned(make_pipeline(_imputer(), StandardScaler(), Ridge()), {"ridge__alpha": [0.1, 1, 10, 100]})
-    yield "linear regression", fields(linear.predict(x_test))
+    yield "nearest neighbours", fields(predicted(nearest, coefficients))
+    linear = Tuned(make_pipeline(_imputer(), StandardScaler(), Ridge()), {"ridge__alpha": [0.1, 1, 10, 100]})
+    yield "linear regression", fields(predicted(linear, coefficients))
 
     means = area_mean(train_fields.values)
     pattern = mean - means.mean(0)[:, None, None]
-    smooth = make_pipeline(_imputer(), StandardScaler(), KernelRidge(kernel="rbf"))
-    grid = {"kernelridge__alpha": [1e-3, 1e-2, 1e-1], "kernelridge__gamma": [0.003, 0.01, 0.03, 0.1]}
-    predicted = tuned(smooth, grid, means).predict(x_test)
-    yield "kernel regression of global means", (predicted[:, :, None, None] + pattern).astype(np.float32)
+    smooth = Tuned(
+        make_pipeline(_imputer(), StandardScaler(), KernelRidge(kernel="rbf")),
+        {"kernelridge__alpha": [1e-3, 1e-2, 1e-1], "kernelridge__gamma": [0.003, 0.01, 0.03, 0.1]},
+    )
+    shift = predicted(smooth, means)[:, :, None, None]
+    yield "kernel regression of global means", (shift + pattern).astype(np.float32)
     leading = coefficients[:, basis.explained_variance_ratio_ > 0.01]
     yield "Gaussian process", fields(_gaussian_process(x, leading, coefficients, x_test))
 
@@ -244,18 +248,17 @@ def _gaussian_process(x: np.ndarray, leading: np.ndarray, target: np.ndarray, x_
 def retrievers(train: Features, test: Features) -> dict[str, dict[str, np.ndarray]]:
     """Scores (`retrieval_scores`) of the test records by model, from star, planet and spectrum; NaN without."""
     found = {}
-    models: dict[str, tuple[BaseEstimator, dict] | None] = {
+    models: dict[str, Tuned | None] = {
         "spread of the train records": None,
-        "linear regression": (
-            make_pipeline(_imputer(), StandardScaler(), Ridge()),
-            {"ridge__alpha": [1, 10, 100, 1000]},
+        "linear regression": Tuned(
+            make_pipeline(_imputer(), StandardScaler(), Ridge()), {"ridge__alpha": [1, 10, 100, 1000]}
         ),
-        "gradient boosting": (
+        "gradient boosting": Tuned(
             HistGradientBoostingRegressor(learning_rate=0.05, max_iter=200, min_samples_leaf=10, random_state=0),
             {"max_leaf_nodes": [4, 8, 31]},
         ),
     }
-    for name, settings in models.items():
+    for name, tuned in models.items():
         mean = np.full((len(test), len(RETRIEVAL_COLUMNS)), np.nan)
         sigma = np.full(len(RETRIEVAL_COLUMNS), np.nan)
         for i in range(len(RETRIEVAL_COLUMNS)):
@@ -263,12 +266,10 @@ def retrievers(train: Features, test: Features) -> dict[str, dict[str, np.ndarra
             target, groups = train.retrieval[use, i], train.planet_key[use]
             if not use.any():
                 continue
-            if settings is None or len(np.unique(groups)) < 2 * FOLDS:
+            if tuned is None or len(np.unique(groups)) < 2 * FOLDS:
                 mean[:, i], sigma[i] = target.mean(), target.std()
                 continue
-            model, grid = settings
-            search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=GroupKFold(FOLDS), refit=False)
-            model = clone(model).set_params(**search.fit(train.observable[use], target, groups=groups).best_params_)
+            model = tuned.best(train.observable[use], target, groups)
             # The residuals of held-out planets are the width of its Gaussian.
             held_out = cross_val_predict(model, train.observable[use], target, groups=groups, cv=GroupKFold(FOLDS))
             sigma[i] = np.sqrt(np.mean((held_out - target) ** 2))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,16 +182,24 @@ def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
 
 def wait_for_step(run: Path, step: int, timeout: float = 300) -> None:
     """Until metrics.jsonl has a training step of at least that number."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        file = run / "metrics.jsonl"
-        if file.exists() and any(
+    file = run / "metrics.jsonl"
+
+    def reached() -> bool:
+        return file.exists() and any(
             record["kind"] == "train" and record["step"] >= step
             for record in map(json.loads, file.read_text().splitlines())
-        ):
-            return
+        )
+
+    wait_until(reached, f"{run}: step {step} was not reached", timeout)
+
+
+def wait_until(condition: Callable[[], bool], otherwise: str, timeout: float) -> None:
+    """Fails the test with ``otherwise`` after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{otherwise} in {timeout} s")
         time.sleep(0.2)
-    pytest.fail(f"{run}: step {step} was not reached in {timeout} s")
 
 
 #: Global batches of 12: four steps are an epoch of the mini dataset's 48 records.

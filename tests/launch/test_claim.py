@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from launching import IMPORTS, finish, start_training
+from launching import IMPORTS, finish, start_training, wait_until
 from project import ROOT
 
 from astrobio.config import ConfigError
@@ -127,19 +126,13 @@ def test_runs_at_once_share_a_disk_and_no_file(tmp_path, sample_dataset):
     for way, (options, environment) in shared.items():
         runs = [tmp_path / way / parent / "run" for parent in "ab"]  # of one name
         started = [start_training("zero3_nvme", sample_dataset, run, *options, ranks=1, **environment) for run in runs]
-        wait_for_owner(runs[0])  # before its first step: on a slow machine a launch takes as long as the steps
+        # Not for its first step: on a slow machine a launch takes as long as all steps.
+        wait_until((runs[0] / claim.OWNER).exists, f"{runs[0]} was not claimed", timeout=120)
         third = finish(start_training("zero3_nvme", sample_dataset, runs[0], *options, ranks=1, **environment))
         assert third.status and "another run has" in third.output and "kill " in third.output, third.output
         for process, run in zip(started, runs, strict=True):
             assert losses(finish(process), run) == alone
         assert list((tmp_path / "disk").iterdir()) == [], "swap files are left"
-
-
-def wait_for_owner(folder: Path, timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while not (folder / claim.OWNER).exists():
-        assert time.monotonic() < deadline, f"{folder} was not claimed in {timeout} s"
-        time.sleep(0.2)
 
 
 def losses(done, run) -> list[float]:
