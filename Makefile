@@ -12,11 +12,12 @@ SAMPLE := data/sample
 # Two ranks, or the one card there is.
 TRAIN_RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2> /dev/null | wc -l)),1,2)
 # The tiny model wants a larger step than the 17B one that ds_configs are made for, down to nothing at the end, and whole
-# batches a CPU: 16 samples a step in any case.
+# batches a CPU: 16 samples a step in any case. Its layers are small: each is gathered as a whole.
 TINY := ds_config.train_micro_batch_size_per_gpu=$(if $(filter 1,$(TRAIN_RANKS)),16,8) \
         ds_config.gradient_accumulation_steps=1 \
         ds_config.optimizer.params.betas=[0.9,0.999] ds_config.scheduler.params.cycle_min_lr=1e-6 \
-        ds_config.scheduler.params.cycle_max_lr=1e-3
+        ds_config.scheduler.params.cycle_max_lr=1e-3 \
+        'ds_config.zero_optimization.leaf_module.classes=["astrobio.graph_vae.Layer","astrobio.blocks.Block"]'
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup train train_long science run_17b test test_slow lint style types ops clean system browser

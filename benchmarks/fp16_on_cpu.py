@@ -1,4 +1,4 @@
-"""fp16 matrix products and 3-D convolutions on the CPU: torch's own kernels beside `launch.zero.accelerator`'s.
+"""fp16 matrix products, attention and 3-D convolutions on the CPU: torch's own kernels beside `launch.zero.accelerator`'s.
 
     python benchmarks/fp16_on_cpu.py
 
@@ -33,6 +33,10 @@ def measure() -> dict[str, float]:
         a, b = torch.randn(m, k).half(), torch.randn(k, n).half()
         times[f"matmul {m} x {k} x {n}"] = median_seconds(lambda a=a, b=b: a @ b)
     convolution, volume = torch.nn.Conv3d(8, 8, 3).half(), torch.randn(2, 8, 12, 34, 66).half()
+    query = torch.randn(8, 4, 256, 16).half().requires_grad_()
+    times["attention 8 x 4 x 256 x 16, backward too"] = median_seconds(
+        lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query).sum().backward()
+    )
     times["conv3d 2 x 8 x 12 x 34 x 66"] = median_seconds(lambda: convolution(volume))
     return times
 
@@ -44,7 +48,7 @@ def main() -> None:
     after = measure()
     for name, seconds in before.items():
         print(
-            f"{name:32s} torch {1e3 * seconds:9.2f} ms   in fp32 {1e3 * after[name]:9.2f} ms   "
+            f"{name:40s} torch {1e3 * seconds:9.2f} ms   in fp32 {1e3 * after[name]:9.2f} ms   "
             f"{seconds / after[name]:6.1f} times faster"
         )
 

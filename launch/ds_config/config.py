@@ -123,6 +123,11 @@ class DsConfig:
         return "nvme" in (self.optimizer_offload.device, self.parameter_offload.device)
 
     @property
+    def lean_gradients(self) -> bool:
+        """Whether `launch.zero.lean_stage3` serves, which holds the fp32 gradient of one sub-group at a time."""
+        return self.stage == 3 and self.optimizer_offload.device != "none" and self.optimizer.type.lower() != "muon"
+
+    @property
     def nvme_paths(self) -> dict[str, str]:
         """Each folder that the optimizer or the parameters are swapped to, by its dotted key."""
         offloads = {"offload_optimizer": self.optimizer_offload, "offload_param": self.parameter_offload}

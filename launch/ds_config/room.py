@@ -80,7 +80,7 @@ def disk_findings(config: dict, facts: ModelFacts | None) -> list[Finding]:
             each = (
                 2 * facts.parameters
                 if "offload_param" in key
-                else (OPTIMIZER_STATE + GRADIENT) * facts.trainable
+                else (OPTIMIZER_STATE + (0 if where.lean_gradients else GRADIENT)) * facts.trainable
                 if where.optimizer_offload.device == "nvme"
                 else 0
             )
@@ -196,7 +196,7 @@ def host_bytes(config: dict, facts: ModelFacts, world_size: int) -> dict[str, in
         keys = "fp16.fp16_master_weights_and_grads", "bf16.bf16_optimizer_states"
         short = any(value_of(config, key) for key in keys)
         parts["optimizer state"] = (6 if short else OPTIMIZER_STATE) * facts.trainable
-        parts["gradients"] = (2 if short else GRADIENT) * facts.trainable
+        parts["gradients"] = (2 if short else width if where.lean_gradients else GRADIENT) * facts.trainable
     if param.device == "cpu" or on_cpu and param.device == "none":
         parts["parameters"] = width * facts.parameters
     if param.device == "nvme":

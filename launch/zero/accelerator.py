@@ -86,8 +86,8 @@ def _share_cores() -> None:
 
 
 def _compute_fp16_in_fp32() -> None:
-    """Let the CPU multiply fp16 matrices, and convolve in 3-D, in fp32 and round the result: what a GPU's tensor cores,
-    which accumulate in fp32, do too.
+    """Let the CPU multiply fp16 matrices, attend, and convolve in 3-D, in fp32 and round the result: what a GPU's
+    tensor cores, which accumulate in fp32, do too.
 
     torch 2.13.0 has no fast fp16 kernels for them on most CPUs: they take 20 to 100 times as long as fp32.
     """
@@ -107,6 +107,17 @@ def _compute_fp16_in_fp32() -> None:
         return convolve(self, x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
     torch.nn.Conv3d._conv_forward = convolve_in_fp32  # type: ignore[method-assign]  # torch has no hook for it
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def attend_in_fp32(query, key, value, attn_mask=None, *args, **kwargs):
+        if query.dtype is not torch.float16 or query.device.type != "cpu":
+            return attend(query, key, value, attn_mask, *args, **kwargs)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.float()
+        return attend(query.float(), key.float(), value.float(), attn_mask, *args, **kwargs).half()
+
+    torch.nn.functional.scaled_dot_product_attention = attend_in_fp32
 
 
 _libraries: list[torch.library.Library] = []  # a library takes its kernels back when it is freed

@@ -9,6 +9,7 @@ from astrobio.stack import AstrobioStack
 from launch.ds_config.config import DsConfig
 from launch.zero.accelerator import keep_freed_activations
 from launch.zero.activation import apply_activation_checkpointing
+from launch.zero.lean_stage3 import lean_stage3
 from launch.zero.nvme import mend_prefetch
 from launch.zero.weights import PutOff, load_whole, shard
 
@@ -22,9 +23,10 @@ def build_engine(config: StackConfig, ds_config: DsConfig, seed: int):
         mend_prefetch()
     stack = build_stack(config, ds_config, seed)
     apply_activation_checkpointing(stack, ds_config)
-    engine, *_ = deepspeed.initialize(
-        model=stack, config=ds_config.raw, model_parameters=[p for p in stack.parameters() if p.requires_grad]
-    )
+    with lean_stage3(ds_config):
+        engine, *_ = deepspeed.initialize(
+            model=stack, config=ds_config.raw, model_parameters=[p for p in stack.parameters() if p.requires_grad]
+        )
     keep_freed_activations()
     torch.manual_seed(seed + 1 + deepspeed.comm.get_rank())  # from here on each rank draws its own masks and noise
     return engine

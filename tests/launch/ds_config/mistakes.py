@@ -120,7 +120,7 @@ MISTAKES = [
     ),
     ({f"{Z}.offload_param.device": "nvme"}, f"{Z}.offload_param.nvme_path", "missing"),
     ({f"{Z}.offload_optimizer": {"pin_memory": True}}, f"{Z}.offload_optimizer.device", "nothing is offloaded"),
-    ({**NVME, f"{Z}.offload_optimizer.buffer_count": 2}, f"{Z}.offload_optimizer.buffer_count", "give at least 4"),
+    ({**NVME, f"{Z}.offload_optimizer.buffer_count": 2}, f"{Z}.offload_optimizer.buffer_count", "give at least 3"),
     ({**NVME, "checkpoint.load_universal": True}, "checkpoint.load_universal", "into NVMe"),
     ({"checkpoint.writer.decoupled": True}, "checkpoint.writer.decoupled", "#8500"),
     ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op", "stage 3"),

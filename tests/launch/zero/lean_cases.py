@@ -1,0 +1,126 @@
+"""Cases of ranks.py about `launch.zero.lean_stage3`: each trains with it, and with DeepSpeed's own class."""
+
+import contextlib
+from unittest import mock
+
+import deepspeed
+import torch
+from cases import CASES, batch_of, case, make_engine, step
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state, safe_set_full_grad
+
+from launch.checkpoints.fingerprint import fingerprint
+from launch.ds_config.config import DsConfig
+from launch.zero import engine as zero_engine
+from launch.zero.lean_stage3 import lean_stage3
+from launch.zero.state import EngineState
+
+STEPS, OVERFLOWS_AT = 20, 7
+CONFIGS = ("zero3_offload", "zero3_offload_bf16", "zero3_nvme", "zero3_resident_nvme_bf16")
+
+
+def stock():
+    """DeepSpeed's own class, in place of the lean one."""
+    return mock.patch.object(zero_engine, "lean_stage3", lambda ds_config: contextlib.nullcontext())
+
+
+def bit_for_bit(config: str) -> dict:
+    """Losses, norms and fingerprints of 20 steps with accumulation, clipping and, in fp16, one overflow."""
+    seen = {}
+    for name, way in (("lean", contextlib.nullcontext()), ("stock", stock())):
+        with way:
+            engine = make_engine(config, {} if "bf16" in config else {"fp16.initial_scale_power": 8})
+        seen[name] = {"class": type(engine.optimizer).__name__} | trained(engine)
+        engine.destroy()
+    return seen
+
+
+def trained(engine) -> dict:
+    losses, norms = [], []
+    for index in range(STEPS):
+        scaler = engine.optimizer.loss_scaler
+        if index == OVERFLOWS_AT and scaler.dynamic:
+            kept, scaler.cur_scale = scaler.cur_scale, 2.0**40
+        losses += step(engine, [batch_of([2 * index]), batch_of([2 * index + 1])])
+        if index == OVERFLOWS_AT and scaler.dynamic:
+            scaler.cur_scale = kept
+        norms.append(float(engine.get_global_grad_norm()))
+    state, prints = EngineState(engine), {}
+    for group in state.groups:
+        with state.opened(group) as opened:
+            for kind, tensor in {"master": opened.master, **opened.moments()}.items():
+                for part in group.parts:
+                    prints[f"{part.name} {kind}"] = str(fingerprint(part.of(tensor), part.start))
+    return {"losses": losses, "norms": norms, "prints": prints, "skipped": engine.skipped_steps}
+
+
+for _name in CONFIGS:
+    CASES[f"lean:{_name}"] = lambda name=_name: bit_for_bit(name)
+
+
+class Sometimes(torch.nn.Module):
+    """A layer that always takes part, and one whose gradient is all ones where it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.sometimes = torch.nn.Linear(8, 1, bias=False), torch.nn.Linear(8, 1, bias=False)
+
+    def forward(self, takes_part: bool):
+        x = torch.ones(1, 8)
+        return (self.always(x) + (self.sometimes(x) if takes_part else 0)).sum()
+
+
+#: Windows of two micro-steps: where the layer takes part, and its gradient, the mean of both.
+WINDOWS = (((True, True), 1.0), ((False, False), 0.0), ((False, True), 0.5), ((True, False), 0.5))
+
+
+@case
+def absent_gradients() -> dict:
+    """The gradients that Adam gets for a layer which does not take part in each micro-step, and the global norms."""
+    raw = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 0.0,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.0}},
+        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}},
+    }
+    found = {"right": [gradient for _, gradient in WINDOWS]}
+    for name, way in (("lean", lean_stage3(DsConfig.parse(raw))), ("stock", contextlib.nullcontext())):
+        model = Sometimes()
+        with way:
+            engine, *_ = deepspeed.initialize(model=model, config=raw, model_parameters=model.parameters())
+        found[name], found[f"{name} norms"], moment = [], [], 0.0
+        for takes_part, _ in WINDOWS:
+            for each in takes_part:
+                engine.backward(engine(each))
+                engine.step()
+            before, moment = moment, float(safe_get_full_optimizer_state(model.sometimes.weight, "exp_avg").mean())
+            found[name].append(round((moment - 0.9 * before) / 0.1, 4))
+            found[f"{name} norms"].append(round(float(engine.get_global_grad_norm()) ** 2, 3))
+        engine.destroy()
+    return found
+
+
+@case
+def gradients_by_hand() -> dict:
+    """A gradient read, doubled and written between backward and step."""
+    found = {}
+    for name, way in (("lean", contextlib.nullcontext()), ("stock", stock())):
+        with way:
+            engine = make_engine(
+                "zero3_resident_nvme", {"fp16.initial_scale_power": 8, "gradient_accumulation_steps": 1}
+            )
+        weight = next(engine.module.fusion.parameters())
+        engine.backward(engine(batch_of([0])).loss)
+        gradient = safe_get_full_grad(weight)
+        safe_set_full_grad(weight, 2 * gradient)
+        found[name] = {
+            "twice": torch.equal(safe_get_full_grad(weight), 2 * gradient) and bool(gradient.any()),
+            "norm": float(gradient.norm()),
+        }
+        engine.step()
+        moment = safe_get_full_optimizer_state(weight, "exp_avg")
+        found[name]["moment"] = float(moment.norm())
+        engine.destroy()
+    found["own class"] = type(engine.optimizer) is DeepSpeedZeroOptimizer_Stage3
+    return found
