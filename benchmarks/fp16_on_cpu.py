@@ -1,4 +1,4 @@
-"""fp16 matrix products, attention and 3-D convolutions on the CPU: torch's own kernels beside `launch.zero.accelerator`'s.
+"""fp16 matrix products, attention and 3-D convolutions on the CPU: torch's kernels beside `launch.zero.accelerator`'s.
 
     python benchmarks/fp16_on_cpu.py
 

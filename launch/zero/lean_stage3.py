@@ -59,8 +59,6 @@ class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
                 self._partitioned_params_swap_out(index)
                 if swapped:
                     self._optimizer_states_and_gradient_swap_out(index)
-        if isinstance(self.optimizer, torch.optim.Adagrad):  # has its state from the start, as in DeepSpeed
-            self.optimizer = torch.optim.Adagrad(self.fp32_partitioned_groups_flat, **self.optimizer.defaults)
 
     # Accumulation
 
