@@ -5,7 +5,8 @@ memory, or files on NVMe. Only the optimizer's step reads it, one sub-group at a
 sub-group's size holds the fp32 gradient while its sub-group steps. Updates are the same, bit for bit, but for three
 faults of DeepSpeed, all of a parameter that takes no part in some micro-step of an accumulation window:
 
-- in none: its fp32 gradient stays as it was, and Adam applies it again. Here it is zero.
+- in none: its fp32 gradient stays as it was, and Adam applies it again; after an overflow its 16-bit one stays infinite
+  and the next step overflows too. Here both are zero.
 - not in the first: its gradient is added to the last window's sum. Here it begins at zero.
 - not in the last: its gradient never reaches the optimizer. Here it does.
 
@@ -84,11 +85,11 @@ class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
     # Step
 
     def _pre_step(self):
-        self._with_gradient = self._offload_boundary_param_ids
         for param in itertools.chain.from_iterable(self.fp16_groups):
-            if param.ds_id in self._with_gradient and self.get_param_id(param) not in self.norm_for_param_grads:
+            number = self.get_param_id(param)
+            if number not in self.norm_for_param_grads:  # absent from the last micro-step, or from all
                 share = self._accumulated(param).to(get_accelerator().current_device_name())
-                self.norm_for_param_grads[self.get_param_id(param)] = self._constant_buffered_norm2(share)
+                self.norm_for_param_grads[number] = self._constant_buffered_norm2(share)
         super()._pre_step()
 
     def has_overflow(self, partition_gradients=True):
@@ -105,10 +106,6 @@ class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
         master = self.fp32_partitioned_groups_flat[sub_group_id]
         gradient = self._gradient.narrow(0, 0, master.numel())
         gradient.copy_(self.grad_partitions_flat_buffer.narrow(0, self._starts[sub_group_id], master.numel()))
-        for param in self.fp16_groups[sub_group_id]:
-            if param.ds_id not in self._with_gradient:
-                _, offset, numel = self.grad_position[self.get_param_id(param)]
-                gradient.narrow(0, offset, numel).zero_()
         master.grad = gradient.to(master.device)  # a card, where offload_optimizer.ratio is below 1
 
     def _release_sub_group(self, sub_group_id, timer_names):

@@ -96,7 +96,7 @@ def test_host_memory_that_cannot_be_enough(monkeypatch):
     monkeypatch.setattr(room, "memory_limit", lambda: (8 << 30, "the cgroup's limit"))
     large = ModelFacts(10**9, 10**9, 10**8, 64, ())
     found = told(f for f in machine.machine_findings(changed({}), 2, large) if f.problem)
-    assert any("host memory" in line and "18.0 GB" in line and "cgroup" in line for line in found)
+    assert any("host memory" in line and "16.0 GB" in line and "cgroup" in line for line in found)
     small = ModelFacts(10**8, 10**8, 10**7, 64, ())
     assert not [f for f in machine.machine_findings(changed({}), 2, small) if f.problem]
 

@@ -119,9 +119,9 @@ def test_a_measurement_that_hangs_is_ended(tmp_path, monkeypatch):
 
 def test_room_is_checked_first(mini_dataset, tmp_path, monkeypatch):
     plan = plan_of(mini_dataset, tmp_path)
-    assert full_size.check_room(plan, parameters=1000, trainable=100)["nvme_bytes"] == 3600
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "free")(60e9))
-    with pytest.raises(ConfigError, match=r"60\.0 GB free, 61\.\d GB needed.*ASTROBIO_NVME"):
+    assert full_size.check_room(plan, parameters=1000, trainable=100)["nvme_bytes"] == 3200
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "free")(50e9))
+    with pytest.raises(ConfigError, match=r"50\.0 GB free, 55\.\d GB needed.*ASTROBIO_NVME"):
         full_size.check_room(plan, parameters=17_263_926_008, trainable=1_618_050_360)
     with pytest.raises(ConfigError, match="GB of memory available"):
         plan.ds_config = plan.ds_config.changed({"zero_optimization.offload_optimizer.buffer_count": 10**6})

@@ -36,7 +36,7 @@ def test_seventeen_billion_parameters_take_a_step():
     assert card[PARAMETERS] == pytest.approx(2 * answer.parameters / 2, rel=0.01)
     assert card[GATHERED] > 0 and answer.fits and answer.gpu.module
     assert time.step_s == pytest.approx(time.forward_s + time.backward_s + time.optimizer_s)
-    assert host[OPTIMIZER] + host[GRADIENTS] > 18 * answer.parameters
+    assert 14 * answer.parameters < host[OPTIMIZER] + host[GRADIENTS] < 15 * answer.parameters
 
 
 def test_a_hugging_face_folder_is_a_model(tmp_path):

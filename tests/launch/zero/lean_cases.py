@@ -66,7 +66,7 @@ class Sometimes(torch.nn.Module):
         self.always, self.sometimes = torch.nn.Linear(8, 1, bias=False), torch.nn.Linear(8, 1, bias=False)
 
     def forward(self, takes_part: bool):
-        x = torch.ones(1, 8)
+        x = torch.ones(1, 8, dtype=self.always.weight.dtype)
         return (self.always(x) + (self.sometimes(x) if takes_part else 0)).sum()
 
 
@@ -97,6 +97,28 @@ def absent_gradients() -> dict:
             before, moment = moment, float(safe_get_full_optimizer_state(model.sometimes.weight, "exp_avg").mean())
             found[name].append(round((moment - 0.9 * before) / 0.1, 4))
             found[f"{name} norms"].append(round(float(engine.get_global_grad_norm()) ** 2, 3))
+        engine.destroy()
+    return found
+
+
+@case
+def overflow_of_an_absent_layer() -> dict:
+    """Steps skipped, of one with an infinite gradient and one without, in which the layer does not take part."""
+    raw = {
+        "train_micro_batch_size_per_gpu": 1,
+        "fp16": {"enabled": True, "initial_scale_power": 4},
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.0}},
+        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}},
+    }
+    found = {}
+    for name, way in (("lean", lean_stage3(DsConfig.parse(raw))), ("stock", contextlib.nullcontext())):
+        model = Sometimes()
+        with way:
+            engine, *_ = deepspeed.initialize(model=model, config=raw, model_parameters=model.parameters())
+        for takes_part, factor in ((True, 1e6), (False, 1.0)):
+            engine.backward(factor * engine(takes_part).float())
+            engine.step()
+        found[name] = engine.skipped_steps
         engine.destroy()
     return found
 

@@ -7,11 +7,12 @@ from launching import run_cases
 from lean_cases import CONFIGS, STEPS
 
 SCRIPT = Path(__file__).with_name("ranks.py")
+SMALL = ["absent_gradients", "overflow_of_an_absent_layer", "gradients_by_hand"]
 
 
 @pytest.fixture(scope="module")
 def small(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
-    return run_cases(SCRIPT, ["absent_gradients", "gradients_by_hand"], sample_dataset, tmp_path_factory.mktemp("lean"))
+    return run_cases(SCRIPT, SMALL, sample_dataset, tmp_path_factory.mktemp("lean"))
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,12 @@ def test_a_layer_that_is_absent_gets_the_gradients_it_has(small):
         # 8 weights with gradients of one, and 8 with the layer's.
         assert rank["lean norms"] == pytest.approx([8 + 8 * gradient**2 for gradient in rank["right"]], abs=0.01)
         assert rank["stock"] != rank["right"]
+
+
+def test_an_absent_layer_does_not_overflow_again(small):
+    for rank in small["overflow_of_an_absent_layer"]:
+        assert "error" not in rank, rank.get("error")
+        assert rank == {"lean": 1, "stock": 2}
 
 
 def test_a_gradient_is_read_and_written_between_backward_and_step(small):
