@@ -27,7 +27,7 @@ from benchmarks.predicted import MODELS
 from launch import ROOT
 from launch.ds_config.auto import resolve
 from launch.ds_config.read import read_ds_config
-from launch.memory import peak_resident_bytes
+from launch.memory import forget_peak, peak_resident_bytes
 from launch.planner.model import nominal_batch
 from launch.zero import engine as zero_engine
 from launch.zero.accelerator import join_ranks, prepare_accelerator
@@ -57,21 +57,19 @@ def measure(way: str, path: Path, out: Path) -> None:
     own = mock.patch.object(zero_engine, "lean_stage3", lambda ds_config: contextlib.nullcontext())
     with own if way == "deepspeed" else contextlib.nullcontext():
         engine = zero_engine.build_engine(config, ds_config, seed=0)
-    batch, seconds, peaks = nominal_batch(config, 1, 64).to(zero_engine.device()), [], []
-    for _ in range(4):
+    batch = nominal_batch(config, 1, 64).to(zero_engine.device())
+    for _ in range(4):  # the last one is measured
         engine.backward(engine(batch).loss)
         dist.barrier()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+        forget_peak()
         started = time.perf_counter()
         engine.step()
         dist.barrier()
-        seconds.append(time.perf_counter() - started)
-        peaks.append(peak_resident_bytes())
-    peak = torch.tensor([peaks[3]])
+        seconds, peak = time.perf_counter() - started, torch.tensor([peak_resident_bytes()])
     dist.all_reduce(peak)
     parameters = sum(parameter.ds_numel for parameter in engine.module.parameters())
     if dist.get_rank() == 0:
-        out.write_text(json.dumps({"bytes": peak.item(), "parameters": parameters, "step_s": seconds[3]}))
+        out.write_text(json.dumps({"bytes": peak.item(), "parameters": parameters, "step_s": seconds}))
 
 
 def main() -> None:

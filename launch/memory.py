@@ -115,8 +115,13 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most that was resident of this process since it began (VmHWM)."""
+    """The most that was resident of this process since it began, or since `forget_peak` (VmHWM)."""
     return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def forget_peak() -> None:
+    """Let `peak_resident_bytes` begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def oom_kills() -> int | None:

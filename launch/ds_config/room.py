@@ -80,7 +80,7 @@ def disk_findings(config: dict, facts: ModelFacts | None) -> list[Finding]:
             each = (
                 2 * facts.parameters
                 if "offload_param" in key
-                else (OPTIMIZER_STATE + (0 if where.lean_gradients else GRADIENT)) * facts.trainable
+                else swapped_bytes(where) * facts.trainable
                 if where.optimizer_offload.device == "nvme"
                 else 0
             )
@@ -98,6 +98,11 @@ def disk_findings(config: dict, facts: ModelFacts | None) -> list[Finding]:
                 )
             )
     return found
+
+
+def swapped_bytes(where: DsConfig) -> int:
+    """Of each parameter that trains, in the files of an optimizer on NVMe."""
+    return OPTIMIZER_STATE + (0 if where.lean_gradients else GRADIENT)
 
 
 def _takes_direct_writes(folder: Path) -> bool:

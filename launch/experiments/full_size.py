@@ -33,6 +33,7 @@ from astrobio.config import ConfigError
 from astrobio.dataset import AstrobioDataset
 from astrobio.files import write_whole
 from launch.ds_config.config import SUB_GROUP, Aio
+from launch.ds_config.room import swapped_bytes
 from launch.memory import GB, available_bytes, peak_resident_bytes
 from launch.options import parse_arguments
 from launch.subprocesses import environment
@@ -73,7 +74,7 @@ def _leave(number: int, _) -> None:
 def check_room(plan: RunPlan, parameters: int, trainable: int) -> dict[str, int]:
     """Bytes that the run will need on NVMe, and at least in host memory over all ranks.
 
-    On NVMe each parameter takes 2 bytes, and each that trains 12 more: its fp32 master copy and two moments.
+    On NVMe each parameter takes 2 bytes, and each that trains `swapped_bytes` more.
     In memory stand the swap buffers: DeepSpeed allocates ``buffer_count`` for parameters (``buffer_size`` elements of
     2 bytes) and for the optimizer (a sub-group of 4 bytes), and keeps ``max_in_cpu`` parameters there.
 
@@ -85,7 +86,7 @@ def check_room(plan: RunPlan, parameters: int, trainable: int) -> dict[str, int]
         raise ConfigError(
             "a full-size run needs a ds_config that keeps parameters and optimizer on NVMe: ds_configs/zero3_nvme.json"
         )
-    disk = 2 * parameters + 12 * trainable
+    disk = 2 * parameters + swapped_bytes(plan.ds_config) * trainable
     memory = plan.world_size * (
         param.buffer_count * param.buffer_size * 2
         + optimizer.buffer_count * min(plan.ds_config.sub_group_size or SUB_GROUP, trainable) * 4

@@ -131,6 +131,7 @@ class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
         return self._accumulated(param), self.grad_position[self.get_param_id(param)][0]
 
     def _writeback_swap_state(self, sub_group_id, write_opt_state, write_gradients):
+        """There are no gradients on NVMe to write back, and none were read."""
         if write_opt_state:
             super()._writeback_swap_state(sub_group_id, write_opt_state, write_gradients)
 

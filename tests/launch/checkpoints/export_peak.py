@@ -5,10 +5,10 @@ from pathlib import Path
 
 import psutil
 import torch
-from memory import forget_peak, peak_bytes
 
 from launch.checkpoints.export import Source, _whole, _write_shards
 from launch.checkpoints.manifest import Manifest
+from launch.memory import forget_peak, peak_resident_bytes
 
 if __name__ == "__main__":
     saved, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -17,4 +17,4 @@ if __name__ == "__main__":
     forget_peak()
     before = psutil.Process().memory_info().rss
     _write_shards(out, tensors, 40_000_000, iter)
-    print(peak_bytes() - before)
+    print(peak_resident_bytes() - before)

@@ -8,7 +8,6 @@ import deepspeed.comm as dist
 import psutil
 import torch
 from cases import batch_of, case, make_engine, step, weights
-from memory import forget_peak, peak_bytes
 from project import DS_CONFIGS
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -17,6 +16,7 @@ from astrobio.config import load_preset
 from astrobio.stack import AstrobioStack
 from launch.ds_config.auto import resolve
 from launch.ds_config.read import read_ds_config
+from launch.memory import forget_peak, peak_resident_bytes
 from launch.zero.engine import build_stack
 
 
@@ -104,7 +104,7 @@ def pretrained() -> dict:
         forget_peak()
         before = psutil.Process().memory_info().rss
         built = build_stack(stack, ds_config, seed=0)
-        found[f"{name} rose by"] = peak_bytes() - before
+        found[f"{name} rose by"] = peak_resident_bytes() - before
         engine, *_ = deepspeed.initialize(model=built, config=ds_config.raw, model_parameters=built.parameters())
         engine.eval()
         with torch.no_grad():
