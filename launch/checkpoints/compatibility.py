@@ -73,6 +73,9 @@ def changes(manifest: Manifest, network: AstrobioStack, new: DsConfig, world_siz
     differs("gradient_accumulation_steps", old.accumulation, new.accumulation)
     differs("sub_group_size", old.sub_group_size, new.sub_group_size)
     differs("precision", old.precision, new.precision, _precision(manifest, old.precision, new.precision))
+    differs("optimizer state", _state(old), _state(new), _state_change(old, new))
+    if new.compression and old.compression == new.compression and world_size != manifest.world_size:
+        lines.append("blocks of 8-bit moments that the new ranks cut are rounded anew")
     differs("moments", old.moments, new.moments, "rounded, or no finer than they were saved")
     if not keeps_moments(old, new):
         differs(
@@ -99,6 +102,20 @@ def _precision(manifest: Manifest, old: str, new: str) -> str:
     if manifest.of_kind("frozen"):
         notes.append("frozen parameters are rounded to it, which cannot be undone")
     return "; ".join(notes)
+
+
+def _state(config: DsConfig) -> str:
+    compression = config.compression
+    if compression is None:
+        return "as the optimizer has it"
+    return f"8-bit moments in blocks of {compression.block_size}, remainders of {compression.remainder_bits} bits"
+
+
+def _state_change(old: DsConfig, new: DsConfig) -> str:
+    if new.compression is None:
+        return "exactly what it was"
+    exact = new.compression.remainder_bits == 16 and new.precision == "bf16"
+    return f"moments are rounded to 8 bits, {'master weights are exact' if exact else 'master weights are rounded too'}"
 
 
 def _thawed(manifest: Manifest, network: AstrobioStack) -> list[str]:

@@ -127,6 +127,9 @@ def _fill_all(state: EngineState, loading: Loading, ds_config: DsConfig, weights
                     loading.fill(key, part.of(opened.master), part.start, f"{MASTER}/{part.name}")
             if not weights_only:
                 _fill_moments(state, loading, group, opened, kinds)
+            if opened.round is not None:
+                opened.round()
+                _hold(loading, group, opened)
     for parameter, part in state.frozen():
         key = _source(manifest, part.name, FROZEN)
         with state.frozen_values(parameter, write=True) as values:
@@ -143,6 +146,14 @@ def _fill_all(state: EngineState, loading: Loading, ds_config: DsConfig, weights
         loading.fill(key, flat, 0, f"buffer/{name}")
         if rank != of_rank:
             del loading.read[key]  # rank 0 counts it
+
+
+def _hold(loading: Loading, group: Group, opened: Opened) -> None:
+    """Expect what is in the buffers now of the engine, instead of what was read."""
+    for kind, flat in {MASTER: opened.master, **opened.moments()}.items():
+        for part in group.parts:
+            if f"{kind}/{part.name}" in loading.held:
+                loading.held[f"{kind}/{part.name}"] = fingerprint(part.of(flat), part.start)
 
 
 def _source(manifest: Manifest, name: str, kind: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from astrobio.config import ConfigError, set_dotted
 
-AUTO, ZERO = "auto", "zero_optimization"
+AUTO, ZERO, COMPRESSED = "auto", "zero_optimization", "compressed_optimizer"
 #: What an ``"auto"`` batch is, as in the shipped ds_configs.
 MICRO_BATCH, ACCUMULATION = 1, 32
 #: DeepSpeed's defaults: runtime/zero/offload_config.py, runtime/zero/config.py.
@@ -62,6 +62,14 @@ class Aio:
 
 
 @dataclass(frozen=True)
+class Compression:
+    """The block `compressed_optimizer`, ours: `launch.zero.compressed_adamw`."""
+
+    remainder_bits: int = 16  # of each master weight, beside its 16-bit weight
+    block_size: int = 256  # parameters that share a scale
+
+
+@dataclass(frozen=True)
 class DsConfig:
     """What the launcher reads of a ds_config. ``raw`` is the whole, for DeepSpeed and for files."""
 
@@ -79,6 +87,7 @@ class DsConfig:
     moments: str  # precision of Adam's
     loss_scaling: LossScaling
     aio: Aio
+    compression: Compression | None
     activation_checkpointing: bool
     wall_clock_breakdown: bool
 
@@ -87,6 +96,7 @@ class DsConfig:
         """Parse a config without key problems. An ``"auto"`` that is left gets the default."""
         zero, wide = raw.get(ZERO) or {}, precision(raw)
         leaves, narrow = zero.get("leaf_module"), ("optimizer_states", "master_weights_and_grads")
+        compressed = raw.get(COMPRESSED) or {}
         devices = {old: "cpu" if zero.get(old) else "none" for old in ("cpu_offload", "cpu_offload_param")}
         return cls(
             raw=raw,
@@ -107,6 +117,7 @@ class DsConfig:
             moments=wide if any(value_of(raw, f"{wide}.{wide}_{key}") for key in narrow) else "fp32",
             loss_scaling=_filled(LossScaling, raw.get("fp16")),
             aio=_filled(Aio, raw.get("aio")),
+            compression=_filled(Compression, compressed) if compressed.get("enabled") else None,
             activation_checkpointing=raw.get("activation_checkpointing") is not None,
             wall_clock_breakdown=bool(raw.get("wall_clock_breakdown")),
         )

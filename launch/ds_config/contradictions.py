@@ -6,6 +6,7 @@ from deepspeed.accelerator import get_accelerator
 
 from astrobio.config import ConfigError
 from launch.ds_config.auto import OPTIMIZER
+from launch.ds_config.compression import compression_contradictions
 from launch.ds_config.config import ZERO, DsConfig, batch_sizes, is_on, number, value_of
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import ABSENT, Finding, remark
@@ -21,6 +22,7 @@ def contradictions(config: dict, world_size: int, facts: ModelFacts | None = Non
         *_batches(config, world_size),
         *_precisions(config),
         *zero_contradictions(config, world_size),
+        *compression_contradictions(config),
         *_activations(config),
         *_checkpoints(config),
         *_elsewhere(config),

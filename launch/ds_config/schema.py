@@ -289,6 +289,12 @@ class Scheduler(Block):  # runtime/config.py:327-339
     params: dict[str, Any] | None = None
 
 
+class CompressedOptimizer(Block):  # ours: launch/zero/compressed_adamw.py; DeepSpeed reads no such block
+    enabled: bool = False
+    remainder_bits: Literal[8, 16] = 16
+    block_size: Literal[32, 64, 128, 256, 512, 1024] = 256
+
+
 class Schema(Block):
     """The whole file: runtime/config.py:525-656, and deepspeed/__init__.py:543 for the sizes of the device mesh."""
 
@@ -320,6 +326,7 @@ class Schema(Block):
     data_parallel_size: int | None = Field(None, gt=0)
     datastates_ckpt: Any = None
     optimizer: Optimizer | None = None
+    compressed_optimizer: CompressedOptimizer | None = None
     scheduler: Scheduler | None = None
     zero_optimization: DeepSpeedZeroConfig | None = None
     fp16: DeepSpeedFP16Config | None = None

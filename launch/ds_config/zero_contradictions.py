@@ -136,14 +136,14 @@ def _offload(where: DsConfig, zero: dict) -> list[Finding]:
 def _buffers(where: DsConfig, path: str, values: dict) -> list[Finding]:
     found, name = [], _optimizer(where)
     if path.endswith("optimizer"):
-        need = {"adam": 3, "adamw": 3, "adagrad": 2, "lion": 2}.get(name, 4)
+        need = 1 if where.compression else {"adam": 3, "adamw": 3, "adagrad": 2, "lion": 2}.get(name, 4)
         passes = 1 + bool(values.get("pipeline_read")) + bool(values.get("pipeline_write"))
         if (count := where.optimizer_offload.buffer_count) < need * passes:
             found.append(
                 Finding(
                     f"{path}.buffer_count",
                     count,
-                    f"{name or 'the optimizer'} swaps {need} tensors at a time"
+                    f"{name or 'the optimizer'} swaps {need} tensor{'s' * (need > 1)} at a time"
                     + (f", {passes} times over with pipelining" if passes > 1 else ""),
                     f"give at least {need * passes}",
                 )

@@ -9,8 +9,8 @@ from astrobio.stack import AstrobioStack
 from launch.ds_config.config import DsConfig
 from launch.zero.accelerator import keep_freed_activations
 from launch.zero.activation import apply_activation_checkpointing
-from launch.zero.lean_stage3 import lean_stage3
 from launch.zero.nvme import mend_prefetch
+from launch.zero.optimizer import own_optimizer
 from launch.zero.weights import PutOff, load_whole, shard
 
 
@@ -23,7 +23,7 @@ def build_engine(config: StackConfig, ds_config: DsConfig, seed: int):
         mend_prefetch()
     stack = build_stack(config, ds_config, seed)
     apply_activation_checkpointing(stack, ds_config)
-    with lean_stage3(ds_config):
+    with own_optimizer(ds_config):
         engine, *_ = deepspeed.initialize(
             model=stack, config=ds_config.raw, model_parameters=[p for p in stack.parameters() if p.requires_grad]
         )

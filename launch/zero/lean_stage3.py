@@ -13,34 +13,21 @@ faults of DeepSpeed, all of a parameter that takes no part in some micro-step of
 Reproduction: tests/launch/zero/lean_cases.py, `absent_gradients`.
 """
 
-import contextlib
 import itertools
-from collections.abc import Iterator
 
 import deepspeed.comm as dist
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.superoffload import superoffload_stage3  # noqa: F401  derives from the class that is replaced
-from deepspeed.runtime.zero import stage3
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
-
-from launch.ds_config.config import DsConfig
 
 #: Elements that the overflow check looks at in one go; its temporaries are 3 bytes each.
 PIECE = 1 << 22
 
 
-@contextlib.contextmanager
-def lean_stage3(ds_config: DsConfig) -> Iterator[None]:
-    """`deepspeed.initialize` inside takes `LeanStage3` where it serves: an optimizer that is offloaded, and reads the
-    gradients of one sub-group at a time. Muon reads those of all before the step."""
-    if ds_config.lean_gradients:
-        stage3.DeepSpeedZeroOptimizer_Stage3 = LeanStage3
-    try:
-        yield
-    finally:
-        stage3.DeepSpeedZeroOptimizer_Stage3 = DeepSpeedZeroOptimizer_Stage3
+def starts_of(numels: list[int]) -> list[int]:
+    """Where each sub-group begins among the accumulated gradients."""
+    return list(itertools.accumulate(numels, initial=0))
 
 
 class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
@@ -50,7 +37,7 @@ class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
     def initialize_optimizer_states(self):
         """Allocate the gradient of one sub-group, in place of one for each."""
         numels = self.fp16_partitioned_groups_flat_numel
-        self._starts = list(itertools.accumulate(numels, initial=0))
+        self._starts = starts_of(numels)
         self._gradient = torch.empty(max(numels), dtype=self.master_weights_and_grads_dtype, device=self.device)
         for index, flat in enumerate(self.fp16_partitioned_groups_flat):
             if flat is None:  # 16-bit weights on NVMe, still to be written from the fp32 ones
@@ -103,10 +90,15 @@ class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
 
     def _prepare_sub_group(self, sub_group_id, timer_names):
         super()._prepare_sub_group(sub_group_id, timer_names)
+        accumulated = self._accumulated_of_sub_group(sub_group_id)
+        gradient = self._gradient.narrow(0, 0, accumulated.numel())
+        gradient.copy_(accumulated)
         master = self.fp32_partitioned_groups_flat[sub_group_id]
-        gradient = self._gradient.narrow(0, 0, master.numel())
-        gradient.copy_(self.grad_partitions_flat_buffer.narrow(0, self._starts[sub_group_id], master.numel()))
         master.grad = gradient.to(master.device)  # a card, where offload_optimizer.ratio is below 1
+
+    def _accumulated_of_sub_group(self, index: int) -> Tensor:
+        numel = self.fp16_partitioned_groups_flat_numel[index]
+        return self.grad_partitions_flat_buffer.narrow(0, self._starts[index], numel)
 
     def _release_sub_group(self, sub_group_id, timer_names):
         self.fp32_partitioned_groups_flat[sub_group_id].grad = None

@@ -10,9 +10,12 @@ from torch.utils.cpp_extension import CUDA_HOME
 from astrobio.config import ConfigError
 from launch.ds_config.config import DsConfig
 from launch.zero.accelerator import on_cpu, prepare_accelerator
+from launch.zero.compressed_adamw import CompressedAdamWBuilder
 
+#: Ours.
+COMPRESSED = CompressedAdamWBuilder.__name__
 #: Builders of all that a CPU machine may need.
-CPU_MACHINE = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder", "ShareMemCommBuilder")
+CPU_MACHINE = ("CPUAdamBuilder", "AsyncIOBuilder", "FusedAdamBuilder", "ShareMemCommBuilder", COMPRESSED)
 
 
 def needed(ds_config: DsConfig) -> list[str]:
@@ -22,6 +25,8 @@ def needed(ds_config: DsConfig) -> list[str]:
         builders.append("CPUAdamBuilder")
     elif ds_config.optimizer.type:
         builders.append("FusedAdamBuilder")
+    if ds_config.compression is not None:
+        builders.append(COMPRESSED)
     if ds_config.uses_nvme:
         builders.append("AsyncIOBuilder")
     if on_cpu():
@@ -36,7 +41,7 @@ def build(builders: list[str]) -> None:
         ConfigError: the compiler fails; the message has its last words.
     """
     for name in builders:
-        builder = get_accelerator().create_op_builder(name)
+        builder = CompressedAdamWBuilder() if name == COMPRESSED else get_accelerator().create_op_builder(name)
         if builder is None:
             continue
         try:
@@ -54,5 +59,5 @@ if __name__ == "__main__":
     build(
         list(CPU_MACHINE)
         if on_cpu()
-        else ["CPUAdamBuilder", "AsyncIOBuilder", *(["FusedAdamBuilder"] if CUDA_HOME else [])]
+        else ["CPUAdamBuilder", "AsyncIOBuilder", COMPRESSED, *(["FusedAdamBuilder"] if CUDA_HOME else [])]
     )

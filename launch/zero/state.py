@@ -9,7 +9,7 @@ and they are read or written one by one.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
+
+from launch.zero.compressed_stage3 import CompressedStage3
 
 MASTER, FROZEN = "fp32", "frozen"  # kinds of state; the others are the optimizer's own: exp_avg, exp_avg_sq, …
 
@@ -56,6 +58,8 @@ class Opened:
 
     master: Tensor
     state: dict[str, Any]
+    #: Round both in place to what a compressed optimizer keeps of them; None where all of it is kept.
+    round: Callable[[], None] | None = None
 
     def moments(self) -> dict[str, Tensor]:
         return {key: value for key, value in self.state.items() if torch.is_tensor(value) and value.dim() == 1}
@@ -118,6 +122,10 @@ class EngineState:
             master = optimizer.single_partition_of_fp32_groups[index]
             yield Opened(master.detach(), self._state_of(master))
             return
+        if isinstance(optimizer, CompressedStage3):
+            with self._decompressed(optimizer, index, write) as opened:
+                yield opened
+            return
         swapped = optimizer._swappable_optimizer_subgroup(index)
         if swapped:
             optimizer._optimizer_states_and_gradient_swap_in(index)
@@ -135,6 +143,18 @@ class EngineState:
         elif swapped:
             optimizer._release_swap_buffers(index)
 
+    @contextlib.contextmanager
+    def _decompressed(self, optimizer: CompressedStage3, index: int, write: bool) -> Iterator[Opened]:
+        state = self._state_of(optimizer.fp32_partitioned_groups_flat[index])
+        with optimizer.decoded(index, write) as values:
+            moments = {key: value for key, value in values.items() if key != MASTER}
+            # To read, none before the first step, as without compression.
+            shown = state | (moments if write or state["step"] else {})
+            opened = Opened(values[MASTER], shown, lambda: optimizer.as_kept(index, values))
+            yield opened
+            if write:
+                state["step"] = int(opened.state["step"])
+
     def _state_of(self, master: Tensor) -> dict[str, Any]:
         """The optimizer's own dictionary: empty before its first step, which discards earlier entries."""
         return self.optimizer.optimizer.state[master]
@@ -146,6 +166,10 @@ class EngineState:
             if self.sharded
             else self.optimizer.single_partition_of_fp32_groups
         )
+        if isinstance(self.optimizer, CompressedStage3):
+            state = self._state_of(masters[group.index])
+            moments = {"exp_avg": torch.float32, "exp_avg_sq": torch.float32} if state["step"] else {}
+            return torch.float32, moments, {"step": float(state["step"])}
         closed = Opened(masters[group.index], self.optimizer.optimizer.state.get(masters[group.index], {}))
         return (
             masters[group.index].dtype,

@@ -21,6 +21,9 @@ _RING = {"all_reduce": 2.0, "inference_all_reduce": 2.0}
 #: of its own. 12.9 of 23.9 GB/s up and 12.3 of 26.6 down on an RTX 4090 (NVlabs/cuda-oxide, pull request 976: 64 and 16
 #: MiB), 5 to 6 of 11 to 12 on PCIe 3.0 (rapidsai/dask-cuda, pull request 98).
 _PAGEABLE = 0.5
+#: Parameters a second and core of the compressed AdamW's kernel: benchmarks/compressed_adamw.py, on one core of an AMD
+#: EPYC of the fourth generation.
+_COMPRESSED_PER_CORE = 6e8
 
 
 @dataclass
@@ -147,6 +150,11 @@ class _Clock:
     def cpu_optimizer(self, parameters):
         self._on_host(parameters * self.share / self.hardware.cpu_adam_parameters_per_s, "CPU Adam")
 
+    def compressed_optimizer(self, parameters, size):
+        memory = size / self.hardware.host_memory_bytes_per_s
+        cores = parameters / (self.hardware.host_cores * _COMPRESSED_PER_CORE)
+        self._on_host(max(memory, cores) * self.share, "compressed AdamW")
+
     def read(self, handle, size):
         self._transfer(handle, size / (self.hardware.nvme_read_bytes_per_s / self.share))
 
@@ -168,6 +176,7 @@ _METHODS: dict[type, Callable[..., None]] = {
     trace.Collective: _Clock.collective,
     trace.HostWork: _Clock.host_work,
     trace.CpuOptimizer: _Clock.cpu_optimizer,
+    trace.CompressedOptimizer: _Clock.compressed_optimizer,
     trace.DiskRead: _Clock.read,
     trace.DiskWrite: _Clock.write,
     trace.Operators: _Clock.operators,

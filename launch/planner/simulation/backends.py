@@ -10,6 +10,7 @@ import torch
 from launch.planner.simulation import trace
 from launch.planner.simulation.parts import SWAP
 from launch.planner.simulation.recorder import Recorder
+from launch.zero.compressed_adamw import CompressedAdamWBuilder
 
 
 class Handle:
@@ -150,6 +151,18 @@ def op_libraries(recorder: Recorder) -> dict[str, object]:
         tensors = [t for t in args if isinstance(t, torch.Tensor)]
         recorder.trace.append(trace.CpuOptimizer(tensors[0].numel()))
 
+    def compressed(weight, state, segments, count, numel, *settings):
+        def step(gradient, *settings):
+            # Reads all, and writes weights and state.
+            size = 2 * (weight.nbytes + state.nbytes) + gradient.nbytes
+            recorder.trace.append(trace.CompressedOptimizer(numel, size))
+
+        def convert(*values):
+            size = weight.nbytes + state.nbytes + sum(value.nbytes for value in values)
+            recorder.trace.append(trace.HostWork(size))
+
+        return SimpleNamespace(step=step, decode=convert, encode=convert)
+
     def on_card(chunk, overflow, lists, *args):
         tensors = [t for group in lists for t in group]
         recorder.trace.append(trace.Kernel(recorder.stream, 0, 2 * sum(t.nbytes for t in tensors), torch.float32))
@@ -179,6 +192,7 @@ def op_libraries(recorder: Recorder) -> dict[str, object]:
         "FusedLionBuilder": card,
         "FusedLambBuilder": card,
         "AsyncIOBuilder": SimpleNamespace(aio_handle=AioHandle),
+        CompressedAdamWBuilder.__name__: SimpleNamespace(Compressed=compressed),
     }
 
 

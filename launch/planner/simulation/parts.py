@@ -76,6 +76,8 @@ MAKERS: dict[tuple[str, str], str] = {
         )
     },
     **{("cpu_adam.py", name): OPTIMIZER for name in ("step", "step_subgroup")},
+    **{("compressed_adamw.py", name): OPTIMIZER for name in ("empty", "decode")},
+    ("compressed_stage3.py", "initialize_optimizer_states"): PARAMETERS,
     ("fused_adam.py", "step"): OPTIMIZER,
     ("cpu_adagrad.py", "step"): OPTIMIZER,
     ("cpu_lion.py", "step"): OPTIMIZER,

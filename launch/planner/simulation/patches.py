@@ -26,6 +26,7 @@ from launch.planner.simulation.parts import GPU
 from launch.planner.simulation.recorder import Recorder
 from launch.planner.simulation.spec import Simulation
 from launch.zero import weights
+from launch.zero.compressed_adamw import CompressedAdamWBuilder
 
 Patch = Callable[[Recorder, Simulation], None]
 PATCHES: dict[str, Patch] = {}
@@ -66,7 +67,8 @@ def ranks_agree(recorder, simulation):
 def compiled_ops(recorder, simulation):
     """Compiled optimizers and libaio are recorded: they would read memory that fake tensors do not have."""
     for name, library in backends.op_libraries(recorder).items():
-        for builder in {getattr(op_builder, name, None), get_accelerator().get_op_builder(name)} - {None}:
+        own = CompressedAdamWBuilder if name == CompressedAdamWBuilder.__name__ else None
+        for builder in {getattr(op_builder, name, own), get_accelerator().get_op_builder(name)} - {None}:
             builder.load = lambda self, verbose=True, library=library: library
             builder.is_compatible = lambda self, verbose=False: True
     fused_adam.multi_tensor_applier = lambda op, overflow, lists, *args: op(

@@ -58,6 +58,13 @@ class CpuOptimizer(NamedTuple):
     parameters: int
 
 
+class CompressedOptimizer(NamedTuple):
+    """launch/zero/compressed_adamw.cpp"""
+
+    parameters: int
+    size: int  # of memory traffic
+
+
 class DiskRead(NamedTuple):
     handle: int
     size: int
@@ -141,6 +148,7 @@ WorkEvent = (
     | Collective
     | HostWork
     | CpuOptimizer
+    | CompressedOptimizer
     | DiskRead
     | DiskWrite
     | Operators
