@@ -30,6 +30,8 @@ class CompressedStage3(LeanStage3):
 
     @functools.cached_property
     def _sub_groups(self) -> list[CompressedAdamW]:
+        # Not DeepSpeed's number, which depends on what the process built before.
+        numbers = {parameter: number for number, parameter in enumerate(self.module.parameters())}
         made = []
         for parameters in self.fp16_groups:
             shares, at = [], 0
@@ -38,7 +40,7 @@ class CompressedStage3(LeanStage3):
                 first = size * self._get_param_partition_rank(parameter)
                 # The last rank's share may end with padding.
                 numel = max(min(size, parameter.ds_numel - first), 0)
-                shares.append(Share(at, numel, first, parameter.ds_id))
+                shares.append(Share(at, numel, first, numbers[parameter]))
                 at += size
             made.append(CompressedAdamW(shares, at, self.compression.block_size, self.compression.remainder_bits))
         return made
@@ -83,8 +85,11 @@ class CompressedStage3(LeanStage3):
             if flat is None or flat.device.type != "cpu"
         ]
         self._staged = torch.empty(max(elsewhere, default=0), dtype=self.dtype)
-        if self.offload_optimizer_pin_memory and elsewhere:
-            self._staged = get_accelerator().pin_memory(self._staged)
+
+    def _setup_for_real_optimizer(self):
+        super()._setup_for_real_optimizer()
+        if self.offload_optimizer_pin_memory and self._staged.numel():
+            self._staged = get_accelerator().pin_memory(self._staged, make_copy=False)
 
     # Step
 

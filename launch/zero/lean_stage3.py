@@ -34,6 +34,27 @@ class LeanStage3(DeepSpeedZeroOptimizer_Stage3):
     """Written for deepspeed 0.19.8, runtime/zero/stage3.py. `grad_partitions_flat_buffer` holds the accumulated
     gradients in the order of the sub-groups."""
 
+    def _setup_for_real_optimizer(self):
+        """Accumulate into memory that is page-locked from the start, where DeepSpeed copies its first buffer there and
+        holds both for a while."""
+        pins, self.offload_optimizer_pin_memory = self.offload_optimizer_pin_memory, False  # type: ignore[has-type]
+        super()._setup_for_real_optimizer()
+        self.offload_optimizer_pin_memory = pins
+        if not pins:
+            return
+        numel = sum(self.fp16_partitioned_groups_flat_numel)
+        shares = self._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        places = {key: (share.storage_offset(), share.numel()) for key, share in shares.items()}
+        self.__dict__.pop("grad_partitions_flat_buffer")
+        shares.clear()
+        locked = (
+            get_accelerator()
+            .pin_memory(torch.empty(numel, dtype=self.gradient_accumulation_dtype), make_copy=False)
+            .zero_()
+        )
+        self.grad_partitions_flat_buffer = locked
+        shares |= {key: locked.narrow(0, *place) for key, place in places.items()}
+
     def initialize_optimizer_states(self):
         """Allocate the gradient of one sub-group, in place of one for each."""
         numels = self.fp16_partitioned_groups_flat_numel

@@ -77,7 +77,11 @@ MAKERS: dict[tuple[str, str], str] = {
     },
     **{("cpu_adam.py", name): OPTIMIZER for name in ("step", "step_subgroup")},
     **{("compressed_adamw.py", name): OPTIMIZER for name in ("empty", "decode")},
-    ("compressed_stage3.py", "initialize_optimizer_states"): PARAMETERS,
+    **{
+        ("compressed_stage3.py", name): PARAMETERS
+        for name in ("initialize_optimizer_states", "_setup_for_real_optimizer")
+    },
+    ("lean_stage3.py", "_setup_for_real_optimizer"): GRADIENTS,
     ("fused_adam.py", "step"): OPTIMIZER,
     ("cpu_adagrad.py", "step"): OPTIMIZER,
     ("cpu_lion.py", "step"): OPTIMIZER,

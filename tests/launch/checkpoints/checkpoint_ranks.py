@@ -28,6 +28,7 @@ from launch.checkpoints.universal import convert
 from launch.ds_config.auto import resolve
 from launch.ds_config.config import DsConfig
 from launch.ds_config.read import read_ds_config
+from launch.zero.optimizer import own_optimizer
 from launch.zero.state import EngineState
 
 #: What all engines here have in common: one micro-step a step, a loss scale that does not overflow at once.
@@ -83,7 +84,8 @@ def small_engine(config: str, changes: dict, lr: float = 1e-2):
         },
         {"params": [p for name, p in model.named_parameters() if "bias" in name], "lr": 3 * lr, "weight_decay": 0.0},
     ]
-    engine, *_ = deepspeed.initialize(model=model, config=ds_config.raw, model_parameters=groups)
+    with own_optimizer(ds_config):
+        engine, *_ = deepspeed.initialize(model=model, config=ds_config.raw, model_parameters=groups)
     return engine
 
 
@@ -246,7 +248,7 @@ def matrix(name: str) -> dict:
 
 
 #: One ds_config of each kind, for what takes a launch for each number of ranks.
-KINDS = ("zero3_nvme", "zero2_offload", "zero3_offload_bf16")
+KINDS = ("zero3_nvme", "zero2_offload", "zero3_offload_bf16", "zero3_resident_nvme_8bit")
 
 
 def numbers_of_ranks(name: str) -> dict:

@@ -37,6 +37,10 @@ def precision(config: str) -> str:
     return "bf16" if "bf16" in config else "fp16"
 
 
+def compressed(config: str) -> bool:
+    return "8bit" in config
+
+
 @pytest.mark.slow
 @pytest.mark.nvme
 @pytest.mark.parametrize("variant", ["tiny", "frozen", "groups"])
@@ -47,12 +51,12 @@ def test_every_ds_config_resumes_every_other(variant, sample_dataset, tmp_path):
         assert len(seen) == len(DS_CONFIGS) ** 2
         for pair, loaded in seen.items():
             source, target = pair.split(" → ")
-            expected = [
-                name
-                for name in loaded["wrong"]
-                if precision(source) != precision(target) and name.startswith("buffer/")
-            ]
-            assert loaded["wrong"] == expected, f"rank {rank}: {pair}"
+            allowed = ("buffer/",) if precision(source) != precision(target) else ()
+            if compressed(target) and not compressed(source):
+                allowed += ("fp32/", "exp_avg", "model/")
+                assert any(name.startswith("exp_avg") for name in loaded["wrong"]), "rounded to 8 bits"
+            wrong = [name for name in loaded["wrong"] if not name.startswith(allowed)]
+            assert wrong == [], f"rank {rank}: {pair}"
             if source == target:
                 assert loaded["losses"] == pytest.approx(loaded["before"], rel=1e-4), pair
 
@@ -67,10 +71,16 @@ def test_any_number_of_ranks_resumes_any_other(variant, sample_dataset, tmp_path
             for pair, loaded in seen.items():
                 source, target = pair.split(" → ")
                 pairs.add((int(source.split()[0]), int(target.split()[0])))
+                exact = ("fp32/", "exp_avg")
+                if compressed(target) and not compressed(source):
+                    exact = ()
+                elif compressed(target) and source.split()[0] != target.split()[0]:  # blocks were cut
+                    exact = ("fp32/",)
+                same = precision(source) == precision(target) and compressed(source) == compressed(target)
                 wrong = [
                     name
                     for name in loaded["wrong"]
-                    if precision(source) == precision(target) or name.startswith(("fp32/", "exp_avg"))
+                    if name.startswith(exact) or same and not name.startswith("exp_avg")
                 ]
                 assert wrong == [], pair
     assert pairs == {(a, b) for a in (1, 2, 4) for b in (1, 2, 4)}

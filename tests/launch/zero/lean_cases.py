@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state, s
 from launch.checkpoints.fingerprint import fingerprint
 from launch.ds_config.config import DsConfig
 from launch.zero import engine as zero_engine
-from launch.zero.lean_stage3 import lean_stage3
+from launch.zero.optimizer import own_optimizer
 from launch.zero.state import EngineState
 
 STEPS, OVERFLOWS_AT = 20, 7
@@ -22,7 +22,7 @@ CONFIGS = ("zero3_offload", "zero3_offload_bf16", "zero3_nvme", "zero3_resident_
 
 def stacks(config: str, changes: dict) -> Iterator[tuple]:
     """The stack's engine as it is, then with DeepSpeed's own class; each goes after its turn."""
-    stock = mock.patch.object(zero_engine, "lean_stage3", lambda ds_config: contextlib.nullcontext())
+    stock = mock.patch.object(zero_engine, "own_optimizer", lambda ds_config: contextlib.nullcontext())
     for name, way in (("lean", contextlib.nullcontext()), ("stock", stock)):
         with way:
             engine = make_engine(config, changes)
@@ -82,7 +82,7 @@ OFFLOADED = {
 
 def small_models(raw: dict) -> Iterator[tuple]:
     """`Sometimes` and its engine, lean, then with DeepSpeed's own class; each goes after its turn."""
-    for name, way in (("lean", lean_stage3(DsConfig.parse(raw))), ("stock", contextlib.nullcontext())):
+    for name, way in (("lean", own_optimizer(DsConfig.parse(raw))), ("stock", contextlib.nullcontext())):
         model = Sometimes()
         with way:
             engine, *_ = deepspeed.initialize(model=model, config=raw, model_parameters=model.parameters())

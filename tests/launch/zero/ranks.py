@@ -1,7 +1,7 @@
 """What two ranks do together, many cases in one launch; test_ranks.py judges what they saw.
 
-Here are the cases about training under each ds_config; others are in `language_model_cases`, `lean_cases`,
-`plain_torch_cases` and `upstream_cases`.
+Here are the cases about training under each ds_config; others are in `compressed_cases`, `language_model_cases`,
+`lean_cases`, `plain_torch_cases` and `upstream_cases`.
 """
 
 import gc
@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import cases
+import compressed_cases  # noqa: F401 - it registers its cases
 import deepspeed
 import deepspeed.comm as dist
 import language_model_cases  # noqa: F401 - it registers its cases

@@ -22,7 +22,7 @@ def long(sample_dataset, tmp_path_factory) -> dict[str, list[dict]]:
 
 
 def test_a_layer_that_is_absent_gets_the_gradients_it_has(small):
-    """The last assertion fails when DeepSpeed has mended it: then the docstring of `lean_stage3` can be shorter."""
+    """The last assertion fails when DeepSpeed has mended it: then lean_stage3.py's docstring can be shorter."""
     for rank in small["absent_gradients"]:
         assert "error" not in rank, rank.get("error")
         assert rank["lean"] == rank["right"]
