@@ -9,6 +9,8 @@ from typing import Any
 from astrobio.blocks import Block
 from astrobio.config import ConfigError
 from astrobio.graph_vae import Layer
+from launch.ds_config.compression import compression_contradictions
+from launch.ds_config.config import COMPRESSED, DsConfig
 from launch.planner.assemble import Plan, plan_of, plans_of
 from launch.planner.job import Job
 from launch.planner.units import gb, seconds
@@ -38,6 +40,8 @@ def candidates(job: Job) -> dict[str, dict[str, Any]]:
             f"{_OPTIMIZER}.pin_memory": False,
             f"{_OPTIMIZER}.buffer_count": 5,
         }
+    if _may_compress(ds_config):
+        changes["an optimizer with 8-bit moments"] = {f"{COMPRESSED}.enabled": True}
     if optimizer.device == "nvme":
         changes["the optimizer on the host"] = {f"{_OPTIMIZER}.device": "cpu"}
     if ds_config.stage == 3 and ds_config.parameter_offload.device != "none":
@@ -53,6 +57,11 @@ def candidates(job: Job) -> dict[str, dict[str, Any]]:
             "gradient_accumulation_steps": accumulation // 2,
         }
     return changes
+
+
+def _may_compress(ds_config: DsConfig) -> bool:
+    raw = ds_config.changed({f"{COMPRESSED}.enabled": True}).raw
+    return ds_config.compression is None and not compression_contradictions(raw)
 
 
 def _has_encoder_layers(job: Job) -> bool:

@@ -42,8 +42,8 @@ CURES = {
     "file size limit": "raise it: ulimit -f unlimited",
     "device memory": "astrobio plan names what takes it: a smaller micro-batch or max_text_tokens, "
     "activation_checkpointing, smaller buckets, offload_param",
-    "host memory": "astrobio plan names what takes it: fewer ranks, a smaller model, the optimizer or the parameters "
-    "on NVMe, smaller swap buffers; or raise the limit",
+    "host memory": "astrobio plan names what takes it: fewer ranks, a smaller model, an optimizer with 8-bit moments "
+    "(compressed_optimizer), the optimizer or the parameters on NVMe, smaller swap buffers; or raise the limit",
     "killed": "nothing in the run asked for it: look for who sent SIGKILL (a scheduler, a time limit, a person); then "
     "--resume auto",
     "fault": "ranks/*.fault has the whole stack; a stale compiled op is often to blame: remove "

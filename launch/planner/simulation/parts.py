@@ -78,7 +78,7 @@ MAKERS: dict[tuple[str, str], str] = {
     **{("cpu_adam.py", name): OPTIMIZER for name in ("step", "step_subgroup")},
     **{("compressed_adamw.py", name): OPTIMIZER for name in ("empty", "decode")},
     **{
-        ("compressed_stage3.py", name): PARAMETERS
+        ("compressed_stage3.py", name): OPTIMIZER
         for name in ("initialize_optimizer_states", "_setup_for_real_optimizer")
     },
     ("lean_stage3.py", "_setup_for_real_optimizer"): GRADIENTS,

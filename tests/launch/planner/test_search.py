@@ -67,6 +67,16 @@ def test_whole_layers_are_advised_where_there_are_encoders():
     assert not advised(language_model, "zero3_resident")
 
 
+def test_8_bit_moments_are_advised_where_they_serve():
+    def advised(config: str, **changes) -> bool:
+        job = make_job("tiny", DS_CONFIGS[config], A5000, changes=changes)
+        return {"compressed_optimizer.enabled": True} in candidates(job).values()
+
+    assert advised("zero3_offload") and advised("zero3_resident_nvme_bf16")
+    assert not advised("zero2_offload") and not advised("zero3") and not advised("zero3_resident_8bit")
+    assert not advised("zero3_offload", **{"optimizer.type": "Lion", "optimizer.params": {"lr": 1e-4}})
+
+
 @pytest.mark.slow
 def test_advice_was_run_and_fits():
     """A model on a host that is too small for its optimizer, and on one that is not."""

@@ -11,6 +11,7 @@ from launch.planner.cost.timing import replay
 from launch.planner.hardware import Hardware, load_hardware
 from launch.planner.simulation.trace import (
     Collective,
+    CompressedOptimizer,
     Copy,
     CpuOptimizer,
     DiskRead,
@@ -123,4 +124,8 @@ def test_collectives_disks_and_the_host(machine):
     assert seconds(machine, *read, ranks=2) == pytest.approx(1), "a shared disk"
     assert seconds(machine, DiskWrite(5, 1e9), HostWaitsForDisk(5), ranks=2) == pytest.approx(2)
     assert seconds(machine, CpuOptimizer(1e9), ranks=2) == pytest.approx(1), "shared cores"
+    step = CompressedOptimizer(parameters=1e9, size=14e9)
+    many, few = (dataclasses.replace(machine, host_cores=cores) for cores in (1000, 1))
+    assert seconds(many, step, ranks=2) == pytest.approx(14 * seconds(many, HostWork(1e9), ranks=2)), "bound by memory"
+    assert seconds(few, step) > 1, "bound by a core"
     assert seconds(machine, HostWork(1e9), ranks=2) == pytest.approx(0.5), "shared memory"

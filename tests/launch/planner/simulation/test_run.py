@@ -95,8 +95,8 @@ def test_every_shipped_config_takes_a_step(runs, config):
         assert (host.get(PARAMETERS, 0) > result.parameters / 2) is ("offload" in config and "zero3" in config)
     assert bool(result.files) is (host.get(SWAP, 0) > 0) is ("nvme" in config)
     if config.startswith("zero3_offload") and "nvme" not in config:
-        # float32 master weights and two moments of a rank's half of the parameters
-        assert host[OPTIMIZER] >= 12 * result.parameters / 2
+        # float32 master weights and two moments of a rank's half of the parameters, or a remainder and two codes
+        assert host[OPTIMIZER] >= (4 if "8bit" in config else 12) * result.parameters / 2
 
 
 def test_what_an_optimizer_compiles_runs_uncompiled(runs):
