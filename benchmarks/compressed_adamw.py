@@ -100,7 +100,7 @@ class Model:
 
 
 class Fp32:
-    """AdamW with its state in fp32; ``levels``: moments are rounded to so many even steps of a block's largest."""
+    """AdamW with its state in fp32; ``even_steps``: moments are rounded to even steps of a block's largest."""
 
     def __init__(self, model: Model, even_steps: bool = False):
         self.model, self.even_steps = model, even_steps
@@ -123,8 +123,9 @@ class Fp32:
 
 def _round_evenly(moment: Tensor, codes: int, block: int = 256) -> None:
     whole = moment[: len(moment) // block * block].view(-1, block)
-    scale = whole.abs().amax(1, keepdim=True).clamp_min(1e-30) / codes
-    whole.copy_((whole / scale).round() * scale)
+    low, high = whole.aminmax(dim=1, keepdim=True)
+    scale = torch.maximum(high, -low).clamp_min_(1e-30).div_(codes)
+    whole.div_(scale).round_().mul_(scale)
 
 
 class Compressed:

@@ -85,8 +85,7 @@ def small_engine(config: str, changes: dict, lr: float = 1e-2):
         {"params": [p for name, p in model.named_parameters() if "bias" in name], "lr": 3 * lr, "weight_decay": 0.0},
     ]
     with own_optimizer(ds_config):
-        engine, *_ = deepspeed.initialize(model=model, config=ds_config.raw, model_parameters=groups)
-    return engine
+        return deepspeed.initialize(model=model, config=ds_config.raw, model_parameters=groups)[0]
 
 
 def small_steps(engine, steps: int) -> list[float]:
@@ -261,7 +260,7 @@ def numbers_of_ranks(name: str) -> dict:
             if valid_checkpoints(run):
                 engine = engine or variant.engine(config, again=True)
                 found[f"{run.name} → {here} {config}"] = load_one(variant, engine, run, steps=0)
-        if engine is not None:
+        if engine:
             engine.destroy()
     dist.barrier()
     for config in KINDS:
