@@ -186,7 +186,7 @@ def _plot(losses: dict[str, list[float]], path: Path, window: int = 25) -> None:
     for name, each in losses.items():
         means = torch.tensor(each).unfold(0, window, window).mean(1)
         axes.semilogy([window * (i + 1) for i in range(len(means))], means, label=name, lw=1.2)
-    axes.set(xlabel="step", ylabel=f"language loss, mean of {window} steps")
+    axes.set(xlabel="step", ylabel=f"language loss, mean of {window} steps", ylim=(None, 1.2 * max(losses["fp32"])))
     axes.legend(frameon=False)
     figure.savefig(path)
     print(path)
