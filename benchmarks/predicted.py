@@ -40,7 +40,15 @@ MODELS = {
         },
     ),
 }
-CONFIGS = ("zero3_offload_bf16", "zero3_nvme", "zero3_offload_nvme", "zero3_resident_nvme", "zero2_offload")
+CONFIGS = (
+    "zero3_offload_bf16",
+    "zero3_nvme",
+    "zero3_offload_nvme",
+    "zero3_resident_nvme",
+    "zero2_offload",
+    "zero3_offload_8bit",
+    "zero3_resident_nvme_8bit",
+)
 CHANGES = {
     "fp16.enabled": False,
     "bf16.enabled": True,
