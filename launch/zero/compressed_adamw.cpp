@@ -97,20 +97,34 @@ struct BFloat16 {
 struct Half {
     static void widen(const uint16_t* from, float* to, int64_t n) {
         int64_t i = 0;
+#ifdef __AVX512F__
+        for (; i + 16 <= n; i += 16)
+            _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+#endif
 #ifdef __F16C__
         for (; i + 8 <= n; i += 8)
             _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
 #endif
         for (; i < n; i++) to[i] = half_to_float(from[i]);
     }
-    static void narrow(const float* from, uint16_t* to, int64_t n) {
+    // The nearest, and what it is in fp32.
+    static void narrow(const float* from, uint16_t* to, float* back, int64_t n) {
         int64_t i = 0;
-#ifdef __F16C__
-        for (; i + 8 <= n; i += 8)
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                             _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#ifdef __AVX512F__
+        for (; i + 16 <= n; i += 16) {
+            __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), half);
+            _mm512_storeu_ps(back + i, _mm512_cvtph_ps(half));
+        }
 #endif
-        for (; i < n; i++) to[i] = float_to_half(from[i]);
+#ifdef __F16C__
+        for (; i + 8 <= n; i += 8) {
+            __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), half);
+            _mm256_storeu_ps(back + i, _mm256_cvtph_ps(half));
+        }
+#endif
+        for (; i < n; i++) back[i] = half_to_float(to[i] = float_to_half(from[i]));
     }
 };
 
@@ -154,18 +168,17 @@ struct Master<Half, Remainder> {  // as above from BOUND on; below, where fp16 h
     }
     static void split(const float* master, uint16_t* weight, Remainder* remainder, Rounding rounding, int64_t n) {
         float high[LARGEST];
-        Half::narrow(master, weight, n);
-        Half::widen(weight, high, n);
+        Half::narrow(master, weight, high, n);
         uint32_t add = rounding.first;
 #pragma omp simd linear(add : rounding.by_first)
         for (int64_t i = 0; i < n; i++) {
             int32_t above = bits_of(master[i]) - bits_of(high[i]), large = magnitude(high[i]);
-            float scaled = large >= BOUND ? 0.0f : (master[i] - high[i]) * 0x1p40f + 32768.5f;
-            int32_t below = static_cast<int32_t>(scaled) - 32768;  // the nearest: what is truncated is positive
-            int32_t rest = large >= BOUND ? (WIDE ? above : (above + static_cast<int32_t>(add >> 27)) >> DROPPED)
-                                          : (WIDE ? below : (below + static_cast<int32_t>(add >> 24)) >> DROPPED_BELOW);
-            rest = std::min(std::max(rest, -LIMIT), LIMIT);
-            remainder[i] = static_cast<Remainder>(large >= INFINITE ? 0 : rest);
+            float scaled = large >= BOUND ? 32768.5f : (master[i] - high[i]) * 0x1p40f + 32768.5f;
+            int32_t rest = static_cast<int32_t>(scaled) - 32768;  // the nearest: what is truncated is positive
+            if (!WIDE) rest = (rest + static_cast<int32_t>(add >> 24)) >> DROPPED_BELOW;
+            if (!WIDE) above = (above + static_cast<int32_t>(add >> 27)) >> DROPPED;
+            rest = large >= INFINITE ? 0 : large >= BOUND ? above : rest;
+            remainder[i] = static_cast<Remainder>(std::min(std::max(rest, -LIMIT), LIMIT));
             add += rounding.by_first;
         }
     }
