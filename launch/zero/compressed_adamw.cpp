@@ -1,7 +1,7 @@
 // AdamW on 8-bit moments and 16-bit weights with a remainder: one step, and the way to fp32 and back.
 //
-// A block is a run of elements of one parameter with one scale for each moment. Arithmetic is fp32 and the same on every
-// processor: it is compiled without fused multiply-add. See compressed_adamw.py.
+// A block is a run of elements of one parameter with one scale for each moment. Arithmetic is fp32 and the same on
+// every processor: it is compiled without fused multiply-add. See compressed_adamw.py.
 
 #include <pybind11/pybind11.h>
 
@@ -38,14 +38,16 @@ inline int32_t magnitude(float value) { return bits_of(value) & 0x7FFFFFFF; }
 // inverses.
 inline float root(float value) { return float_of((bits_of(value) >> 1) + ONE / 2); }
 inline float fourth_root(float value) { return float_of((bits_of(value) >> 2) + (ONE / 2 + ONE / 4)); }
-inline float square(float value) { return float_of(static_cast<int32_t>(static_cast<uint32_t>(bits_of(value)) * 2 - ONE)); }
+inline float square(float value) {
+    return float_of(static_cast<int32_t>(static_cast<uint32_t>(bits_of(value)) * 2 - ONE));
+}
 inline float fourth_power(float value) {
     return float_of(static_cast<int32_t>(static_cast<uint32_t>(bits_of(value)) * 4 - 3u * ONE));
 }
 
 // To round is to add a number from 0 to 1 and drop the fraction. That number is a half, which gives the nearest, or, in
-// a step, one of a sequence that fills the interval evenly from a random start: then a change smaller than a code's step
-// is made as often as it is due, where the nearest would lose it each time.
+// a step, one of a sequence that fills the interval evenly from a random start: then a change smaller than a code's
+// step is made as often as it is due, where the nearest would lose it each time.
 struct Rounding {
     uint32_t first = 1u << 31, second = 1u << 31, by_first = 0, by_second = 0;  // start and stride, in units of 2^-32
 };
@@ -83,7 +85,8 @@ inline uint16_t float_to_half(float value) {  // to the nearest, ties to even
     if (bits > 0x7F800000) return static_cast<uint16_t>(sign | 0x7E00 | (bits >> 13 & 0x3FF));
     if (bits >= 0x477FF000) return static_cast<uint16_t>(sign | 0x7C00);
     if (bits < 0x38800000)
-        return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyintf(float_of(static_cast<int32_t>(bits)) * 0x1p24f)));
+        return static_cast<uint16_t>(
+            sign | static_cast<uint32_t>(std::nearbyintf(float_of(static_cast<int32_t>(bits)) * 0x1p24f)));
     return static_cast<uint16_t>(sign | (bits - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13);
 }
 
@@ -141,7 +144,8 @@ template <class Remainder>
 struct Master<BFloat16, Remainder> {  // the bits of the fp32 number less those of the weight; ties round upwards
     static constexpr int DROPPED = 16 - 8 * sizeof(Remainder);
     static float join(float weight, Remainder remainder) {
-        return float_of(bits_of(weight) + static_cast<int32_t>(static_cast<uint32_t>(static_cast<int32_t>(remainder)) << DROPPED));
+        return float_of(bits_of(weight) +
+                        static_cast<int32_t>(static_cast<uint32_t>(static_cast<int32_t>(remainder)) << DROPPED));
     }
     static void split(const float* master, uint16_t* weight, Remainder* remainder, Rounding rounding, int64_t n) {
         uint32_t add = rounding.first;
@@ -199,14 +203,15 @@ inline float decode_second(uint8_t code, float scale) {
 
 inline float scale_of(int32_t largest) { return float_of(largest) >= LEAST ? float_of(largest) : 0.0f; }
 
-inline void encode_moments(const float* m, const float* v, float scale_m, float scale_v, Rounding rounding, int8_t* first,
-                           uint8_t* second, int64_t n) {
+inline void encode_moments(const float* m, const float* v, float scale_m, float scale_v, Rounding rounding,
+                           int8_t* first, uint8_t* second, int64_t n) {
     const float times_m = scale_m > 0 ? 1 / scale_m : 0.0f, times_v = scale_v > 0 ? 1 / scale_v : 0.0f;
     const int32_t least = scale_v > 0 ? 1 : 0;
     uint32_t add_m = rounding.first, add_v = rounding.second;
 #pragma omp simd linear(add_m : rounding.by_first) linear(add_v : rounding.by_second)
     for (int64_t i = 0; i < n; i++) {
-        int32_t code = rounded(root(float_of(magnitude(m[i])) * times_m) * 127.0f, add_m, 127), sign = bits_of(m[i]) >> 31;
+        int32_t code = rounded(root(float_of(magnitude(m[i])) * times_m) * 127.0f, add_m, 127),
+                sign = bits_of(m[i]) >> 31;
         first[i] = static_cast<int8_t>((code ^ sign) - sign);
         code = rounded(fourth_root(v[i] * times_v) * 255.0f, add_v, 255);
         // A second moment never becomes zero: the update would be m / eps.
@@ -297,7 +302,8 @@ void for_blocks(const Segment* segments, int64_t count, int64_t size, Do each) {
         const int64_t before = segment.first % size, blocks = (before + segment.numel + size - 1) / size;
 #pragma omp for schedule(static) nowait
         for (int64_t b = 0; b < blocks; b++) {
-            int64_t start = std::max<int64_t>(b * size - before, 0), stop = std::min((b + 1) * size - before, segment.numel);
+            int64_t start = std::max<int64_t>(b * size - before, 0),
+                    stop = std::min((b + 1) * size - before, segment.numel);
             each(segment, segment.first + start, segment.at + start, stop - start, segment.block + b);
         }
     }
@@ -305,10 +311,14 @@ void for_blocks(const Segment* segments, int64_t count, int64_t size, Do each) {
 
 template <class Do>
 void with_types(bool bf16, int remainder_bits, Do call) {
-    if (bf16 && remainder_bits == 16) call(BFloat16{}, int16_t{});
-    else if (bf16) call(BFloat16{}, int8_t{});
-    else if (remainder_bits == 16) call(Half{}, int16_t{});
-    else call(Half{}, int8_t{});
+    if (bf16 && remainder_bits == 16)
+        call(BFloat16{}, int16_t{});
+    else if (bf16)
+        call(BFloat16{}, int8_t{});
+    else if (remainder_bits == 16)
+        call(Half{}, int16_t{});
+    else
+        call(Half{}, int8_t{});
 }
 
 namespace py = pybind11;
@@ -332,7 +342,8 @@ struct Compressed {
         auto* scales = data<float>(buffer);
         auto* remainder = reinterpret_cast<uint8_t*>(scales + 2 * blocks);
         auto* first = remainder + numel * remainder_bits / 8;
-        state = {data<uint16_t>(weight), remainder, reinterpret_cast<int8_t*>(first), first + numel, scales, scales + blocks};
+        state = {data<uint16_t>(weight), remainder, reinterpret_cast<int8_t*>(first),
+                 first + numel,          scales,    scales + blocks};
     }
 
     void decode(float* master, float* m, float* v) const {
@@ -358,14 +369,17 @@ struct Compressed {
             using R = decltype(remainder);
             auto each = [&](const Segment& segment, int64_t element, int64_t place, int64_t n, int64_t block) {
                 uint32_t seed = hash(hash(static_cast<uint32_t>(number)) + static_cast<uint32_t>(segment.number));
-                Rounding rounding = dithered(seed + 2 * static_cast<uint32_t>(element / size),
-                                             static_cast<uint32_t>(element % size));
+                Rounding rounding =
+                    dithered(seed + 2 * static_cast<uint32_t>(element / size), static_cast<uint32_t>(element % size));
                 if (kind == 0)
-                    step_block<W, R, Float>(state, static_cast<const float*>(gradient), place, n, block, rounding, step);
+                    step_block<W, R, Float>(state, static_cast<const float*>(gradient), place, n, block, rounding,
+                                            step);
                 else if (kind == 1)
-                    step_block<W, R, Half>(state, static_cast<const uint16_t*>(gradient), place, n, block, rounding, step);
+                    step_block<W, R, Half>(state, static_cast<const uint16_t*>(gradient), place, n, block, rounding,
+                                           step);
                 else
-                    step_block<W, R, BFloat16>(state, static_cast<const uint16_t*>(gradient), place, n, block, rounding, step);
+                    step_block<W, R, BFloat16>(state, static_cast<const uint16_t*>(gradient), place, n, block, rounding,
+                                               step);
             };
             for_blocks(segments, count, size, each);
         });
