@@ -3,13 +3,10 @@
 from launch.ds_config.auto import OPTIMIZER
 from launch.ds_config.config import COMPRESSED, ZERO, DsConfig, number, value_of
 from launch.ds_config.finding import Finding
+from launch.ds_config.optimizers import MASTERS
 
 #: Keys of master weights or moments in 16 bits, which it replaces.
-SHORT_STATES = (
-    "fp16.fp16_master_weights_and_grads",
-    "bf16.bf16_master_weights_and_grads",
-    "bf16.bf16_optimizer_states",
-)
+SHORT_STATES = (*MASTERS, "bf16.bf16_optimizer_states")
 
 
 def compression_contradictions(config: dict) -> list[Finding]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deepspeed.accelerator import get_accelerator
 
-from launch.ds_config.config import SUB_GROUP, Compression, DsConfig, value_of
+from launch.ds_config.config import SUB_GROUP, DsConfig, value_of
 from launch.ds_config.facts import ModelFacts
 from launch.ds_config.finding import Finding, remark
 from launch.memory import GB, free_bytes, locked_limit, memory_limit, swap_bytes, total_bytes
@@ -102,14 +102,12 @@ def disk_findings(config: dict, facts: ModelFacts | None) -> list[Finding]:
 
 def swapped_bytes(where: DsConfig) -> int:
     """Of each parameter that trains, in the files of an optimizer on NVMe."""
-    if where.compression is not None:
-        return compressed_bytes(where.compression)
-    return OPTIMIZER_STATE + (0 if where.lean_gradients else GRADIENT)
+    return state_bytes(where) + (0 if where.lean_gradients else GRADIENT)
 
 
-def compressed_bytes(compression: Compression) -> int:
-    """At the least, of each parameter: a remainder, and two codes of 8 bits."""
-    return compression.remainder_bits // 8 + 2
+def state_bytes(where: DsConfig) -> int:
+    """Of the optimizer's state, at the least, of each parameter that trains; compressed, a remainder and two codes."""
+    return OPTIMIZER_STATE if where.compression is None else where.compression.remainder_bits // 8 + 2
 
 
 def _takes_direct_writes(folder: Path) -> bool:
@@ -207,8 +205,7 @@ def host_bytes(config: dict, facts: ModelFacts, world_size: int) -> dict[str, in
     if optimizer.device == "cpu" or on_cpu and optimizer.device == "none":
         keys = "fp16.fp16_master_weights_and_grads", "bf16.bf16_optimizer_states"
         short = any(value_of(config, key) for key in keys)
-        state = 6 if short else swapped_bytes(where) if where.compression is not None else OPTIMIZER_STATE
-        parts["optimizer state"] = state * facts.trainable
+        parts["optimizer state"] = (6 if short else state_bytes(where)) * facts.trainable
         parts["gradients"] = (2 if short else width if where.lean_gradients else GRADIENT) * facts.trainable
     if param.device == "cpu" or on_cpu and param.device == "none":
         parts["parameters"] = width * facts.parameters
@@ -248,7 +245,7 @@ def locked_bytes(config: dict, facts: ModelFacts, world_size: int) -> dict[str, 
         parts["parameter swap buffers"] = int(param.buffer_count * param.buffer_size * width)
     if optimizer.device == "nvme":
         group = min(where.sub_group_size or SUB_GROUP, facts.trainable // world_size)
-        state = 4 if where.compression is None else compressed_bytes(where.compression)
+        state = 4 if where.compression is None else state_bytes(where)
         parts["optimizer swap buffers"] = int(state * group * optimizer.buffer_count)
     return parts
 

@@ -100,10 +100,6 @@ struct BFloat16 {
 struct Half {
     static void widen(const uint16_t* from, float* to, int64_t n) {
         int64_t i = 0;
-#ifdef __AVX512F__
-        for (; i + 16 <= n; i += 16)
-            _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
-#endif
 #ifdef __F16C__
         for (; i + 8 <= n; i += 8)
             _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
@@ -113,13 +109,6 @@ struct Half {
     // The nearest, and what it is in fp32.
     static void narrow(const float* from, uint16_t* to, float* back, int64_t n) {
         int64_t i = 0;
-#ifdef __AVX512F__
-        for (; i + 16 <= n; i += 16) {
-            __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), half);
-            _mm512_storeu_ps(back + i, _mm512_cvtph_ps(half));
-        }
-#endif
 #ifdef __F16C__
         for (; i + 8 <= n; i += 8) {
             __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
@@ -201,10 +190,23 @@ inline float decode_second(uint8_t code, float scale) {
     return code == 0 ? 0.0f : value;
 }
 
+struct State {  // of a sub-group
+    uint16_t* weight;
+    void* remainder;
+    int8_t* first;
+    uint8_t* second;
+    float *first_scale, *second_scale;
+};
+
 inline float scale_of(int32_t largest) { return float_of(largest) >= LEAST ? float_of(largest) : 0.0f; }
 
-inline void encode_moments(const float* m, const float* v, float scale_m, float scale_v, Rounding rounding,
-                           int8_t* first, uint8_t* second, int64_t n) {
+// `largest`: the bits of the block's largest magnitudes.
+inline void encode_moments(const State& state, const float* m, const float* v, int32_t largest_m, int32_t largest_v,
+                           Rounding rounding, int64_t at, int64_t n, int64_t block) {
+    int8_t* first = state.first + at;
+    uint8_t* second = state.second + at;
+    const float scale_m = state.first_scale[block] = scale_of(largest_m);
+    const float scale_v = state.second_scale[block] = scale_of(largest_v);
     const float times_m = scale_m > 0 ? 1 / scale_m : 0.0f, times_v = scale_v > 0 ? 1 / scale_v : 0.0f;
     const int32_t least = scale_v > 0 ? 1 : 0;
     uint32_t add_m = rounding.first, add_v = rounding.second;
@@ -220,14 +222,6 @@ inline void encode_moments(const float* m, const float* v, float scale_m, float 
         add_v += rounding.by_second;
     }
 }
-
-struct State {  // of a sub-group
-    uint16_t* weight;
-    void* remainder;
-    int8_t* first;
-    uint8_t* second;
-    float *first_scale, *second_scale;
-};
 
 struct Step {
     float gradient_scale, keep1, add1, keep2, add2, eps, keep, rate, correction;
@@ -257,9 +251,7 @@ void step_block(const State& state, const Number* gradient, int64_t at, int64_t 
         largest_m = std::max(largest_m, magnitude(new_m));
         largest_v = std::max(largest_v, bits_of(new_v));
     }
-    state.first_scale[block] = scale_of(largest_m);
-    state.second_scale[block] = scale_of(largest_v);
-    encode_moments(m, v, scale_of(largest_m), scale_of(largest_v), rounding, state.first + at, state.second + at, n);
+    encode_moments(state, m, v, largest_m, largest_v, rounding, at, n, block);
     Master<Weight, Remainder>::split(master, state.weight + at, remainder, rounding, n);
 }
 
@@ -271,10 +263,7 @@ void encode_block(const State& state, const float* master, const float* m, const
         largest_m = std::max(largest_m, magnitude(m[i]));
         largest_v = std::max(largest_v, bits_of(v[i]));
     }
-    state.first_scale[block] = scale_of(largest_m);
-    state.second_scale[block] = scale_of(largest_v);
-    encode_moments(m + at, v + at, scale_of(largest_m), scale_of(largest_v), Rounding{}, state.first + at,
-                   state.second + at, n);
+    encode_moments(state, m + at, v + at, largest_m, largest_v, Rounding{}, at, n, block);
     Master<Weight, Remainder>::split(master + at, state.weight + at, static_cast<Remainder*>(state.remainder) + at,
                                      Rounding{}, n);
 }

@@ -12,7 +12,6 @@ Compression and companding as in FlashOptim (arXiv:2602.23349), which keeps such
 Blocks are counted from each parameter's beginning, whichever rank holds it and in whatever sub-group.
 """
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,6 @@ from typing import Any
 import torch
 from deepspeed.ops.op_builder.cpu.builder import CPUOpBuilder
 from torch import Tensor
-
-#: Elements of a block: a power of two.
-SMALLEST_BLOCK, LARGEST_BLOCK = 32, 1024
 
 
 class CompressedAdamWBuilder(CPUOpBuilder):
@@ -114,19 +110,18 @@ class CompressedAdamW:
         self._compressed(state, weight).encode(master, exp_avg, exp_avg_sq)
 
     def _compressed(self, state: Tensor, weight: Tensor):
-        return _library().Compressed(
-            weight,
-            state,
-            self._segments,
-            len(self._segments),
-            self.numel,
-            self.blocks,
-            self.block_size,
-            weight.dtype == torch.bfloat16,
-            self.remainder_bits,
+        return (
+            CompressedAdamWBuilder()
+            .load(verbose=False)
+            .Compressed(
+                weight,
+                state,
+                self._segments,
+                len(self._segments),
+                self.numel,
+                self.blocks,
+                self.block_size,
+                weight.dtype == torch.bfloat16,
+                self.remainder_bits,
+            )
         )
-
-
-@functools.cache
-def _library():
-    return CompressedAdamWBuilder().load(verbose=False)

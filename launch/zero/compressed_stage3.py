@@ -12,13 +12,13 @@ from typing import ClassVar
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.swap_tensor.partitioned_param_swapper import PartitionedParamStatus
-from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
 from launch.ds_config.config import Compression
 from launch.zero.compressed_adamw import CompressedAdamW, Share
 from launch.zero.lean_stage3 import LeanStage3, starts_of
+from launch.zero.nvme import read_apart
 
 
 class CompressedStage3(LeanStage3):
@@ -59,12 +59,10 @@ class CompressedStage3(LeanStage3):
 
     def _create_fp32_partitions(self):
         for index, sub_group in enumerate(self._sub_groups):
-            state = sub_group.empty()
-            if self._swappable_optimizer_subgroup(index):
-                on_disk = self._named(torch.empty(0), index)
-                self.optimizer_swapper.initialize_parameters(parameters=[on_disk], src_tensors=[state])
-                state = on_disk
-            state = self._named(state, index)
+            contents, swapped = sub_group.empty(), self._swappable_optimizer_subgroup(index)
+            state = self._named(torch.empty(0) if swapped else contents, index)
+            if swapped:
+                self.optimizer_swapper.initialize_parameters(parameters=[state], src_tensors=[contents])
             self.fp32_partitioned_groups_flat.append(state)
             self.optimizer.state[state] = {"step": 0}
         for param_group in self.optimizer.param_groups:
@@ -132,22 +130,16 @@ class CompressedStage3(LeanStage3):
             self._write_weights(index, staged)
 
     def _read_weights(self, index: int, staged: Tensor) -> None:
-        """Past DeepSpeed's own buffers, which may all be taken for a backward pass that does not come."""
         offset = 0
         for parameter, share in zip(self.fp16_groups[index], self.fp16_partitioned_groups[index], strict=True):
             target = staged.narrow(0, offset, share.ds_numel)
             offset += share.ds_numel
-            swapper = parameter.nvme_swapper
-            swapper.synchronize_reads()
+            parameter.nvme_swapper.synchronize_reads()
             if share.status == PartitionedParamStatus.AVAILABLE:
                 target.copy_(share.data)
                 continue
-            handle = swapper.aio_read_handle
-            buffer = handle.new_cpu_locked_tensor(swapper._io_aligned_numel(share.ds_numel), target.new_empty(0))
-            swap_in_tensors(handle, [buffer], swapper._get_swap_paths([parameter], must_exist=True))
-            handle.wait()
-            target.copy_(buffer.narrow(0, 0, share.ds_numel))
-            handle.free_cpu_locked_tensor(buffer)
+            with read_apart(parameter) as values:
+                target.copy_(values)
 
     def _write_weights(self, index: int, staged: Tensor) -> None:
         offset, swapped, sources = 0, [], []

@@ -1,8 +1,13 @@
 """Parameters on NVMe: what DeepSpeed 0.19.8 gets wrong about them."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
+import torch
 from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper
+from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
+from torch import Tensor
 
 
 def mend_prefetch() -> None:
@@ -25,3 +30,18 @@ def mend_prefetch() -> None:
         return swap_in(self, list(dict.fromkeys(params)), *args, **kwargs)
 
     AsyncPartitionedParameterSwapper.swap_in = once_each
+
+
+@contextlib.contextmanager
+def read_apart(parameter) -> Iterator[Tensor]:
+    """A rank's share of a parameter on NVMe, read into memory of its own: after a validation DeepSpeed's buffers may
+    all be taken for a backward pass that does not come, and its `swap_in` fails with "Not enough buffers"."""
+    swapper, numel = parameter.nvme_swapper, parameter.ds_tensor.ds_numel
+    handle = swapper.aio_read_handle
+    buffer = handle.new_cpu_locked_tensor(swapper._io_aligned_numel(numel), torch.empty(0, dtype=swapper.dtype))
+    try:
+        swap_in_tensors(handle, [buffer], swapper._get_swap_paths([parameter], must_exist=True))
+        handle.wait()
+        yield buffer.narrow(0, 0, numel)
+    finally:
+        handle.free_cpu_locked_tensor(buffer)

@@ -16,12 +16,12 @@ from typing import Any
 import deepspeed.comm as dist
 import torch
 from deepspeed.runtime.swap_tensor.partitioned_param_swapper import PartitionedParamStatus
-from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from launch.zero.compressed_stage3 import CompressedStage3
+from launch.zero.nvme import read_apart
 
 MASTER, FROZEN = "fp32", "frozen"  # kinds of state; the others are the optimizer's own: exp_avg, exp_avg_sq, …
 
@@ -251,7 +251,7 @@ class EngineState:
             swapper.synchronize_reads()  # what is read ahead is there, or not begun
         swapped = held.status == PartitionedParamStatus.NOT_AVAILABLE
         if swapped and not write and not swapper.available_swap_in_buffers():
-            with self._read_apart(parameter, swapper) as values:
+            with read_apart(parameter) as values:
                 yield values
             return
         if swapped:
@@ -264,19 +264,6 @@ class EngineState:
         finally:
             if swapped:
                 swapper.remove_partition_and_release_buffers([parameter])
-
-    @contextlib.contextmanager
-    def _read_apart(self, parameter: nn.Parameter, swapper) -> Iterator[Tensor]:
-        """A parameter on NVMe, read into memory of its own: after a validation DeepSpeed's buffers may all be taken for
-        a backward pass that does not come, and its `swap_in` fails with "Not enough buffers"."""
-        handle, numel = swapper.aio_read_handle, parameter.ds_tensor.ds_numel
-        buffer = handle.new_cpu_locked_tensor(swapper._io_aligned_numel(numel), torch.empty(0, dtype=swapper.dtype))
-        try:
-            swap_in_tensors(handle, [buffer], swapper._get_swap_paths([parameter], must_exist=True))
-            handle.wait()
-            yield buffer.narrow(0, 0, numel)
-        finally:
-            handle.free_cpu_locked_tensor(buffer)
 
     def buffers(self) -> dict[str, Tensor]:
         """The persistent buffers of this rank's model, by name."""

@@ -18,11 +18,13 @@ from project import DS_CONFIGS
 
 from astrobio.config import StackConfig, load_preset
 from astrobio.dataset import AstrobioDataset
+from launch.checkpoints.fingerprint import fingerprint
 from launch.ds_config.auto import resolve
 from launch.ds_config.read import read_ds_config
 from launch.zero.accelerator import join_ranks, prepare_accelerator
 from launch.zero.engine import build_engine, device
 from launch.zero.nvme import mend_prefetch
+from launch.zero.state import EngineState
 
 CASES = {}
 #: Set by `main`: the records, and the folder for results and checkpoints.
@@ -63,6 +65,25 @@ def step(engine, batches) -> list[float]:
         engine.step()
         losses.append(out.loss.item())
     return losses
+
+
+def history(engine, steps: int, overflows_at: int) -> dict:
+    """Losses, norms and fingerprints of the state of some steps of two micro-steps, one of which overflows in fp16."""
+    losses, norms, scaler = [], [], engine.optimizer.loss_scaler
+    for index in range(steps):
+        if index == overflows_at and scaler.dynamic:
+            kept, scaler.cur_scale = scaler.cur_scale, 2.0**40
+        losses += step(engine, [batch_of([2 * index]), batch_of([2 * index + 1])])
+        if index == overflows_at and scaler.dynamic:
+            scaler.cur_scale = kept
+        norms.append(float(engine.get_global_grad_norm()))
+    state, prints = EngineState(engine), {}
+    for group in state.groups:
+        with state.opened(group) as opened:
+            for kind, tensor in {"master": opened.master, **opened.moments()}.items():
+                for part in group.parts:
+                    prints[f"{part.name} {kind}"] = str(fingerprint(part.of(tensor), part.start))
+    return {"losses": losses, "norms": norms, "prints": prints, "skipped": engine.skipped_steps}
 
 
 def weights(engine) -> dict[str, torch.Tensor]:

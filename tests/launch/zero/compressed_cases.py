@@ -1,16 +1,13 @@
 """Cases of ranks.py about `launch.zero.compressed_stage3`."""
 
 import torch
-from cases import CASES, batch_of, case, make_engine, step
+from cases import CASES, batch_of, case, history, make_engine, step
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
-
-from launch.checkpoints.fingerprint import fingerprint
-from launch.zero.state import EngineState
 
 STEPS, OVERFLOWS_AT = 8, 3
 COMPRESSED = {"enabled": True, "remainder_bits": 16, "block_size": 128}
@@ -41,21 +38,7 @@ def trained(place: str) -> dict:
     config, changes = PLACES[place]
     rates = {"scheduler.params.cycle_min_lr": 1e-3, "scheduler.params.cycle_max_lr": 2e-3}
     engine = make_engine(config, {"fp16.initial_scale_power": 8, **rates, **changes})
-    losses, norms, scaler = [], [], engine.optimizer.loss_scaler
-    for index in range(STEPS):
-        if index == OVERFLOWS_AT:
-            kept, scaler.cur_scale = scaler.cur_scale, 2.0**40
-        losses += step(engine, [batch_of([2 * index]), batch_of([2 * index + 1])])
-        if index == OVERFLOWS_AT:
-            scaler.cur_scale = kept
-        norms.append(float(engine.get_global_grad_norm()))
-    state, prints = EngineState(engine), {}
-    for group in state.groups:
-        with state.opened(group) as opened:
-            for kind, tensor in {"master": opened.master, **opened.moments()}.items():
-                for part in group.parts:
-                    prints[f"{part.name} {kind}"] = str(fingerprint(part.of(tensor), part.start))
-    seen = {"losses": losses, "norms": norms, "prints": prints, "skipped": engine.skipped_steps}
+    seen = history(engine, STEPS, OVERFLOWS_AT)
     seen["class"] = type(engine.optimizer).__name__
     engine.destroy()
     return seen

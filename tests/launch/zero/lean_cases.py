@@ -6,15 +6,13 @@ from unittest import mock
 
 import deepspeed
 import torch
-from cases import CASES, batch_of, case, make_engine, step
+from cases import CASES, batch_of, case, history, make_engine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state, safe_set_full_grad
 
-from launch.checkpoints.fingerprint import fingerprint
 from launch.ds_config.config import DsConfig
 from launch.zero import engine as zero_engine
 from launch.zero.optimizer import own_optimizer
-from launch.zero.state import EngineState
 
 STEPS, OVERFLOWS_AT = 20, 7
 CONFIGS = ("zero3_offload", "zero3_offload_bf16", "zero3_nvme", "zero3_resident_nvme_bf16")
@@ -34,27 +32,8 @@ def bit_for_bit(config: str) -> dict:
     """Losses, norms and fingerprints of 20 steps with accumulation, clipping and, in fp16, one overflow."""
     seen = {}
     for name, engine in stacks(config, {} if "bf16" in config else {"fp16.initial_scale_power": 8}):
-        seen[name] = {"class": type(engine.optimizer).__name__} | trained(engine)
+        seen[name] = {"class": type(engine.optimizer).__name__} | history(engine, STEPS, OVERFLOWS_AT)
     return seen
-
-
-def trained(engine) -> dict:
-    losses, norms = [], []
-    for index in range(STEPS):
-        scaler = engine.optimizer.loss_scaler
-        if index == OVERFLOWS_AT and scaler.dynamic:
-            kept, scaler.cur_scale = scaler.cur_scale, 2.0**40
-        losses += step(engine, [batch_of([2 * index]), batch_of([2 * index + 1])])
-        if index == OVERFLOWS_AT and scaler.dynamic:
-            scaler.cur_scale = kept
-        norms.append(float(engine.get_global_grad_norm()))
-    state, prints = EngineState(engine), {}
-    for group in state.groups:
-        with state.opened(group) as opened:
-            for kind, tensor in {"master": opened.master, **opened.moments()}.items():
-                for part in group.parts:
-                    prints[f"{part.name} {kind}"] = str(fingerprint(part.of(tensor), part.start))
-    return {"losses": losses, "norms": norms, "prints": prints, "skipped": engine.skipped_steps}
 
 
 for _name in CONFIGS:
